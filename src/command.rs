@@ -1,0 +1,366 @@
+//! Commands: requests and the server's own decisions once they have their place in the log.
+
+use crate::identity::{Nonce, SessionId, Term, Token};
+use crate::limits::Limits;
+use crate::name::Name;
+use crate::time::Time;
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
+use std::hash::Hasher;
+use std::sync::Arc;
+
+/// The number of the rules that [`State::apply`](crate::state::State::apply) follows. It rises with every change that
+/// lets the same commands give another state or outcome; a journal written under other rules is not replayed.
+pub const RULES: u32 = 1;
+
+/// A command with the moment it was given: what the log orders and the journal keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The log time at which it was submitted; never smaller than that of the entry before.
+    pub at: Time,
+    /// The command.
+    pub command: Command,
+}
+
+/// A command. New variants go to the end: the journal names them by number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// The first command of a term: renews every live session once.
+    NewTerm {
+        /// The term, greater than every earlier one.
+        term: Term,
+        /// The caps in force from here.
+        limits: Limits,
+        /// What acknowledged means from here: decides whether the next start must raise the counters.
+        durability: Durability,
+        /// Whether the log's `op` was raised by [`RAISE`](crate::identity::RAISE) before this command, and the token
+        /// counter must be.
+        raised: bool,
+    },
+    /// Opens a session, or finds the one that the same nonce opened.
+    OpenSession {
+        /// Drawn by the client.
+        nonce: Nonce,
+        /// The id that the session gets if it is new, drawn by the server.
+        session: SessionId,
+        /// The client's name for itself; may be empty.
+        name: String,
+        /// A note for people; may be empty.
+        label: String,
+        /// TTL in milliseconds.
+        ttl_ms: u64,
+    },
+    /// Ends a session: all its tokens are fenced by this one mark.
+    EndSession {
+        /// The session.
+        session: SessionId,
+        /// The term that judged it; void in another.
+        term: Term,
+        /// Why.
+        reason: EndReason,
+    },
+    /// Lets log time pass: deadlines that are due take effect, and what ended sessions left is cleaned up, at most
+    /// [`SWEEP_MAX`](crate::limits::SWEEP_MAX) of each.
+    Tick,
+    /// The disk could not take what the log says of a file, or somebody else changed it: closes it to later appends.
+    FileFault {
+        /// The file.
+        file: Name,
+        /// Its generation; void if the file has another by now.
+        generation: u64,
+        /// What was found, as a sentence.
+        reason: String,
+    },
+    /// A request of a session.
+    Request(Request),
+}
+
+/// A logged request of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The session that asks.
+    pub session: SessionId,
+    /// Its number for the request, from 1.
+    pub id: u64,
+    /// The client will never again send an id below this, waits excepted; 0 if it said nothing.
+    pub ack: u64,
+    /// Ids of waits whose replies the client has.
+    pub got: Vec<u64>,
+    /// What it asks.
+    pub call: Call,
+}
+
+/// What a logged request asks. New variants go to the end: the journal names them by number.
+///
+/// `holder` is the session whose grant is meant, where that is not the session that asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Call {
+    /// `acquire_lock`
+    Acquire {
+        /// The locks, all or none of them; sorted by name, each name once.
+        asks: Vec<Ask>,
+        /// Whether and how long to stand in line.
+        wait: Patience,
+        /// The grant's own lease in milliseconds, if it is to have one.
+        lease_ms: Option<u64>,
+        /// The owner inside the session; empty is the session itself.
+        owner: String,
+        /// A note for people; may be empty.
+        label: String,
+    },
+    /// `cancel_wait`
+    CancelWait {
+        /// The id of the wait.
+        wait: u64,
+    },
+    /// `release_lock`
+    Release {
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+    /// `abandon`
+    Abandon {
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+    /// `renew_lease`
+    RenewLease {
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+        /// From now on so many milliseconds.
+        lease_ms: u64,
+    },
+    /// `set`
+    Set {
+        /// The key.
+        key: Name,
+        /// JSON text as it came.
+        value: Arc<str>,
+        /// The version that the key must have; 0: it must not exist.
+        if_version: Option<u64>,
+        /// The grant.
+        token: Option<Token>,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+    /// `delete`
+    Delete {
+        /// The key.
+        key: Name,
+        /// The version that the key must have.
+        if_version: Option<u64>,
+        /// The grant.
+        token: Option<Token>,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+    /// `append_file`
+    AppendFile {
+        /// The file.
+        file: Name,
+        /// The bytes.
+        data: Arc<[u8]>,
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+    /// `delete_file`
+    DeleteFile {
+        /// The file.
+        file: Name,
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+    /// `rotate_file`
+    RotateFile {
+        /// The file.
+        file: Name,
+        /// Its name from here; must not exist.
+        to: Name,
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+    /// `repair_file`
+    RepairFile {
+        /// The file.
+        file: Name,
+        /// The generation that was looked at; void if the file has another by now.
+        generation: u64,
+        /// The length found on disk, in bytes.
+        length: u64,
+        /// The CRC-32C of the bytes found.
+        checksum: u32,
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+}
+
+/// One lock that an acquire asks for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Ask {
+    /// The lock.
+    pub key: Name,
+    /// How.
+    pub mode: Mode,
+}
+
+/// How a lock is asked for or held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// By one holder alone.
+    Exclusive,
+}
+
+/// How long an acquire stands in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Patience {
+    /// Not at all.
+    Try,
+    /// At most so many milliseconds.
+    Millis(u64),
+    /// Until it is served.
+    Forever,
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// No sign of life for its TTL.
+    Expired,
+    /// Its client closed it.
+    Closed,
+    /// An operator ended it.
+    Killed,
+}
+
+/// What acknowledged means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Synced to the disk: survives kill -9 and a power cut.
+    Sync,
+    /// Handed to the kernel: survives kill -9, not a power cut.
+    Os,
+    /// Written behind the reply: survives neither.
+    None,
+}
+
+impl Call {
+    /// A hash of what is asked: two requests of one id are the same request if these agree.
+    pub fn fingerprint(&self) -> u64 {
+        let bytes =
+            postcard::to_stdvec(self).expect("a call always encodes: it has no maps of unknown length");
+        let mut hasher = SipHasher13::new();
+        hasher.write(&bytes);
+        hasher.finish()
+    }
+
+    /// Whether the request frees something, so that it may use the room held in reserve on a full disk.
+    pub fn frees(&self) -> bool {
+        match self {
+            Call::Release { .. }
+            | Call::Abandon { .. }
+            | Call::RenewLease { .. }
+            | Call::CancelWait { .. }
+            | Call::Delete { .. }
+            | Call::DeleteFile { .. } => true,
+            Call::Acquire { .. }
+            | Call::Set { .. }
+            | Call::AppendFile { .. }
+            | Call::RotateFile { .. }
+            | Call::RepairFile { .. } => false,
+        }
+    }
+}
+
+impl Command {
+    /// Whether the command may use the room held in reserve on a full disk.
+    pub fn frees(&self) -> bool {
+        match self {
+            Command::Request(request) => request.call.frees(),
+            Command::OpenSession { .. } => false,
+            Command::NewTerm { .. }
+            | Command::EndSession { .. }
+            | Command::Tick
+            | Command::FileFault { .. } => true,
+        }
+    }
+
+    /// About how many bytes the record will have: what batches and the queue before the log are measured in.
+    pub fn weight(&self) -> usize {
+        64 + match self {
+            Command::Request(request) => match &request.call {
+                Call::Set { key, value, .. } => key.len() + value.len(),
+                Call::AppendFile { file, data, .. } => file.len() + data.len(),
+                Call::Acquire { asks, owner, label, .. } => {
+                    asks.iter().map(|ask| ask.key.len() + 4).sum::<usize>() + owner.len() + label.len()
+                }
+                Call::RotateFile { file, to, .. } => file.len() + to.len(),
+                Call::Delete { key: name, .. }
+                | Call::DeleteFile { file: name, .. }
+                | Call::RepairFile { file: name, .. } => name.len(),
+                Call::CancelWait { .. }
+                | Call::Release { .. }
+                | Call::Abandon { .. }
+                | Call::RenewLease { .. } => 0,
+            }
+            .saturating_add(request.got.len() * 10),
+            Command::OpenSession { name, label, .. } => name.len() + label.len() + 32,
+            Command::FileFault { file, reason, .. } => file.len() + reason.len(),
+            Command::NewTerm { .. } => 128,
+            Command::EndSession { .. } | Command::Tick => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_tells_bodies_apart() {
+        let release = |token| Call::Release { token, holder: None };
+        assert_eq!(release(1).fingerprint(), release(1).fingerprint());
+        assert_ne!(release(1).fingerprint(), release(2).fingerprint());
+        assert_ne!(release(1).fingerprint(), Call::Abandon { token: 1, holder: None }.fingerprint());
+    }
+
+    #[test]
+    fn an_entry_survives_its_record() {
+        let entry = Entry {
+            at: Time::from_micros(77),
+            command: Command::Request(Request {
+                session: SessionId(5),
+                id: 9,
+                ack: 3,
+                got: vec![1, 2],
+                call: Call::AppendFile {
+                    file: Name::new("file_0").unwrap(),
+                    data: Arc::from(&b"\xff\x00 line\n"[..]),
+                    token: 4,
+                    holder: Some(SessionId(8)),
+                },
+            }),
+        };
+        let bytes = postcard::to_stdvec(&entry).unwrap();
+        assert_eq!(postcard::from_bytes::<Entry>(&bytes).unwrap(), entry);
+    }
+}

@@ -1,0 +1,9 @@
+//! Tenure: a lock server that protects what it guards.
+pub mod command;
+pub mod identity;
+pub mod kind;
+pub mod limits;
+pub mod name;
+pub mod outcome;
+pub mod state;
+pub mod time;

@@ -1,0 +1,187 @@
+//! The parts of a state: what a snapshot holds, in the order in which people read it.
+//!
+//! Whatever can be derived (which lock has which holder, which line, which deadline) is not a part: it is built anew by
+//! [`State::from_parts`](super::State::from_parts), which refuses parts that contradict each other.
+
+use crate::command::{Ask, Durability, EndReason};
+use crate::identity::{Nonce, Op, SessionId, Term, Token};
+use crate::limits::Limits;
+use crate::name::Name;
+use crate::outcome::{Loss, Outcome};
+use crate::time::Time;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::sync::Arc;
+
+/// A whole state.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// What is single.
+    pub head: Head,
+    /// In the order of their numbers.
+    pub sessions: Vec<SessionPart>,
+    /// In the order of their tokens.
+    pub grants: Vec<GrantPart>,
+    /// In the order of their arrival.
+    pub waits: Vec<WaitPart>,
+    /// In the order of their names.
+    pub keys: Vec<KeyPart>,
+    /// In the order of their names.
+    pub files: Vec<FilePart>,
+}
+
+/// What a state has one of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// The last command applied.
+    pub op: Op,
+    /// The term.
+    pub term: Term,
+    /// The log time of the last command, in microseconds.
+    pub at: Time,
+    /// The token of the last grant.
+    pub last_token: Token,
+    /// The number of the last session.
+    pub last_client: u64,
+    /// The digest of all outcomes.
+    pub digest: u32,
+    /// What acknowledged meant in this term.
+    pub durability: Durability,
+    /// The caps in force.
+    pub limits: Limits,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionPart {
+    /// Its public number.
+    pub client: u64,
+    /// Its secret id.
+    pub session: SessionId,
+    /// The nonce that opened it.
+    pub nonce: Nonce,
+    /// Its client's name for itself.
+    pub name: Arc<str>,
+    /// A note for people.
+    pub label: Arc<str>,
+    /// TTL in milliseconds.
+    pub ttl_ms: u64,
+    /// When it was opened.
+    pub opened: Time,
+    /// Ids below this have no record any more and are stale.
+    pub floor: u64,
+    /// Whether its client has ever sent `ack`.
+    pub acks: bool,
+    /// When and why it ended, if it did.
+    pub ended: Option<(Time, EndReason)>,
+    /// Kept replies, in the order of their ids.
+    pub replies: Vec<ReplyPart>,
+    /// Waits, in the order of their ids.
+    pub waits: Vec<WaitReplyPart>,
+    /// Grants it lost.
+    pub losses: Vec<Loss>,
+}
+
+/// A kept reply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplyPart {
+    /// The id of the request.
+    pub id: u64,
+    /// The hash of what it asked.
+    pub fingerprint: u64,
+    /// What was said.
+    pub outcome: Outcome,
+}
+
+/// A wait as its session remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaitReplyPart {
+    /// The id of the request.
+    pub id: u64,
+    /// The hash of what it asked; none if it was cancelled before it arrived.
+    pub fingerprint: Option<u64>,
+    /// What was said, once it was answered; none while it stands in line.
+    pub outcome: Option<Outcome>,
+    /// Whether the client has named it in `got`.
+    pub got: bool,
+}
+
+/// A grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantPart {
+    /// Its token.
+    pub token: Token,
+    /// The number of its session.
+    pub client: u64,
+    /// The owner inside it.
+    pub owner: Arc<str>,
+    /// A note for people.
+    pub label: Arc<str>,
+    /// Its locks.
+    pub asks: Vec<Ask>,
+    /// The command that made it.
+    pub op: Op,
+    /// When it was made.
+    pub since: Time,
+    /// Its own lease in milliseconds, if it has one.
+    pub lease_ms: Option<u64>,
+    /// When that lease runs out.
+    pub deadline: Option<Time>,
+}
+
+/// A wait in line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaitPart {
+    /// The command that put it in line: the order of all lines.
+    pub op: Op,
+    /// The number of its session.
+    pub client: u64,
+    /// The id of the request.
+    pub id: u64,
+    /// The owner inside the session.
+    pub owner: Arc<str>,
+    /// A note for people.
+    pub label: Arc<str>,
+    /// The locks it asks for.
+    pub asks: Vec<Ask>,
+    /// When it was put in line.
+    pub since: Time,
+    /// When it gives up, if ever.
+    pub deadline: Option<Time>,
+    /// The lease that the grant is to have, in milliseconds.
+    pub lease_ms: Option<u64>,
+}
+
+/// A key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyPart {
+    /// The key.
+    pub key: Name,
+    /// The command that set it.
+    pub version: Op,
+    /// JSON text as it came.
+    pub value: Box<RawValue>,
+}
+
+/// A file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilePart {
+    /// The file.
+    pub file: Name,
+    /// The command that created it.
+    pub generation: Op,
+    /// Bytes committed.
+    pub length: u64,
+    /// CRC-32C of those bytes.
+    pub checksum: u32,
+    /// Why it is closed to appends, if it is.
+    pub fault: Option<String>,
+}
