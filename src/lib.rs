@@ -1,5 +1,6 @@
 //! Tenure: a lock server that protects what it guards.
 pub mod command;
+pub mod datagram;
 pub mod identity;
 pub mod kind;
 pub mod limits;
@@ -7,3 +8,4 @@ pub mod name;
 pub mod outcome;
 pub mod state;
 pub mod time;
+pub mod wire;

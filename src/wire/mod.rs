@@ -1,0 +1,734 @@
+//! The wire: JSON-RPC text to requests, and replies to text. `docs/protocol.md` is the norm.
+//!
+//! Bytes become types once, here: what comes out of [`decode`] has every name checked, every number in its range and every
+//! parameter known. Nothing is allocated from a length that a message claims.
+
+mod params;
+mod reply;
+mod result;
+
+pub use params::{Int, KeyAsk, KeyMode, Params, WaitMs};
+pub use reply::{encode_error, encode_notification, encode_outcome, encode_result, holder_shown, page_bytes};
+pub use result::*;
+
+use crate::command::{Ask, Call, Mode, Patience};
+use crate::datagram::Dropped;
+use crate::identity::{INTEGER_MAX, Nonce, SessionId, Token};
+use crate::kind::{Kind, Refusal};
+use crate::limits::{
+    BATCH_ELEMENTS_MAX, GOT_MAX, LABEL_MAX, TTL_MAX_MS, TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS,
+};
+use crate::name::Name;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+/// The version of the protocol, as in `status`.
+pub const PROTOCOL: u64 = 1;
+
+/// Most items, or bytes of a file, that one page gives.
+pub const PAGE_LIMIT_MAX: u64 = 10_000;
+
+/// The `id` of a request as its JSON text: what the reply echoes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Id(Box<str>);
+
+impl Id {
+    /// The id of a reply to what had none that could be read.
+    pub fn null() -> Id {
+        Id("null".into())
+    }
+
+    /// The id of a logged request.
+    pub fn number(id: u64) -> Id {
+        Id(id.to_string().into())
+    }
+
+    /// The JSON text.
+    pub fn as_json(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A message: one request or a batch.
+#[derive(Debug)]
+pub struct Message {
+    /// Its elements, in order.
+    pub elements: Vec<Element>,
+    /// Whether it was an array, so that replies come in arrays.
+    pub batch: bool,
+}
+
+/// An element of a message: a request, or what is wrong with it.
+#[derive(Debug)]
+pub struct Element {
+    /// What the reply echoes.
+    pub id: Id,
+    /// The proof of address that it carries.
+    pub cookie: Option<String>,
+    /// The request.
+    pub request: Result<Request, Refusal>,
+}
+
+/// A request that is well formed.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The session that asks, if it named one.
+    pub session: Option<SessionId>,
+    /// Ids of waits whose replies the client has.
+    pub got: Vec<u64>,
+    /// What it asks.
+    pub method: Method,
+}
+
+/// What a request asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Something that changes the state, in a session, under an id.
+    Logged {
+        /// The id.
+        id: u64,
+        /// Ids below this are never sent again; 0 if it said nothing.
+        ack: u64,
+        /// What.
+        call: Call,
+    },
+    /// `repair_file`: the file is looked at before the request is logged with what was found.
+    RepairFile {
+        /// The id.
+        id: u64,
+        /// Ids below this are never sent again; 0 if it said nothing.
+        ack: u64,
+        /// The file.
+        file: Name,
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+    /// `ping`
+    Ping,
+    /// `status`
+    Status,
+    /// `open_session`
+    OpenSession {
+        /// Drawn by the client.
+        nonce: Nonce,
+        /// Its name for itself.
+        name: String,
+        /// A note for people.
+        label: String,
+        /// TTL in milliseconds; the server's default if absent.
+        ttl_ms: Option<u64>,
+    },
+    /// `heartbeat`
+    Heartbeat {
+        /// Losses up to this `op` are known.
+        after: u64,
+    },
+    /// `close_session`
+    CloseSession,
+    /// `kill_session`
+    KillSession {
+        /// The number of the session.
+        client: u64,
+    },
+    /// `cleanup_expired_locks`
+    CleanupExpiredLocks,
+    /// `is_locked`
+    IsLocked {
+        /// The lock.
+        key: Name,
+    },
+    /// `get_lock_info`
+    GetLockInfo {
+        /// The lock.
+        key: Name,
+        /// Which part of the queue.
+        page: PageAsk,
+    },
+    /// `list_locks`
+    ListLocks {
+        /// Which.
+        page: PageAsk,
+    },
+    /// `list_grants`
+    ListGrants {
+        /// Which.
+        page: PageAsk,
+    },
+    /// `list_sessions`
+    ListSessions {
+        /// Which.
+        page: PageAsk,
+    },
+    /// `list_files`
+    ListFiles {
+        /// Which.
+        page: PageAsk,
+    },
+    /// `get`
+    Get {
+        /// The key.
+        key: Name,
+        /// On behalf of which grant.
+        under: Under,
+    },
+    /// `range`
+    Range {
+        /// First key.
+        from: String,
+        /// Last key.
+        to: String,
+        /// Which part.
+        page: PageAsk,
+        /// On behalf of which grant.
+        under: Under,
+    },
+    /// `prefix`
+    Prefix {
+        /// Which.
+        page: PageAsk,
+        /// On behalf of which grant.
+        under: Under,
+    },
+    /// `read_file`
+    ReadFile {
+        /// The file.
+        file: Name,
+        /// Where, in bytes.
+        offset: u64,
+        /// How many bytes at most.
+        limit: Option<u64>,
+        /// On behalf of which grant.
+        under: Under,
+    },
+    /// `file_info`
+    FileInfo {
+        /// The file.
+        file: Name,
+        /// On behalf of which grant.
+        under: Under,
+    },
+}
+
+/// The grant on whose behalf something is read, if any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Under {
+    /// The grant.
+    pub token: Option<Token>,
+    /// Whose.
+    pub holder: Option<SessionId>,
+}
+
+/// Which part of a list is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PageAsk {
+    /// What names begin with; empty for all.
+    pub prefix: String,
+    /// The last item of the page before, if this is not the first.
+    pub cursor: Option<String>,
+    /// Most items.
+    pub limit: Option<u64>,
+}
+
+/// Reads a message.
+///
+/// # Errors
+/// `Err` if it is no request at all and gets no answer. What is wrong with a request is in its element.
+pub fn decode(message: &[u8]) -> Result<Message, Dropped> {
+    let first = message.iter().find(|byte| !byte.is_ascii_whitespace());
+    let single = |element| Message { elements: vec![element], batch: false };
+    let broken = |kind, text: String| {
+        single(Element { id: Id::null(), cookie: None, request: Err(Refusal::new(kind, text)) })
+    };
+    if first != Some(&b'[') {
+        return match serde_json::from_slice::<&RawValue>(message) {
+            Ok(raw) => decode_element(raw).map(single),
+            Err(error) => Ok(broken(Kind::Parse, format!("the datagram is not JSON: {error}"))),
+        };
+    }
+    let elements = match serde_json::from_slice::<Vec<&RawValue>>(message) {
+        Ok(elements) => elements,
+        Err(error) => return Ok(broken(Kind::Parse, format!("the datagram is not JSON: {error}"))),
+    };
+    if elements.is_empty() {
+        return Ok(broken(Kind::InvalidRequest, "a batch must not be empty".into()));
+    }
+    if elements.len() > BATCH_ELEMENTS_MAX {
+        let text =
+            format!("the batch has {} elements; at most {BATCH_ELEMENTS_MAX} are allowed", elements.len());
+        return Ok(broken(Kind::Limit, text));
+    }
+    let elements: Vec<Element> = elements.into_iter().filter_map(|raw| decode_element(raw).ok()).collect();
+    if elements.is_empty() {
+        return Err(Dropped::NotARequest);
+    }
+    Ok(Message { elements, batch: true })
+}
+
+/// The members of a request object.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    jsonrpc: Cow<'a, str>,
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    method: Cow<'a, str>,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
+}
+
+/// What tells a reply from a broken request, and an id to answer the latter under.
+#[derive(Deserialize)]
+struct Glimpse<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    method: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    result: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+}
+
+fn decode_element(raw: &RawValue) -> Result<Element, Dropped> {
+    let refused =
+        |id, kind, text: String| Element { id, cookie: None, request: Err(Refusal::new(kind, text)) };
+    let envelope = match serde_json::from_str::<Envelope<'_>>(raw.get()) {
+        Ok(envelope) => envelope,
+        Err(error) => {
+            let glimpse = serde_json::from_str::<Glimpse<'_>>(raw.get()).ok();
+            if let Some(Glimpse { method: None, result, error, .. }) = &glimpse
+                && (result.is_some() || error.is_some())
+            {
+                return Err(Dropped::NotARequest);
+            }
+            let id = glimpse.and_then(|glimpse| glimpse.id).and_then(echo).unwrap_or_else(Id::null);
+            return Ok(refused(id, Kind::InvalidRequest, format!("not a JSON-RPC 2.0 request: {error}")));
+        }
+    };
+    let Some(id) = envelope.id.and_then(echo) else {
+        let text = "a request needs an `id`: an integer from 0 to 2^53 - 1, or a string of at most 64 bytes; \
+                    this server takes no notifications";
+        return Ok(refused(Id::null(), Kind::InvalidRequest, text.into()));
+    };
+    if envelope.jsonrpc != "2.0" {
+        let text = format!("`jsonrpc` must be \"2.0\", not {:?}", shorten(&envelope.jsonrpc));
+        return Ok(refused(id, Kind::InvalidRequest, text));
+    }
+    let params = match envelope.params.map(|raw| (raw, serde_json::from_str::<Params>(raw.get()))) {
+        None => Params::default(),
+        Some((raw, _)) if !raw.get().starts_with('{') => {
+            return Ok(refused(
+                id,
+                Kind::InvalidParams,
+                "`params` must be an object: parameters go by name".into(),
+            ));
+        }
+        Some((_, Err(error))) => {
+            return Ok(refused(id, Kind::InvalidParams, format!("{}: {error}", shorten(&envelope.method))));
+        }
+        Some((_, Ok(params))) => params,
+    };
+    let cookie = params.cookie.clone();
+    let request = read(&envelope.method, &id, params);
+    Ok(Element { id, cookie, request })
+}
+
+/// The id as the reply echoes it, if it is one that this protocol allows.
+fn echo(raw: &RawValue) -> Option<Id> {
+    let text = raw.get();
+    let allowed = match text.as_bytes().first()? {
+        b'"' => text.len() <= 66,
+        _ => text.parse::<u64>().is_ok_and(|number| number <= INTEGER_MAX),
+    };
+    allowed.then(|| Id(text.into()))
+}
+
+/// As much of a client's text as an error repeats.
+fn shorten(text: &str) -> &str {
+    match text.char_indices().nth(40) {
+        Some((at, _)) => &text[..at],
+        None => text,
+    }
+}
+
+fn invalid(text: impl Into<String>) -> Refusal {
+    Refusal::new(Kind::InvalidParams, text)
+}
+
+/// Reads the parameters of one method.
+fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
+    let reader = Reader { name, params: &params };
+    let logged = |call| Ok(Method::Logged { id: reader.logged_id(id)?, ack: reader.ack(), call });
+    let method = match name {
+        "ping" => reader.only(&[])?.done(Method::Ping),
+        "status" => reader.only(&[])?.done(Method::Status),
+        "open_session" => {
+            reader.only(&["name", "ttl_ms", "nonce", "label"])?;
+            Ok(Method::OpenSession {
+                nonce: reader.need("nonce", params.nonce)?,
+                name: reader.note("name", &params.name)?,
+                label: reader.note("label", &params.label)?,
+                ttl_ms: reader.span("ttl_ms", params.ttl_ms)?,
+            })
+        }
+        "heartbeat" => {
+            reader.only(&["after"])?.session()?;
+            Ok(Method::Heartbeat { after: params.after.map_or(0, |after| after.0) })
+        }
+        "close_session" => reader.only(&[])?.session()?.done(Method::CloseSession),
+        "kill_session" => {
+            Ok(Method::KillSession { client: reader.only(&["client"])?.need("client", params.client)?.0 })
+        }
+        "cleanup_expired_locks" => reader.only(&[])?.done(Method::CleanupExpiredLocks),
+        "acquire_lock" => {
+            reader
+                .only(&["key", "keys", "mode", "slots", "wait_ms", "lease_ms", "owner", "label", "atomic"])?;
+            reader.session()?;
+            logged(reader.acquire()?)
+        }
+        "cancel_wait" => {
+            reader.only(&["wait"])?.session()?;
+            logged(Call::CancelWait { wait: reader.need("wait", params.wait)?.0 })
+        }
+        "release_lock" | "abandon" => {
+            reader.only(&["token", "holder"])?.session()?;
+            let (token, holder) = (reader.token()?, params.holder);
+            logged(match name {
+                "release_lock" => Call::Release { token, holder },
+                _ => Call::Abandon { token, holder },
+            })
+        }
+        "renew_lease" => {
+            reader.only(&["token", "lease_ms", "holder"])?.session()?;
+            logged(Call::RenewLease {
+                token: reader.token()?,
+                holder: params.holder,
+                lease_ms: reader.need("lease_ms", reader.span("lease_ms", params.lease_ms)?)?,
+            })
+        }
+        "set" => {
+            reader.only(&["key", "value", "if_version", "ttl_ms", "token", "holder"])?.session()?;
+            reader.later("ttl_ms", params.ttl_ms.is_some())?;
+            logged(Call::Set {
+                key: reader.key()?,
+                value: reader.value()?,
+                if_version: params.if_version.map(|version| version.0),
+                token: reader.under().token,
+                holder: params.holder,
+            })
+        }
+        "delete" => {
+            reader.only(&["key", "if_version", "token", "holder"])?.session()?;
+            logged(Call::Delete {
+                key: reader.key()?,
+                if_version: params.if_version.map(|version| version.0),
+                token: reader.under().token,
+                holder: params.holder,
+            })
+        }
+        "append_file" => {
+            reader.only(&["file", "data", "data_b64", "token", "holder"])?.session()?;
+            logged(Call::AppendFile {
+                file: reader.file()?,
+                data: reader.data()?,
+                token: reader.token()?,
+                holder: params.holder,
+            })
+        }
+        "delete_file" => {
+            reader.only(&["file", "token", "holder"])?.session()?;
+            logged(Call::DeleteFile { file: reader.file()?, token: reader.token()?, holder: params.holder })
+        }
+        "rotate_file" => {
+            reader.only(&["file", "to", "token", "holder"])?.session()?;
+            logged(Call::RotateFile {
+                file: reader.file()?,
+                to: Name::file(reader.need("to", params.to.as_deref())?)?,
+                token: reader.token()?,
+                holder: params.holder,
+            })
+        }
+        "repair_file" => {
+            reader.only(&["file", "token", "holder"])?.session()?;
+            Ok(Method::RepairFile {
+                id: reader.logged_id(id)?,
+                ack: reader.ack(),
+                file: reader.file()?,
+                token: reader.token()?,
+                holder: params.holder,
+            })
+        }
+        "is_locked" => {
+            reader.only(&["key"])?;
+            Ok(Method::IsLocked { key: reader.key()? })
+        }
+        "get_lock_info" => {
+            reader.only(&["key", "cursor", "limit"])?;
+            Ok(Method::GetLockInfo { key: reader.key()?, page: reader.page()? })
+        }
+        "list_locks" | "list_grants" | "list_sessions" | "list_files" => {
+            reader.only(&["prefix", "cursor", "limit"])?;
+            let page = reader.page()?;
+            Ok(match name {
+                "list_locks" => Method::ListLocks { page },
+                "list_grants" => Method::ListGrants { page },
+                "list_sessions" => Method::ListSessions { page },
+                _ => Method::ListFiles { page },
+            })
+        }
+        "get" => {
+            reader.only(&["key", "token", "holder"])?;
+            Ok(Method::Get { key: reader.key()?, under: reader.under() })
+        }
+        "range" => {
+            reader.only(&["from", "to", "cursor", "limit", "token", "holder"])?;
+            Ok(Method::Range {
+                from: reader.need("from", params.from.clone())?,
+                to: reader.need("to", params.to.clone())?,
+                page: reader.page()?,
+                under: reader.under(),
+            })
+        }
+        "prefix" => {
+            reader.only(&["prefix", "cursor", "limit", "token", "holder"])?;
+            reader.need("prefix", params.prefix.as_ref())?;
+            Ok(Method::Prefix { page: reader.page()?, under: reader.under() })
+        }
+        "read_file" => {
+            reader.only(&["file", "offset", "limit", "token", "holder"])?;
+            Ok(Method::ReadFile {
+                file: reader.file()?,
+                offset: params.offset.map_or(0, |offset| offset.0),
+                limit: params.limit.map(|limit| limit.0),
+                under: reader.under(),
+            })
+        }
+        "file_info" => {
+            reader.only(&["file", "token", "holder"])?;
+            Ok(Method::FileInfo { file: reader.file()?, under: reader.under() })
+        }
+        "watch" | "convert_lock" | "break_lock" | "ask_release" | "transaction" => {
+            Err(Refusal::new(Kind::Unsupported, format!("{name} is not built in this version of the server")))
+        }
+        _ => Err(Refusal::new(
+            Kind::UnknownMethod,
+            format!("there is no method {:?}; docs/protocol.md lists them", shorten(name)),
+        )),
+    }?;
+    Ok(Request { session: params.session, got: reader.got()?, method })
+}
+
+/// Reads the parameters of the method at hand, with errors that name both.
+struct Reader<'a> {
+    name: &'a str,
+    params: &'a Params,
+}
+
+impl Reader<'_> {
+    fn only(&self, takes: &[&str]) -> Result<&Self, Refusal> {
+        self.params.only(self.name, takes)?;
+        Ok(self)
+    }
+
+    fn done(&self, method: Method) -> Result<Method, Refusal> {
+        Ok(method)
+    }
+
+    fn session(&self) -> Result<&Self, Refusal> {
+        self.need("session", self.params.session)?;
+        Ok(self)
+    }
+
+    fn need<T>(&self, name: &str, value: Option<T>) -> Result<T, Refusal> {
+        value.ok_or_else(|| invalid(format!("{} needs the parameter `{name}`", self.name)))
+    }
+
+    fn later(&self, name: &str, given: bool) -> Result<(), Refusal> {
+        match given {
+            false => Ok(()),
+            true => {
+                let text = format!("`{name}` of {} is not built in this version of the server", self.name);
+                Err(Refusal::new(Kind::Unsupported, text))
+            }
+        }
+    }
+
+    fn logged_id(&self, id: &Id) -> Result<u64, Refusal> {
+        id.as_json().parse::<u64>().ok().filter(|id| *id >= 1).ok_or_else(|| {
+            let text = format!(
+                "{} changes the state: its `id` must be an integer from 1, rising in the session",
+                self.name
+            );
+            Refusal::new(Kind::InvalidRequest, text)
+        })
+    }
+
+    fn ack(&self) -> u64 {
+        self.params.ack.map_or(0, |ack| ack.0)
+    }
+
+    fn got(&self) -> Result<Vec<u64>, Refusal> {
+        let got = self.params.got.as_deref().unwrap_or_default();
+        if got.len() > GOT_MAX {
+            return Err(invalid(format!("`got` names {} ids; at most {GOT_MAX} are allowed", got.len())));
+        }
+        Ok(got.iter().map(|id| id.0).collect())
+    }
+
+    fn key(&self) -> Result<Name, Refusal> {
+        Name::new(self.need("key", self.params.key.as_deref())?)
+    }
+
+    fn file(&self) -> Result<Name, Refusal> {
+        Name::file(self.need("file", self.params.file.as_deref())?)
+    }
+
+    fn token(&self) -> Result<Token, Refusal> {
+        Ok(self.need("token", self.params.token)?.0)
+    }
+
+    fn under(&self) -> Under {
+        Under { token: self.params.token.map(|token| token.0), holder: self.params.holder }
+    }
+
+    /// A text for people: bounded, and harmless where it is shown.
+    fn note(&self, name: &str, text: &Option<String>) -> Result<String, Refusal> {
+        let text = text.as_deref().unwrap_or_default();
+        if text.len() > LABEL_MAX {
+            return Err(invalid(format!(
+                "`{name}` has {} bytes; at most {LABEL_MAX} are allowed",
+                text.len()
+            )));
+        }
+        if !text.is_empty() {
+            Name::new(text).map_err(|refusal| invalid(format!("`{name}`: {}", refusal.message)))?;
+        }
+        Ok(text.to_owned())
+    }
+
+    /// A TTL or lease in milliseconds, inside its bounds.
+    fn span(&self, name: &str, span: Option<Int>) -> Result<Option<u64>, Refusal> {
+        match span {
+            None => Ok(None),
+            Some(Int(ms)) if (TTL_MIN_MS..=TTL_MAX_MS).contains(&ms) => Ok(Some(ms)),
+            Some(Int(ms)) => Err(invalid(format!(
+                "`{name}` is {ms}; it goes from {TTL_MIN_MS} to {TTL_MAX_MS} milliseconds (100 ms to 24 h)"
+            ))),
+        }
+    }
+
+    fn acquire(&self) -> Result<Call, Refusal> {
+        let params = self.params;
+        self.later("keys", params.keys.is_some())?;
+        self.later("slots", params.slots.is_some())?;
+        self.later("atomic", params.atomic == Some(true))?;
+        match params.mode.as_deref() {
+            None | Some("exclusive") => {}
+            Some("shared" | "slot") => self.later("mode", true)?,
+            Some(mode) => {
+                let text = format!("`mode` is {:?}; it is exclusive, shared or slot", shorten(mode));
+                return Err(invalid(text));
+            }
+        }
+        let wait = match params.wait_ms {
+            None | Some(WaitMs(Some(Int(0)))) => Patience::Try,
+            Some(WaitMs(None)) => Patience::Forever,
+            Some(WaitMs(Some(Int(ms)))) if ms <= WAIT_MAX_MS => Patience::Millis(ms),
+            Some(WaitMs(Some(Int(ms)))) => {
+                return Err(invalid(format!(
+                    "`wait_ms` is {ms}; at most {WAIT_MAX_MS} (30 days) are allowed, null waits without limit"
+                )));
+            }
+        };
+        Ok(Call::Acquire {
+            asks: vec![Ask { key: self.key()?, mode: Mode::Exclusive }],
+            wait,
+            lease_ms: self.span("lease_ms", params.lease_ms)?,
+            owner: self.note("owner", &params.owner)?,
+            label: self.note("label", &params.label)?,
+        })
+    }
+
+    fn value(&self) -> Result<Arc<str>, Refusal> {
+        let text = self.need("value", self.params.value.as_ref())?.get();
+        if depth(text) > VALUE_DEPTH_MAX {
+            let text = format!("the value is nested deeper than {VALUE_DEPTH_MAX} arrays and objects");
+            return Err(Refusal::new(Kind::TooLarge, text));
+        }
+        Ok(Arc::from(text))
+    }
+
+    fn data(&self) -> Result<Arc<[u8]>, Refusal> {
+        match (&self.params.data, &self.params.data_b64) {
+            (Some(text), None) => Ok(Arc::from(text.as_bytes())),
+            (None, Some(text)) => match STANDARD.decode(text) {
+                Ok(bytes) => Ok(Arc::from(bytes)),
+                Err(error) => Err(invalid(format!("`data_b64` is not base64: {error}"))),
+            },
+            (None, None) => Err(invalid("append_file needs the parameter `data` or `data_b64`")),
+            (Some(_), Some(_)) => Err(invalid("append_file takes `data` or `data_b64`, not both")),
+        }
+    }
+
+    fn page(&self) -> Result<PageAsk, Refusal> {
+        let limit = match self.params.limit {
+            Some(Int(limit)) if limit == 0 || limit > PAGE_LIMIT_MAX => {
+                return Err(invalid(format!("`limit` is {limit}; it goes from 1 to {PAGE_LIMIT_MAX}")));
+            }
+            limit => limit.map(|limit| limit.0),
+        };
+        let cursor = self.params.cursor.as_ref().map(|cursor| decode_cursor(cursor)).transpose()?;
+        Ok(PageAsk { prefix: self.params.prefix.clone().unwrap_or_default(), cursor, limit })
+    }
+}
+
+/// Makes the cursor that stands behind an item. Opaque to clients; lives as long as the state has an order.
+pub fn encode_cursor(last: &str) -> String {
+    URL_SAFE_NO_PAD.encode(last)
+}
+
+fn decode_cursor(cursor: &str) -> Result<String, Refusal> {
+    let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
+    bytes
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .ok_or_else(|| invalid("`cursor` is none that this server gave: repeat the list from its beginning"))
+}
+
+/// How deep the arrays and objects of a JSON text are nested. The text is known to be JSON.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
+    for byte in text.bytes() {
+        match (in_string, escaped, byte) {
+            (true, true, _) => escaped = false,
+            (true, false, b'\\') => escaped = true,
+            (true, false, b'"') => in_string = false,
+            (true, false, _) => {}
+            (false, _, b'"') => in_string = true,
+            (false, _, b'[' | b'{') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, _, b']' | b'}') => depth = depth.saturating_sub(1),
+            (false, _, _) => {}
+        }
+    }
+    deepest
+}
+
+#[cfg(test)]
+mod tests;

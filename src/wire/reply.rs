@@ -1,0 +1,151 @@
+//! Replies as text: results, errors, outcomes and notifications.
+
+use super::{Acquired, ErrorData, ErrorShown, HolderShown, Id, KeyShown, result};
+use crate::command::{Ask, Mode};
+use crate::kind::{Detail, Refusal};
+use crate::limits::REPLY_PAGE;
+use crate::outcome::{Blocked, Holder, Outcome};
+use serde::Serialize;
+
+/// Appends `{"jsonrpc":"2.0","id":…,"result":…}`.
+pub fn encode_result<T: Serialize>(out: &mut Vec<u8>, id: &Id, result: &T) {
+    open_reply(out, id, "result");
+    write_json(out, result);
+    out.push(b'}');
+}
+
+/// Appends `{"jsonrpc":"2.0","id":…,"error":…}`.
+pub fn encode_error(out: &mut Vec<u8>, id: &Id, refusal: &Refusal) {
+    open_reply(out, id, "error");
+    write_json(out, &error_shown(refusal));
+    out.push(b'}');
+}
+
+/// Appends a message without an id.
+pub fn encode_notification<T: Serialize>(out: &mut Vec<u8>, method: &str, params: &T) {
+    out.extend_from_slice(br#"{"jsonrpc":"2.0","method":""#);
+    out.extend_from_slice(method.as_bytes());
+    out.extend_from_slice(br#"","params":"#);
+    write_json(out, params);
+    out.push(b'}');
+}
+
+/// Appends the reply that tells an outcome. [`Outcome::Waiting`] and [`Outcome::Void`] are no answers; asserted.
+pub fn encode_outcome(out: &mut Vec<u8>, id: &Id, outcome: &Outcome) {
+    match outcome {
+        Outcome::Done => encode_result(out, id, &serde_json::Map::new()),
+        Outcome::Opened { session, client, ttl_ms } => {
+            encode_result(out, id, &result::Opened { session: *session, client: *client, ttl_ms: *ttl_ms });
+        }
+        Outcome::Granted { token, asks, op, lease_ms, again } => {
+            let acquired = Acquired {
+                granted: Some(true),
+                token: Some(*token),
+                keys: keys_shown(asks),
+                op: Some(*op),
+                lease_ms: *lease_ms,
+                again: *again,
+                ..Acquired::default()
+            };
+            encode_result(out, id, &acquired);
+        }
+        Outcome::NotGranted(blocked) => encode_result(out, id, &not_granted(blocked)),
+        Outcome::Cancelled => {
+            encode_result(out, id, &Acquired { cancelled: Some(true), ..Acquired::default() });
+        }
+        Outcome::Released { op } => encode_result(out, id, &result::Released { released: true, op: *op }),
+        Outcome::Renewed { lease_left_ms } => {
+            encode_result(out, id, &result::Renewed { lease_left_ms: *lease_left_ms });
+        }
+        Outcome::Set { version } => encode_result(out, id, &result::Written { version: *version }),
+        Outcome::Deleted { version } => {
+            encode_result(out, id, &result::Deleted { deleted: version.is_some(), version: *version });
+        }
+        Outcome::Appended { offset, length } => {
+            encode_result(out, id, &result::Appended { offset: *offset, length: *length });
+        }
+        Outcome::FileChanged { length, generation } => {
+            encode_result(out, id, &result::FileChanged { generation: *generation, length: *length });
+        }
+        Outcome::Cleaned { cleaned } => encode_result(out, id, &result::Cleaned { cleaned: *cleaned }),
+        Outcome::Refused(refusal) => encode_error(out, id, refusal),
+        Outcome::Waiting(_) | Outcome::Void => {
+            panic!("{outcome:?} is no final answer and was to be sent as one")
+        }
+    }
+}
+
+/// A holder as results show it.
+pub fn holder_shown(holder: &Holder) -> HolderShown {
+    HolderShown {
+        client: holder.client,
+        name: holder.name.to_string(),
+        owner: holder.owner.to_string(),
+        label: holder.label.to_string(),
+        mode: mode_shown(holder.mode).into(),
+        token: holder.token,
+        held_ms: holder.held_ms,
+        lease_left_ms: holder.lease_left_ms,
+    }
+}
+
+/// The locks of a grant as results show them.
+pub(crate) fn keys_shown(asks: &[Ask]) -> Vec<KeyShown> {
+    asks.iter().map(|ask| KeyShown { key: ask.key.to_string(), mode: mode_shown(ask.mode).into() }).collect()
+}
+
+/// The word for a mode.
+pub(crate) fn mode_shown(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Exclusive => "exclusive",
+    }
+}
+
+/// Whether a page that has so many bytes and gets so many more still fits a frame. The first item always does.
+pub fn page_bytes(so_far: usize, more: usize) -> bool {
+    so_far == 0 || so_far + more <= REPLY_PAGE
+}
+
+fn not_granted(blocked: &Blocked) -> Acquired {
+    Acquired {
+        granted: Some(false),
+        reason: Some(blocked.reason),
+        position: (blocked.position > 0).then_some(blocked.position),
+        holders: blocked.holders.iter().map(holder_shown).collect(),
+        holders_total: Some(blocked.holders_total),
+        ..Acquired::default()
+    }
+}
+
+fn error_shown(refusal: &Refusal) -> ErrorShown {
+    let mut data = ErrorData {
+        kind: refusal.kind.as_str().into(),
+        is_final: refusal.is_final(),
+        ..ErrorData::default()
+    };
+    match &refusal.detail {
+        Detail::None => {}
+        Detail::Again { retry_ms } => data.retry_ms = Some(*retry_ms),
+        Detail::Limit { limit, max } | Detail::LimitAgain { limit, max } => {
+            data.limit = Some(limit.clone());
+            data.max = Some(*max);
+        }
+        Detail::Version { version } => data.version = Some(*version),
+        Detail::Held { tokens } => data.tokens = tokens.clone(),
+        Detail::Waits { wait } => data.wait = Some(*wait),
+        Detail::Cookie { cookie } => data.cookie = Some(cookie.clone()),
+    }
+    ErrorShown { code: i64::from(refusal.kind.code()), message: refusal.message.clone(), data }
+}
+
+fn open_reply(out: &mut Vec<u8>, id: &Id, member: &str) {
+    out.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
+    out.extend_from_slice(id.as_json().as_bytes());
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(member.as_bytes());
+    out.extend_from_slice(b"\":");
+}
+
+fn write_json<T: Serialize>(out: &mut Vec<u8>, value: &T) {
+    serde_json::to_writer(out, value).expect("results are plain data, and a Vec takes any number of bytes");
+}

@@ -1,0 +1,457 @@
+//! Results of all methods, as the server writes them and the library reads them.
+//!
+//! Absent fields are left out. A client ignores fields that it does not know, so that results can grow.
+
+use crate::identity::SessionId;
+use crate::outcome::{LossReason, Reason};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+
+/// `ping`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ping {
+    /// `tenure`
+    pub server: String,
+    /// As in `0.1.0`.
+    pub server_version: String,
+}
+
+/// `open_session`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// The secret id.
+    pub session: SessionId,
+    /// The public number.
+    pub client: u64,
+    /// TTL in milliseconds.
+    pub ttl_ms: u64,
+}
+
+/// `heartbeat`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The last command applied: what the reply speaks of.
+    pub op: u64,
+    /// Grants that the session holds.
+    pub held: u64,
+    /// Grants lost after the `after` of the request, in the order of their ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<Lost>,
+    /// Whether there are more losses than fit; ask again with the last `op` as `after`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub more: bool,
+}
+
+/// A grant that ended without a release: in the reply to a heartbeat, and as the notification `lost`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// The command that ended it.
+    pub op: u64,
+    /// The grant.
+    pub token: u64,
+    /// Its locks.
+    pub keys: Vec<String>,
+    /// Why.
+    pub reason: LossReason,
+}
+
+/// The notification `pending`: the request stands in line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pending {
+    /// The public number of the session.
+    pub client: u64,
+    /// The id of the request.
+    pub id: u64,
+    /// The place in line, from 1.
+    pub position: u64,
+    /// Why it waits.
+    pub reason: Reason,
+    /// Who is in the way, at most 8.
+    pub holders: Vec<HolderShown>,
+    /// How many there are.
+    pub holders_total: u64,
+}
+
+/// `acquire_lock`, and what `cancel_wait` says beside `cancelled`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Acquired {
+    /// In the reply to `cancel_wait`: whether the wait ended without a grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled: Option<bool>,
+    /// Whether the grant was made. Absent where `cancelled` is true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<bool>,
+    /// The fencing token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<u64>,
+    /// The locks of the grant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<KeyShown>,
+    /// The command that made the grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub op: Option<u64>,
+    /// The grant's own lease in milliseconds, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u64>,
+    /// The owner had this very grant before it asked.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub again: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The place in line that it had, or would have had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u64>,
+    /// Who is in the way, at most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<HolderShown>,
+    /// How many there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holders_total: Option<u64>,
+}
+
+/// A lock of a grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyShown {
+    /// The lock.
+    pub key: String,
+    /// How it is held.
+    pub mode: String,
+}
+
+/// A holder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderShown {
+    /// The public number of its session.
+    pub client: u64,
+    /// The session's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The owner inside it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
+    /// The grant's label.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// How the lock is held.
+    pub mode: String,
+    /// The token.
+    pub token: u64,
+    /// For how long it has been held, in milliseconds.
+    pub held_ms: u64,
+    /// What is left without a sign of life or a renewal, in milliseconds. In an outcome: of the grant's own lease only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_left_ms: Option<u64>,
+}
+
+/// A wait in line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaiterShown {
+    /// The place, from 1.
+    pub position: u64,
+    /// The public number of its session.
+    pub client: u64,
+    /// The session's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The owner inside it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
+    /// The label of the request.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// How the lock is asked for.
+    pub mode: String,
+    /// The id of the request.
+    pub wait: u64,
+    /// For how long it has waited, in milliseconds.
+    pub waited_ms: u64,
+    /// When it gives up, in milliseconds from now, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_left_ms: Option<u64>,
+}
+
+/// `release_lock`, `abandon`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Released {
+    /// Always true.
+    pub released: bool,
+    /// The command that released it.
+    pub op: u64,
+}
+
+/// `renew_lease`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Renewed {
+    /// What the lease has left now, in milliseconds.
+    pub lease_left_ms: u64,
+}
+
+/// `is_locked`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Locked {
+    /// Whether anybody holds it.
+    pub locked: bool,
+}
+
+/// `get_lock_info`; the queue is paged.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LockInfo {
+    /// The lock.
+    pub key: String,
+    /// Whether anybody holds it.
+    pub locked: bool,
+    /// Who holds it, at most 8.
+    #[serde(default)]
+    pub holders: Vec<HolderShown>,
+    /// How many hold it.
+    pub holders_total: u64,
+    /// Who waits, in the order in which they are served.
+    #[serde(default)]
+    pub queue: Vec<WaiterShown>,
+    /// How many wait.
+    pub queue_total: u64,
+    /// Where the next page of the queue begins, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// The command up to which this is the state.
+    pub op: u64,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// Its items.
+    pub items: Vec<T>,
+    /// Where the next page begins, if there is one: give it back as `cursor`.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// The command up to which this is the state.
+    pub op: u64,
+}
+
+/// An item of `list_locks`: a lock that is held or waited for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LockItem {
+    /// The lock.
+    pub key: String,
+    /// Whether anybody holds it.
+    pub locked: bool,
+    /// Its first holder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<HolderShown>,
+    /// How many hold it.
+    pub holders_total: u64,
+    /// How many wait.
+    pub queue_total: u64,
+}
+
+/// An item of `list_grants`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GrantItem {
+    /// The locks.
+    pub keys: Vec<KeyShown>,
+    /// Who holds them; its `mode` is that of the first.
+    #[serde(flatten)]
+    pub holder: HolderShown,
+}
+
+/// An item of `list_sessions`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionItem {
+    /// The public number.
+    pub client: u64,
+    /// The client's name for itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// A note for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// TTL in milliseconds.
+    pub ttl_ms: u64,
+    /// What is left without a sign of life, in milliseconds.
+    pub lease_left_ms: u64,
+    /// How old it is, in milliseconds.
+    pub open_ms: u64,
+    /// Grants it holds.
+    pub held: u64,
+    /// Waits it has in line.
+    pub waiting: u64,
+    /// The address it last sent from, if this server has heard of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// An item of `list_files`; without `file`, the result of `file_info`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileInfo {
+    /// The file.
+    pub file: String,
+    /// Bytes committed.
+    pub length: u64,
+    /// The command that created it.
+    pub generation: u64,
+    /// CRC-32C of the bytes committed, 8 hex digits.
+    pub checksum: String,
+    /// Why it is closed to appends, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+}
+
+/// `cleanup_expired_locks`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cleaned {
+    /// Grants that had expired and were cleaned up by this call.
+    pub cleaned: u64,
+}
+
+/// `kill_session`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Killed {
+    /// Whether there was such a live session.
+    pub killed: bool,
+}
+
+/// `get`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Got {
+    /// Whether the key exists.
+    pub found: bool,
+    /// Its value, as it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Box<RawValue>>,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+}
+
+/// `set`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Written {
+    /// The key's version now.
+    pub version: u64,
+}
+
+/// `delete`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Deleted {
+    /// Whether the key existed.
+    pub deleted: bool,
+    /// The version that was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+}
+
+/// An item of `range` and `prefix`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KeyItem {
+    /// The key.
+    pub key: String,
+    /// Its value, as it came.
+    pub value: Box<RawValue>,
+    /// Its version.
+    pub version: u64,
+}
+
+/// `append_file`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Appended {
+    /// Where the data begins in the file, in bytes.
+    pub offset: u64,
+    /// How long the file is with it.
+    pub length: u64,
+}
+
+/// `read_file`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FilePage {
+    /// The bytes read, if they are UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+    /// The bytes read in base64, if they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_b64: Option<String>,
+    /// How long the whole file is, in bytes.
+    pub length: u64,
+    /// Whether this page reaches the end.
+    pub eof: bool,
+}
+
+/// `delete_file`, `rotate_file`, `repair_file`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FileChanged {
+    /// The generation that was deleted, rotated or repaired.
+    pub generation: u64,
+    /// The length of the file now, in bytes.
+    pub length: u64,
+}
+
+/// `status`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// As in `0.1.0`.
+    pub server_version: String,
+    /// The version of the protocol.
+    pub protocol: u64,
+    /// The term.
+    pub term: u64,
+    /// The last command applied.
+    pub op: u64,
+    /// For how long this term has lasted, in milliseconds, stalls left out.
+    pub uptime_ms: u64,
+    /// What acknowledged means: `sync`, `os` or `none`.
+    pub durability: String,
+    /// What there is now, by the name of its cap or gauge.
+    pub counts: BTreeMap<String, u64>,
+    /// The caps, by name.
+    pub limits: BTreeMap<String, u64>,
+    /// What was dropped or refused since the start, by cause.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// An error.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ErrorShown {
+    /// The code of its kind.
+    pub code: i64,
+    /// The sentence.
+    pub message: String,
+    /// What a program needs.
+    pub data: ErrorData,
+}
+
+/// What a program needs to act on an error.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ErrorData {
+    /// The kind, as in `not_holder`. Text, since servers may know kinds that a client does not.
+    pub kind: String,
+    /// Whether this is the final answer; if not, repeat the same id.
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    /// After so many milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_ms: Option<u64>,
+    /// The cap that was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
+    /// Its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u64>,
+    /// The version that the key has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// Tokens that the owner holds already.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tokens: Vec<u64>,
+    /// The wait that the owner has already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<u64>,
+    /// The proof of address to send back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<String>,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}

@@ -1,0 +1,146 @@
+//! Bad input is refused with a sentence; good input comes through whole.
+
+use super::*;
+
+fn one(text: &str) -> Element {
+    let mut message = decode(text.as_bytes()).unwrap();
+    assert_eq!(message.elements.len(), 1);
+    message.elements.remove(0)
+}
+
+fn call(method: &str, params: &str) -> Result<Method, Refusal> {
+    one(&format!(r#"{{"jsonrpc":"2.0","id":7,"method":"{method}","params":{params}}}"#))
+        .request
+        .map(|request| request.method)
+}
+
+fn kind(method: &str, params: &str) -> Kind {
+    call(method, params).unwrap_err().kind
+}
+
+const S: &str = "00000000000000000000000000000001";
+
+#[test]
+fn a_request_comes_through_whole() {
+    let params =
+        format!(r#"{{"session":"{S}","key":"a","value":{{"n":[1,null]}},"if_version":0,"ack":3,"got":[2]}}"#);
+    let element = one(&format!(r#"{{"jsonrpc":"2.0","id":7,"method":"set","params":{params}}}"#));
+    let request = element.request.unwrap();
+    assert_eq!(request.got, [2]);
+    assert_eq!(
+        request.method,
+        Method::Logged {
+            id: 7,
+            ack: 3,
+            call: Call::Set {
+                key: Name::new("a").unwrap(),
+                value: Arc::from(r#"{"n":[1,null]}"#),
+                if_version: Some(0),
+                token: None,
+                holder: None
+            }
+        }
+    );
+}
+
+#[test]
+fn what_is_no_request_is_answered_under_its_id_where_it_has_one() {
+    let element = one(r#"{"jsonrpc":"2.0","id":5,"method":"get","parms":{}}"#);
+    assert_eq!((element.id.as_json(), element.request.unwrap_err().kind), ("5", Kind::InvalidRequest));
+    let element = one(r#"{"jsonrpc":"1.0","id":"x","method":"ping"}"#);
+    assert_eq!((element.id.as_json(), element.request.unwrap_err().kind), ("\"x\"", Kind::InvalidRequest));
+    assert_eq!(one(r#"{"jsonrpc":"2.0","method":"ping"}"#).request.unwrap_err().kind, Kind::InvalidRequest);
+    assert_eq!(
+        one(r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#).request.unwrap_err().kind,
+        Kind::InvalidRequest
+    );
+    assert_eq!(one(r#"{"jsonrpc":"2.0","id":1,"method":"ping"} x"#).request.unwrap_err().kind, Kind::Parse);
+    assert_eq!(one(r#"{"jsonrpc":"2.0","id":1,"#).request.unwrap_err().kind, Kind::Parse);
+    assert_eq!(one("[]       ").request.unwrap_err().kind, Kind::InvalidRequest);
+}
+
+#[test]
+fn replies_and_notifications_are_dropped_so_that_two_servers_cannot_talk_for_ever() {
+    assert_eq!(decode(br#"{"jsonrpc":"2.0","id":1,"result":{}}"#).unwrap_err(), Dropped::NotARequest);
+    assert_eq!(decode(br#"[{"jsonrpc":"2.0","id":null,"error":{}}]"#).unwrap_err(), Dropped::NotARequest);
+}
+
+#[test]
+fn methods_refuse_what_they_do_not_take_and_ask_for_what_they_need() {
+    assert_eq!(kind("get", r#"{"key":"a","value":1}"#), Kind::InvalidParams);
+    assert_eq!(kind("get", "{}"), Kind::InvalidParams);
+    assert_eq!(kind("get", r#"["a"]"#), Kind::InvalidParams);
+    assert_eq!(kind("set", r#"{"key":"a","value":1}"#), Kind::InvalidParams, "set needs a session");
+    assert_eq!(kind("fetch", "{}"), Kind::UnknownMethod);
+    assert_eq!(kind("watch", "{}"), Kind::Unsupported);
+    assert_eq!(kind("get", r#"{"key":""}"#), Kind::BadName);
+    assert_eq!(kind("file_info", r#"{"file":"../x"}"#), Kind::BadName);
+    let session = format!(r#""session":"{S}""#);
+    assert_eq!(kind("set", &format!(r#"{{{session},"key":"a","value":1,"ttl_ms":100}}"#)), Kind::Unsupported);
+    assert_eq!(kind("acquire_lock", &format!(r#"{{{session},"key":"a","atomic":true}}"#)), Kind::Unsupported);
+    assert_eq!(
+        kind("acquire_lock", &format!(r#"{{{session},"key":"a","mode":"shared"}}"#)),
+        Kind::Unsupported
+    );
+    assert_eq!(kind("acquire_lock", &format!(r#"{{{session},"keys":["a","b"]}}"#)), Kind::Unsupported);
+    assert_eq!(
+        kind("acquire_lock", &format!(r#"{{{session},"key":"a","mode":"exlusive"}}"#)),
+        Kind::InvalidParams
+    );
+}
+
+#[test]
+fn spans_of_time_have_bounds() {
+    for (ttl, good) in [("99", false), ("100", true), ("86400000", true), ("86400001", false), ("0", false)] {
+        let params = format!(r#"{{"nonce":"{S}","ttl_ms":{ttl}}}"#);
+        assert_eq!(call("open_session", &params).is_ok(), good, "{ttl}");
+    }
+}
+
+#[test]
+fn the_id_of_a_logged_request_is_an_integer_from_one() {
+    for id in ["0", "\"a\"", "\"1\""] {
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"method":"release_lock","params":{{"session":"{S}","token":1}}}}"#
+        );
+        assert_eq!(one(&text).request.unwrap_err().kind, Kind::InvalidRequest, "{id}");
+    }
+}
+
+#[test]
+fn values_may_be_64_deep_and_no_deeper() {
+    let nested = |depth: usize| {
+        let value = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        call("set", &format!(r#"{{"session":"{S}","key":"a","value":{value}}}"#))
+    };
+    assert!(nested(VALUE_DEPTH_MAX).is_ok());
+    assert_eq!(nested(VALUE_DEPTH_MAX + 1).unwrap_err().kind, Kind::TooLarge);
+    assert_eq!(nested(20_000).unwrap_err().kind, Kind::TooLarge, "deep nesting is counted, not followed");
+    assert_eq!(depth(r#""[[[\"[[""#), 0, "brackets in a string are text");
+}
+
+#[test]
+fn a_batch_has_at_most_64_elements_and_keeps_its_order() {
+    let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    let batch = |n: usize| decode(format!("[{}]", vec![ping; n].join(",")).as_bytes()).unwrap();
+    assert_eq!(batch(64).elements.len(), 64);
+    assert_eq!(batch(65).elements[0].request.as_ref().unwrap_err().kind, Kind::Limit);
+}
+
+#[test]
+fn a_valid_message_cut_at_any_byte_is_refused_and_never_panics() {
+    let text = format!(
+        r#"[{{"jsonrpc":"2.0","id":7,"method":"append_file","params":{{"session":"{S}","file":"a","data":"ü\n","token":1}}}}]"#
+    );
+    for cut in 0..text.len() {
+        if let Ok(message) = decode(&text.as_bytes()[..cut]) {
+            assert!(message.elements[0].request.is_err(), "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn cursors_round_trip_and_others_are_refused() {
+    assert_eq!(decode_cursor(&encode_cursor("a/ü")).unwrap(), "a/ü");
+    assert!(decode_cursor("!").is_err());
+}
