@@ -1,4 +1,5 @@
 //! Tenure: a lock server that protects what it guards.
+pub mod client;
 pub mod command;
 pub mod datagram;
 pub mod identity;

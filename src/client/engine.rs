@@ -1,0 +1,1 @@
+//! The protocol of one session, without socket, clock, thread or randomness.

@@ -1,0 +1,279 @@
+//! The client library: locks with guards, keys and files, over one UDP socket.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tenure::client::Client;
+//!
+//! # fn main() -> Result<(), tenure::client::Error> {
+//! let client = Client::connect("127.0.0.1:5625")?;
+//! let guard = client.lock("a").wait(Duration::from_secs(5)).acquire()?;
+//! guard.append_file("a", "one line\n")?;
+//! guard.release()?;
+//! # Ok(()) }
+//! ```
+//!
+//! A [`Client`] is one session, shared by any number of threads. Its background thread sends heartbeats, repeats what was not
+//! answered, and watches the leases by a clock that counts suspend. [`engine`] is the same without socket, clock and
+//! thread, for other ways to run it.
+
+pub mod engine;
+mod error;
+mod guard;
+mod keys;
+mod socket;
+
+pub use error::Error;
+pub use guard::{Attempt, Blocked, GrantState, Guard, LockRequest};
+pub use keys::{Entry, Fence, FileChunk, Pages};
+
+use crate::identity::{Nonce, SessionId};
+use crate::wire::Params;
+use serde_json::value::RawValue;
+use socket::{Answer, Core};
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What calls of this library give.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// How a client is made.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    name: String,
+    label: String,
+    ttl: Option<Duration>,
+    deadline: Duration,
+    reopen: bool,
+    lazy: bool,
+}
+
+impl Default for Builder {
+    fn default() -> Builder {
+        Builder {
+            name: String::new(),
+            label: String::new(),
+            ttl: None,
+            deadline: Duration::from_secs(10),
+            reopen: true,
+            lazy: false,
+        }
+    }
+}
+
+impl Builder {
+    /// The client's name for itself, shown to others. At most 128 bytes.
+    pub fn name(mut self, name: impl Into<String>) -> Builder {
+        self.name = name.into();
+        self
+    }
+
+    /// A note for people. At most 128 bytes.
+    pub fn label(mut self, label: impl Into<String>) -> Builder {
+        self.label = label.into();
+        self
+    }
+
+    /// How long the session lives without a sign of life: what others wait at most when this client dies. In whole
+    /// milliseconds, 100 ms to 24 h; by default the server's choice (10 s).
+    pub fn ttl(mut self, ttl: Duration) -> Builder {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// How long a call goes on without an answer, 10 s by default. Waits for locks come on top.
+    pub fn deadline(mut self, deadline: Duration) -> Builder {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Whether a call after the end of the session opens a new one (it does by default). Grants never carry over; without
+    /// it such calls give [`Error::SessionEnded`].
+    pub fn reopen(mut self, reopen: bool) -> Builder {
+        self.reopen = reopen;
+        self
+    }
+
+    /// Opens the session at the first call that needs one, not in `connect`. Reads, `ping` and `status` need none.
+    pub fn lazy(mut self, lazy: bool) -> Builder {
+        self.lazy = lazy;
+        self
+    }
+
+    /// Makes the client and, unless [`lazy`](Builder::lazy), opens its session.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is no such address or no socket; [`Error::Unreachable`] if nobody answers;
+    /// [`Error::Refused`] if the server takes no session.
+    pub fn connect(self, server: impl ToSocketAddrs) -> Result<Client> {
+        let server = server.to_socket_addrs()?.next().ok_or_else(|| {
+            std::io::Error::new(std::io::ErrorKind::NotFound, "the server's name has no address")
+        })?;
+        let lazy = self.lazy;
+        let client = Client { core: Arc::new(Core::start(self, server)?) };
+        if !lazy {
+            client.session()?;
+        }
+        Ok(client)
+    }
+}
+
+/// One session at a server. Cheap to clone; all clones are the same session, which is closed when the last clone and the
+/// last guard are gone.
+#[derive(Clone)]
+pub struct Client {
+    core: Arc<Core>,
+}
+
+/// A session that was left open: who knows this can act for it until its TTL has passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detached {
+    /// The secret id.
+    pub session: SessionId,
+    /// The public number.
+    pub client: u64,
+    /// The nonce that opened it.
+    pub nonce: Nonce,
+    /// Its TTL.
+    pub ttl: Duration,
+}
+
+/// The loss of a grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostGrant {
+    /// The token.
+    pub token: u64,
+    /// The locks.
+    pub keys: Vec<String>,
+    /// Why.
+    pub cause: LostCause,
+}
+
+/// Why a grant is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LostCause {
+    /// The server said so, with this reason, as in `lease_expired`.
+    Told(String),
+    /// No answer proved it for 80 % of the session's TTL: the server may have given it to another by now.
+    Unproven,
+    /// Its own lease is over, or so nearly that it cannot be relied on.
+    LeaseOver,
+    /// The session has ended.
+    SessionEnded,
+    /// The server no longer counts it as held: somebody else released it.
+    Gone,
+}
+
+impl fmt::Display for LostGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the grant {} of {} is lost: ", self.token, self.keys.join(", "))?;
+        match &self.cause {
+            LostCause::Told(reason) => write!(f, "the server ended it ({reason})"),
+            LostCause::Unproven => f.write_str("no answer has proved it for too long"),
+            LostCause::LeaseOver => f.write_str("its lease is over and was not renewed"),
+            LostCause::SessionEnded => f.write_str("its session has ended"),
+            LostCause::Gone => f.write_str("the server no longer counts it as held"),
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    /// The server's address; the session is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("server", &self.core.server()).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Makes a client with the defaults of [`Builder`] and opens its session.
+    ///
+    /// # Errors
+    /// As [`Builder::connect`].
+    pub fn connect(server: impl ToSocketAddrs) -> Result<Client> {
+        Builder::default().connect(server)
+    }
+
+    /// A client to be made otherwise.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Where requests go.
+    pub fn server(&self) -> SocketAddr {
+        self.core.server()
+    }
+
+    /// Sends requests elsewhere from now on: to a server that serves the same state. The session and its grants stay.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn set_server(&self, server: SocketAddr) -> Result<()> {
+        self.core.set_server(server)
+    }
+
+    /// The deadline of a call.
+    pub fn deadline(&self) -> Duration {
+        self.core.deadline()
+    }
+
+    /// The secret id, the public number and the TTL of the session, which is opened if need be.
+    ///
+    /// # Errors
+    /// As [`Builder::connect`]; [`Error::SessionEnded`] without [`Builder::reopen`].
+    pub fn session(&self) -> Result<Detached> {
+        self.core.session()
+    }
+
+    /// Asks for a lock; see [`LockRequest`].
+    pub fn lock(&self, name: impl Into<String>) -> LockRequest {
+        LockRequest::new(self.clone(), name.into())
+    }
+
+    /// What can be done under a grant of this session, by its token.
+    pub fn fence(&self, token: u64) -> Fence {
+        Fence::new(self.clone(), Some(token), None)
+    }
+
+    /// What can be done under a grant of another session of the same user, by its token and that session's id.
+    pub fn fence_of(&self, holder: SessionId, token: u64) -> Fence {
+        Fence::new(self.clone(), Some(token), Some(holder))
+    }
+
+    /// Calls any method. What the method takes stands in `docs/protocol.md`; `session`, `ack`, `got` and `cookie` are added.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn call(&self, method: &str, params: Params) -> Result<Box<RawValue>> {
+        self.call_within(method, params, self.deadline())
+    }
+
+    /// Calls any method with a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn call_within(&self, method: &str, params: Params, within: Duration) -> Result<Box<RawValue>> {
+        Ok(self.request(method, params, Some(within))?.raw)
+    }
+
+    /// Closes the session for all clones: every grant ends, every wait leaves its line. Waits for the answer.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] if none came: the session then ends with its TTL.
+    pub fn close(&self) -> Result<()> {
+        self.core.close()
+    }
+
+    /// Leaves without closing the session: it goes on, with its grants, until its TTL has passed or somebody with its id
+    /// keeps it alive ([`Client::heartbeat_for`]). All clones are closed by this.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; others if there is no session and none can be opened.
+    pub fn detach(&self) -> Result<Detached> {
+        self.core.detach()
+    }
+
+    fn request(&self, method: &str, params: Params, within: Option<Duration>) -> Result<Answer> {
+        self.core.request(method, params, within)
+    }
+}
