@@ -1,7 +1,7 @@
 //! Asking for a lock, and the guard that stands for the grant.
 
 use super::socket::Tenure;
-use super::{Client, Error, Fence, LostGrant, Result};
+use super::{Client, Error, Fence, GrantState, LostGrant, Result};
 use crate::outcome::Reason;
 use crate::wire::{Acquired, Appended, FileChanged, HolderShown, Int, Params, WaitMs};
 use crossbeam_channel::Receiver;
@@ -76,17 +76,6 @@ impl fmt::Display for Blocked {
             None => Ok(()),
         }
     }
-}
-
-/// How sure the client may be that it holds a grant, by its own clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum GrantState {
-    /// Proven within two thirds of the lease.
-    Safe,
-    /// Still held, but unproven for two thirds of the lease: the server does not answer. Begin nothing long.
-    AtRisk,
-    /// Lost, for good: unproven for 80 % of the lease, or ended by the server.
-    Lost,
 }
 
 impl LockRequest {

@@ -20,11 +20,15 @@ pub mod engine;
 mod error;
 mod guard;
 mod keys;
+mod lease;
+mod message;
 mod socket;
+mod timers;
 
 pub use error::Error;
-pub use guard::{Attempt, Blocked, GrantState, Guard, LockRequest};
+pub use guard::{Attempt, Blocked, Guard, LockRequest};
 pub use keys::{Entry, Fence, FileChunk, Pages};
+pub use lease::{GrantState, LostCause, LostGrant, Span};
 
 use crate::identity::{Nonce, SessionId};
 use crate::wire::Params;
@@ -137,45 +141,6 @@ pub struct Detached {
     pub nonce: Nonce,
     /// Its TTL.
     pub ttl: Duration,
-}
-
-/// The loss of a grant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LostGrant {
-    /// The token.
-    pub token: u64,
-    /// The locks.
-    pub keys: Vec<String>,
-    /// Why.
-    pub cause: LostCause,
-}
-
-/// Why a grant is lost.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LostCause {
-    /// The server said so, with this reason, as in `lease_expired`.
-    Told(String),
-    /// No answer proved it for 80 % of the session's TTL: the server may have given it to another by now.
-    Unproven,
-    /// Its own lease is over, or so nearly that it cannot be relied on.
-    LeaseOver,
-    /// The session has ended.
-    SessionEnded,
-    /// The server no longer counts it as held: somebody else released it.
-    Gone,
-}
-
-impl fmt::Display for LostGrant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the grant {} of {} is lost: ", self.token, self.keys.join(", "))?;
-        match &self.cause {
-            LostCause::Told(reason) => write!(f, "the server ended it ({reason})"),
-            LostCause::Unproven => f.write_str("no answer has proved it for too long"),
-            LostCause::LeaseOver => f.write_str("its lease is over and was not renewed"),
-            LostCause::SessionEnded => f.write_str("its session has ended"),
-            LostCause::Gone => f.write_str("the server no longer counts it as held"),
-        }
-    }
 }
 
 impl fmt::Debug for Client {
