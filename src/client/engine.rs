@@ -69,6 +69,13 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallId(Tag);
 
+impl CallId {
+    /// The number of the request.
+    pub fn number(self) -> u64 {
+        self.0.number()
+    }
+}
+
 impl fmt::Display for CallId {
     /// The id on the wire.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -203,6 +210,7 @@ pub struct Engine {
     config: Config,
     stage: Stage,
     session: Option<OpenedShown>,
+    refusal: Option<Box<ErrorShown>>,
     /// The last logged id given out, and the last of the others.
     last_id: u64,
     last_echo: u64,
@@ -334,6 +342,7 @@ impl Engine {
             config,
             stage: Stage::Idle,
             session: None,
+            refusal: None,
             last_id: last,
             last_echo: last,
             heard: false,
@@ -542,6 +551,11 @@ impl Engine {
     /// The secret id, the public number and the TTL in milliseconds, once the session is open.
     pub fn session(&self) -> Option<(SessionId, u64, u64)> {
         self.session.map(|opened| (opened.session, opened.client, opened.ttl_ms))
+    }
+
+    /// Why the server gave no session, if it refused one.
+    pub fn refusal(&self) -> Option<&ErrorShown> {
+        self.refusal.as_deref()
     }
 
     /// What belief in the session allows, for all its grants.
@@ -968,7 +982,9 @@ impl Engine {
                 for tag in queued {
                     self.end(tag, Err(Failure::Refused(error.clone())));
                 }
-                return self.session_ended(now, format!("no session was opened: {}", error.message));
+                let why = format!("no session was opened: {}", error.message);
+                self.refusal = Some(error);
+                return self.session_ended(now, why);
             }
         };
         self.session = Some(opened);
@@ -1081,7 +1097,12 @@ impl Engine {
             let lost = LostGrant { token, keys, cause: LostCause::Told(reason) };
             return self.end(tag, Err(Failure::Lost(lost)));
         }
-        if !asked || !matches!(self.stage, Stage::Open) {
+        if !matches!(self.stage, Stage::Open) {
+            // The answer to a retry, told by a session that has ended since.
+            let lost = LostGrant { token, keys, cause: LostCause::SessionEnded };
+            return self.end(tag, Err(Failure::Lost(lost)));
+        }
+        if !asked {
             // Nobody will hold it. It was never used, so it is a release and no loss.
             self.drop_call(tag);
             return self.spawn_release(now, "release_lock", token, keys);

@@ -1,6 +1,6 @@
 //! Asking for a lock, and the guard that stands for the grant.
 
-use super::socket::Tenure;
+use super::tenure::Tenure;
 use super::{Client, Error, Fence, GrantState, LostGrant, Result};
 use crate::outcome::Reason;
 use crate::wire::{Acquired, Appended, FileChanged, HolderShown, Int, Params, WaitMs};
@@ -347,7 +347,7 @@ impl Guard {
     pub fn release(mut self) -> Result<()> {
         self.held = false;
         if let Err(lost) = self.check() {
-            self.tenure.forget(&self.client);
+            self.client.core.release_on_drop(&self.tenure);
             return Err(lost);
         }
         self.client.fence(self.tenure.token()).release().map(|_| ()).map_err(|error| self.explain(error))
@@ -389,7 +389,7 @@ impl Drop for Guard {
     /// the client lives, and after that the session's TTL ends the grant.
     fn drop(&mut self) {
         if self.held {
-            self.tenure.release_on_drop(&self.client);
+            self.client.core.release_on_drop(&self.tenure);
         }
     }
 }

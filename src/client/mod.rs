@@ -21,8 +21,15 @@ mod error;
 mod guard;
 mod keys;
 mod lease;
+#[cfg(test)]
+mod live;
 mod message;
+#[cfg(test)]
+mod random;
 mod socket;
+mod tenure;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 pub use error::Error;
