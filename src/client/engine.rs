@@ -24,7 +24,7 @@ use super::timers::Timers;
 use crate::identity::{Nonce, SessionId};
 use crate::limits::{DATAGRAM_MAX, GOT_MAX};
 use crate::time::Time;
-use crate::wire::{ErrorShown, Int, Params, WaitMs};
+use crate::wire::{ErrorShown, Int, Params, Pending, WaitMs};
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -88,6 +88,13 @@ impl fmt::Display for CallId {
 pub enum Event {
     /// The session is open.
     Opened,
+    /// A call stands in line.
+    Pending {
+        /// The call.
+        call: CallId,
+        /// Where, and who is in the way.
+        pending: Pending,
+    },
     /// A call has its result: its only one.
     Done {
         /// The call.
@@ -471,7 +478,7 @@ impl Engine {
         }
         self.heard = true;
         match incoming {
-            Incoming::Pending { client, id } => self.on_pending(now, client, id),
+            Incoming::Pending { client, id, shown } => self.on_pending(now, client, id, shown),
             Incoming::Lost { token } => {
                 // A hint, and anybody could send it: the heartbeat's answer decides.
                 if self.grants.get(&token).is_some_and(|grant| grant.told != GrantState::Lost) {
@@ -806,14 +813,21 @@ const BEAT: Tag = Tag::Beat(0);
 
 /// Answers.
 impl Engine {
-    fn on_pending(&mut self, now: Time, client: u64, id: u64) {
+    fn on_pending(&mut self, now: Time, client: u64, id: u64, shown: Option<Pending>) {
         if self.session.is_none_or(|opened| opened.client != client) {
             return;
         }
         let tag = Tag::Logged(id);
         let Some(call) = self.calls.get_mut(&tag) else { return };
         let Purpose::Acquire { pending, cancel: None, .. } = &mut call.purpose else { return };
-        if call.copies > 0 && !std::mem::replace(pending, true) {
+        if call.copies == 0 {
+            return;
+        }
+        let news = !std::mem::replace(pending, true);
+        if let (Some(pending), true) = (shown, call.asked) {
+            self.events.push_back(Event::Pending { call: CallId(tag), pending });
+        }
+        if news {
             let delay = self.spread(PROBE_MS);
             self.sends.set(tag, now.after_us(delay));
         }
@@ -939,6 +953,9 @@ impl Engine {
                 self.on_cancelled(now, wait, reply);
             }
             Purpose::Release { token, .. } => {
+                if not_holder {
+                    self.lose(now, token, LostCause::Gone);
+                }
                 self.remove_grant(token);
                 self.events.push_back(Event::Released { token });
                 self.end_with(tag, reply);

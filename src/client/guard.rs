@@ -3,8 +3,8 @@
 use super::tenure::Tenure;
 use super::{Client, Error, Fence, GrantState, LostGrant, Result};
 use crate::outcome::Reason;
-use crate::wire::{Acquired, Appended, FileChanged, HolderShown, Int, Params, WaitMs};
-use crossbeam_channel::Receiver;
+use crate::wire::{Acquired, Appended, FileChanged, HolderShown, Int, Params, Pending, WaitMs};
+use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
 use std::cell::Cell;
 use std::fmt;
@@ -22,6 +22,7 @@ pub struct LockRequest {
     params: Params,
     wait: Patience,
     deadline: Option<Duration>,
+    progress: Option<Sender<Pending>>,
 }
 
 /// How long to stand in line.
@@ -81,7 +82,7 @@ impl fmt::Display for Blocked {
 impl LockRequest {
     pub(super) fn new(client: Client, key: String) -> LockRequest {
         let params = Params { key: Some(key), ..Params::default() };
-        LockRequest { client, params, wait: Patience::Try, deadline: None }
+        LockRequest { client, params, wait: Patience::Try, deadline: None, progress: None }
     }
 
     /// Stands in line for at most so long. In whole milliseconds, at most 30 days.
@@ -122,6 +123,13 @@ impl LockRequest {
         self
     }
 
+    /// Sends word each time that the server says the request stands in line: where, and who is in the way. What does not
+    /// fit the channel is dropped.
+    pub fn progress(mut self, to: Sender<Pending>) -> LockRequest {
+        self.progress = Some(to);
+        self
+    }
+
     /// Asks for the lock, and tells whether it was granted.
     ///
     /// # Errors
@@ -143,7 +151,12 @@ impl LockRequest {
             Patience::Within(limit) => Some(answer_within.saturating_add(limit)),
             Patience::Forever => None,
         };
-        let answer = self.client.request("acquire_lock", params, within).map_err(already_held)?;
+        if within.is_none() {
+            // Without a deadline of its own it must not hang on a server that was never there.
+            self.client.session()?;
+        }
+        let answer =
+            self.client.request("acquire_lock", params, within, self.progress).map_err(already_held)?;
         let acquired: Acquired = answer.read("acquire_lock")?;
         match (acquired.granted, acquired.token, answer.tenure) {
             (Some(true), Some(token), _) if acquired.again => {

@@ -362,3 +362,37 @@ fn a_refusal_keeps_its_kind_its_words_and_its_data() {
     assert_eq!(error.kind(), Some(crate::kind::Kind::VersionMismatch));
     assert!(matches!(error, Error::Refused { data, .. } if data.version == Some(7)));
 }
+
+#[test]
+fn who_waits_hears_of_its_place_in_line() {
+    let fake = Fake::new(Box::new(|request| match request["method"].as_str() {
+        Some("acquire_lock") => {
+            let params = json!({"client": 0, "id": request["id"], "position": 2, "reason": "held", "holders": [], "holders_total": 1});
+            vec![json!({"jsonrpc": "2.0", "method": "pending", "params": params})]
+        }
+        Some("cancel_wait") => result(request, json!({"cancelled": true})),
+        _ => canned(request),
+    }));
+    let client = Client::builder().deadline(Duration::from_millis(200)).connect(fake.address).unwrap();
+    let (sender, places) = crossbeam_channel::unbounded();
+    let attempt = client.lock("a").wait(Duration::from_millis(100)).progress(sender).try_acquire().unwrap();
+    assert!(matches!(attempt, Attempt::Refused(_)));
+    assert_eq!(places.try_recv().unwrap().position, 2);
+}
+
+#[test]
+fn a_release_of_what_is_gone_is_a_loss() {
+    let fake = Fake::model();
+    let guard = fake.client().lock("a").acquire().unwrap();
+    fake.model.lock().unwrap().locks.clear();
+    assert!(matches!(guard.release(), Err(Error::Lost(lost)) if lost.cause == LostCause::Gone));
+}
+
+#[test]
+fn clients_and_guards_may_go_from_thread_to_thread() {
+    fn free<T: Send + Sync>() {}
+    free::<Client>();
+    free::<super::Guard>();
+    free::<super::Fence>();
+    free::<Error>();
+}

@@ -3,7 +3,7 @@
 use crate::datagram;
 use crate::identity::SessionId;
 use crate::limits::DATAGRAM_MAX;
-use crate::wire::{ErrorData, ErrorShown, Params};
+use crate::wire::{ErrorData, ErrorShown, Params, Pending};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -116,6 +116,8 @@ pub(super) enum Incoming {
         client: u64,
         /// The id of the request.
         id: u64,
+        /// All of it, if this library understands it.
+        shown: Option<Pending>,
     },
     /// A grant ended.
     Lost {
@@ -166,7 +168,8 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Incoming> {
         return match method.as_ref() {
             "pending" => {
                 let shown: PendingShown = serde_json::from_str(params).ok()?;
-                Some(Incoming::Pending { client: shown.client, id: shown.id })
+                let all = serde_json::from_str(params).ok();
+                Some(Incoming::Pending { client: shown.client, id: shown.id, shown: all })
             }
             "lost" => {
                 let lost: LostNotice = serde_json::from_str(params).ok()?;

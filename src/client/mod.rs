@@ -38,7 +38,8 @@ pub use keys::{Entry, Fence, FileChunk, Pages};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
 
 use crate::identity::{Nonce, SessionId};
-use crate::wire::Params;
+use crate::wire::{Params, Pending};
+use crossbeam_channel::Sender;
 use serde_json::value::RawValue;
 use socket::{Answer, Core};
 use std::fmt;
@@ -112,13 +113,16 @@ impl Builder {
         self
     }
 
-    /// Makes the client and, unless [`lazy`](Builder::lazy), opens its session.
+    /// Makes the client and, unless [`lazy`](Builder::lazy), opens its session. Of a name with several addresses the first
+    /// of IPv4 is taken, if there is one: `localhost` means 127.0.0.1, where a server listens by default.
     ///
     /// # Errors
     /// [`Error::Io`] if there is no such address or no socket; [`Error::Unreachable`] if nobody answers;
     /// [`Error::Refused`] if the server takes no session.
     pub fn connect(self, server: impl ToSocketAddrs) -> Result<Client> {
-        let server = server.to_socket_addrs()?.next().ok_or_else(|| {
+        let addresses: Vec<SocketAddr> = server.to_socket_addrs()?.collect();
+        let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+        let server = *first.ok_or_else(|| {
             std::io::Error::new(std::io::ErrorKind::NotFound, "the server's name has no address")
         })?;
         let lazy = self.lazy;
@@ -225,7 +229,7 @@ impl Client {
     /// # Errors
     /// As [`Error`] says.
     pub fn call_within(&self, method: &str, params: Params, within: Duration) -> Result<Box<RawValue>> {
-        Ok(self.request(method, params, Some(within))?.raw)
+        Ok(self.request(method, params, Some(within), None)?.raw)
     }
 
     /// Closes the session for all clones: every grant ends, every wait leaves its line. Waits for the answer.
@@ -245,7 +249,13 @@ impl Client {
         self.core.detach()
     }
 
-    fn request(&self, method: &str, params: Params, within: Option<Duration>) -> Result<Answer> {
-        self.core.request(method, params, within)
+    fn request(
+        &self,
+        method: &str,
+        params: Params,
+        within: Option<Duration>,
+        progress: Option<Sender<Pending>>,
+    ) -> Result<Answer> {
+        self.core.request(method, params, within, progress)
     }
 }

@@ -424,6 +424,7 @@ fn run(seed: u64) {
                             client.held.retain(|(of, token, _)| (*of, *token) != (life, loss.token));
                         }
                         Event::Opened
+                        | Event::Pending { .. }
                         | Event::Changed { .. }
                         | Event::Lease { .. }
                         | Event::Released { .. }

@@ -11,7 +11,7 @@ use super::{Builder, Detached, Error, Result, guard};
 use crate::identity::Nonce;
 use crate::limits::DATAGRAM_MAX;
 use crate::time::Time;
-use crate::wire::{Int, Params};
+use crate::wire::{Int, Params, Pending};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{debug, info, warn};
 use mio::net::UdpSocket;
@@ -83,11 +83,23 @@ impl Answer {
 
 /// What callers want.
 enum Command {
-    Call { method: String, params: Box<Params>, within: Option<Duration>, reply: Sender<Result<Answer>> },
-    Session { within: Duration, reply: Sender<Result<Detached>> },
+    Call {
+        method: String,
+        params: Box<Params>,
+        within: Option<Duration>,
+        reply: Sender<Result<Answer>>,
+        progress: Option<Sender<Pending>>,
+    },
+    Session {
+        within: Duration,
+        reply: Sender<Result<Detached>>,
+    },
     Server(SocketAddr),
     Detach,
-    Close { within: Duration, reply: Sender<bool> },
+    Close {
+        within: Duration,
+        reply: Sender<bool>,
+    },
 }
 
 impl Core {
@@ -162,8 +174,15 @@ impl Core {
         Ok(session)
     }
 
-    pub(super) fn request(&self, method: &str, params: Params, within: Option<Duration>) -> Result<Answer> {
-        let answer = self.begin(method, params, within)?;
+    /// Asks, and waits for the answer; `progress` hears of standing in line.
+    pub(super) fn request(
+        &self,
+        method: &str,
+        params: Params,
+        within: Option<Duration>,
+        progress: Option<Sender<Pending>>,
+    ) -> Result<Answer> {
+        let answer = self.begin(method, params, within, progress)?;
         self.answer(&answer)?
     }
 
@@ -172,7 +191,7 @@ impl Core {
         let lost = tenure.loss().is_some();
         let method = if lost { "abandon" } else { "release_lock" };
         let params = Params { token: Some(Int(tenure.token())), ..Params::default() };
-        match self.begin(method, params, None) {
+        match self.begin(method, params, None, None) {
             Ok(answer) if !lost && std::thread::current().id() != self.thread => {
                 drop(answer.recv_timeout(DROP_WAIT));
             }
@@ -186,9 +205,16 @@ impl Core {
         method: &str,
         params: Params,
         within: Option<Duration>,
+        progress: Option<Sender<Pending>>,
     ) -> Result<Receiver<Result<Answer>>> {
         let (reply, answer) = crossbeam_channel::bounded(1);
-        self.send(Command::Call { method: method.into(), params: Box::new(params), within, reply })?;
+        self.send(Command::Call {
+            method: method.into(),
+            params: Box::new(params),
+            within,
+            reply,
+            progress,
+        })?;
         Ok(answer)
     }
 
@@ -252,6 +278,7 @@ impl Session {
 struct Waiter {
     method: String,
     reply: Sender<Result<Answer>>,
+    progress: Option<Sender<Pending>>,
 }
 
 /// The background thread.
@@ -337,12 +364,12 @@ impl Driver {
         for _ in 0..TURN_COMMANDS {
             let Ok(command) = self.inbox.try_recv() else { return Some(false) };
             match command {
-                Command::Call { method, params, within, reply } => {
+                Command::Call { method, params, within, reply, progress } => {
                     let deadline = within.map(|within| after(now, within));
                     self.renew_session();
                     let Some(session) = self.sessions.last_mut() else { continue };
                     let call = session.engine.call(now, &method, *params, deadline);
-                    self.waiting.insert(call, Waiter { method, reply });
+                    self.waiting.insert(call, Waiter { method, reply, progress });
                 }
                 Command::Session { within, reply } => {
                     self.renew_session();
@@ -417,6 +444,12 @@ impl Driver {
         let session = &mut self.sessions[at];
         match event {
             Event::Done { call, result } => self.tell_done(at, call, result),
+            Event::Pending { call, pending } => {
+                if let Some(progress) = self.waiting.get(&call).and_then(|waiter| waiter.progress.as_ref()) {
+                    // Whoever is slow to listen misses some.
+                    let _ = progress.try_send(pending);
+                }
+            }
             Event::Changed { token, state } => {
                 if let Some(tenure) = session.tenures.get(&token) {
                     tenure.changed(state);
