@@ -57,7 +57,8 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         let limits = &self.head.limits;
         if data.len() as u64 > limits.append_bytes {
-            let text = format!("the data has {} bytes; at most {} are allowed", data.len(), limits.append_bytes);
+            let text =
+                format!("the data has {} bytes; at most {} are allowed", data.len(), limits.append_bytes);
             return Err(Refusal::new(Kind::TooLarge, text)
                 .with(Detail::Limit { limit: "append_bytes".into(), max: limits.append_bytes }));
         }
@@ -66,14 +67,19 @@ impl State {
                 self.may_create(name)?;
                 let limits = &self.head.limits;
                 if self.files.len() as u64 >= limits.files {
-                    let text = format!("the server has its {} files; delete one, or raise --max-files", limits.files);
+                    let text = format!(
+                        "the server has its {} files; delete one, or raise --max-files",
+                        limits.files
+                    );
                     return Err(Refusal::limit("files", limits.files, text));
                 }
             }
             Some(File { fault: Some(fault), .. }) => return Err(at_fault(name, fault)),
             Some(file) if file.length + data.len() as u64 > limits.file_bytes => {
                 let max = limits.file_bytes;
-                let text = format!("file {name:?} would have over {max} bytes; rotate it, or raise --max-file-bytes");
+                let text = format!(
+                    "file {name:?} would have over {max} bytes; rotate it, or raise --max-file-bytes"
+                );
                 return Err(Refusal::limit("file_bytes", max, text));
             }
             Some(_) => {}
@@ -116,7 +122,10 @@ impl State {
             return Err(at_fault(name, fault));
         }
         if self.files.contains_key(to) {
-            return Err(Refusal::new(Kind::InvalidParams, format!("file {to:?} exists already; rotate to a new name")));
+            return Err(Refusal::new(
+                Kind::InvalidParams,
+                format!("file {to:?} exists already; rotate to a new name"),
+            ));
         }
         self.may_create(to)?;
         let file = self.files.remove(name).expect("it was found");
@@ -137,7 +146,8 @@ impl State {
         let limit = self.head.limits.file_bytes;
         let file = self.files.get_mut(name).ok_or_else(|| not_found(name))?;
         if file.generation != generation {
-            let text = format!("file {name:?} was deleted or rotated while it was looked at; repair it again");
+            let text =
+                format!("file {name:?} was deleted or rotated while it was looked at; repair it again");
             return Err(Refusal::new(Kind::NotFound, text));
         }
         if file.fault.is_none() {
@@ -145,7 +155,9 @@ impl State {
             return Ok(Outcome::FileChanged { length: file.length, generation });
         }
         if length > limit {
-            let text = format!("file {name:?} has {length} bytes on disk, over its cap; delete it, or raise --max-file-bytes");
+            let text = format!(
+                "file {name:?} has {length} bytes on disk, over its cap; delete it, or raise --max-file-bytes"
+            );
             return Err(Refusal::limit("file_bytes", limit, text));
         }
         file.length = length;
@@ -218,5 +230,8 @@ pub fn not_found(name: &Name) -> Refusal {
 }
 
 fn at_fault(name: &Name, fault: &str) -> Refusal {
-    Refusal::new(Kind::FileFault, format!("file {name:?} is closed to writes: {fault}; repair_file opens it again"))
+    Refusal::new(
+        Kind::FileFault,
+        format!("file {name:?} is closed to writes: {fault}; repair_file opens it again"),
+    )
 }

@@ -56,10 +56,16 @@ impl State {
         self.keys.range::<str, _>((begin, Bound::Unbounded)).take_while(move |(name, _)| name.as_str() <= to)
     }
 
-    pub(super) fn set(&mut self, key: &Name, value: &Arc<str>, if_version: Option<Op>) -> Result<Outcome, Refusal> {
+    pub(super) fn set(
+        &mut self,
+        key: &Name,
+        value: &Arc<str>,
+        if_version: Option<Op>,
+    ) -> Result<Outcome, Refusal> {
         let limits = &self.head.limits;
         if value.len() as u64 > limits.value_bytes {
-            let text = format!("the value has {} bytes; at most {} are allowed", value.len(), limits.value_bytes);
+            let text =
+                format!("the value has {} bytes; at most {} are allowed", value.len(), limits.value_bytes);
             return Err(Refusal::new(Kind::TooLarge, text)
                 .with(Detail::Limit { limit: "value_bytes".into(), max: limits.value_bytes }));
         }
@@ -72,7 +78,8 @@ impl State {
         let grown = self.key_bytes - old.map_or(0, |old| weight(key, old)) + (key.len() + value.len()) as u64;
         if grown > limits.key_bytes {
             let max = limits.key_bytes;
-            let text = format!("keys and values would have over {max} bytes; delete some, or raise --max-key-bytes");
+            let text =
+                format!("keys and values would have over {max} bytes; delete some, or raise --max-key-bytes");
             return Err(Refusal::limit("key_bytes", max, text));
         }
         self.key_bytes = grown;

@@ -242,7 +242,8 @@ impl State {
             let Some(lock) = self.locks.get(&ask.key) else { continue };
             for token in &lock.holders {
                 let Some(grant) = self.live_grant(*token, self.head.at) else { continue };
-                if grant.session == wanted.session && *grant.owner == *wanted.owner && !tokens.contains(token) {
+                if grant.session == wanted.session && *grant.owner == *wanted.owner && !tokens.contains(token)
+                {
                     tokens.push(*token);
                 }
             }
@@ -310,10 +311,12 @@ impl State {
     fn stand_in_line(&mut self, wanted: &Wanted<'_>, deadline: Option<Time>) -> Result<Outcome, Refusal> {
         let limits = &self.head.limits;
         if self.waits.len() as u64 >= limits.waits {
-            let text = format!("the server has its {} waits; try again later, or raise --max-waits", limits.waits);
+            let text =
+                format!("the server has its {} waits; try again later, or raise --max-waits", limits.waits);
             return Err(Refusal::limit("waits", limits.waits, text));
         }
-        let longest = wanted.asks.iter().filter_map(|ask| self.locks.get(&ask.key)).map(|lock| lock.line.len()).max();
+        let longest =
+            wanted.asks.iter().filter_map(|ask| self.locks.get(&ask.key)).map(|lock| lock.line.len()).max();
         if longest.unwrap_or(0) as u64 >= limits.lock_waits {
             let text = format!(
                 "{} waits stand in this line already; try again later, or raise --max-lock-waits",

@@ -20,7 +20,7 @@ mod locks;
 mod parts;
 mod sessions;
 
-pub use files::File;
+pub use files::{File, not_found};
 pub use keys::Key;
 pub use locks::{Grant, LockView, Wait};
 pub use parts::*;
@@ -120,7 +120,9 @@ impl State {
             Command::OpenSession { nonce, session, name, label, ttl_ms } => {
                 self.open_session(*nonce, *session, name, label, *ttl_ms, effects)
             }
-            Command::EndSession { session, term, reason } => self.end_session(*session, *term, *reason, effects),
+            Command::EndSession { session, term, reason } => {
+                self.end_session(*session, *term, *reason, effects)
+            }
             Command::Tick => self.tick(effects),
             Command::FileFault { file, generation, reason } => self.file_fault(file, *generation, reason),
             Command::Request(request) => self.request(request, effects),
@@ -157,12 +159,15 @@ impl State {
 
     fn request(&mut self, request: &Request, effects: &mut Vec<Effect>) -> Outcome {
         let fingerprint = request.call.fingerprint();
-        let Some(session) = self.sessions.get_mut(&request.session).filter(|session| session.is_live()) else {
+        let Some(session) = self.sessions.get_mut(&request.session).filter(|session| session.is_live())
+        else {
             return Outcome::Void;
         };
         match session.standing(request.id, fingerprint) {
             Standing::New => {}
-            Standing::Kept(_) | Standing::InLine(_) | Standing::Reused | Standing::Stale => return Outcome::Void,
+            Standing::Kept(_) | Standing::InLine(_) | Standing::Reused | Standing::Stale => {
+                return Outcome::Void;
+            }
         }
         session.acknowledge(request.ack, &request.got);
         let outcome = match self.call(request, fingerprint, effects) {
@@ -177,7 +182,12 @@ impl State {
         outcome
     }
 
-    fn call(&mut self, request: &Request, fingerprint: u64, effects: &mut Vec<Effect>) -> Result<Outcome, Refusal> {
+    fn call(
+        &mut self,
+        request: &Request,
+        fingerprint: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Outcome, Refusal> {
         let session = request.session;
         match &request.call {
             Call::Acquire { asks, wait, lease_ms, owner, label } => {
@@ -195,7 +205,9 @@ impl State {
             Call::CancelWait { wait } => self.cancel_wait(session, *wait, effects),
             Call::Release { token, holder } => self.release(session, *holder, *token, effects),
             Call::Abandon { token, holder } => self.release(session, *holder, *token, effects),
-            Call::RenewLease { token, holder, lease_ms } => self.renew_lease(session, *holder, *token, *lease_ms),
+            Call::RenewLease { token, holder, lease_ms } => {
+                self.renew_lease(session, *holder, *token, *lease_ms)
+            }
             Call::Set { key, value, if_version, token, holder } => {
                 self.may_write_key(session, *holder, *token, key)?;
                 self.set(key, value, *if_version)

@@ -99,6 +99,11 @@ impl Session {
         self.waits.len() as u64
     }
 
+    /// Whether its client has never sent `ack`, so that the window slides by itself.
+    pub fn slides(&self) -> bool {
+        !self.acks
+    }
+
     /// Grants it lost after command `after`, in order.
     pub fn losses_after(&self, after: Op) -> impl Iterator<Item = &Loss> {
         self.losses.iter().filter(move |loss| loss.op > after)
@@ -107,7 +112,11 @@ impl Session {
     /// Where request `id` with that fingerprint stands.
     pub fn standing(&self, id: u64, fingerprint: u64) -> Standing<'_> {
         if let Some(kept) = self.replies.get(&id) {
-            return if kept.fingerprint == fingerprint { Standing::Kept(&kept.outcome) } else { Standing::Reused };
+            return if kept.fingerprint == fingerprint {
+                Standing::Kept(&kept.outcome)
+            } else {
+                Standing::Reused
+            };
         }
         if let Some(wait) = self.waits.get(&id) {
             return match &wait.outcome {
@@ -177,7 +186,9 @@ impl Session {
     pub(super) fn keep(&mut self, id: u64, fingerprint: u64, outcome: Outcome, limits: &Limits) {
         self.reply_bytes += outcome.weight();
         self.replies.insert(id, Kept { fingerprint, outcome });
-        while !self.acks && (self.replies.len() as u64 > limits.replies || self.reply_bytes > limits.reply_bytes) {
+        while !self.acks
+            && (self.replies.len() as u64 > limits.replies || self.reply_bytes > limits.reply_bytes)
+        {
             let (oldest, kept) = self.replies.pop_first().expect("the window is over its cap, so not empty");
             self.reply_bytes -= kept.outcome.weight();
             self.floor = self.floor.max(oldest + 1);
@@ -380,7 +391,9 @@ impl State {
             let in_line = session.waiting.values().next().map(|id| session.wait_standing(*id));
             match (in_line, session.grants.first().copied()) {
                 (Some(Standing::InLine(op)), _) => self.give_up(op, effects),
-                (Some(standing), _) => panic!("a waiting owner of client {client} has a wait that is {standing:?}"),
+                (Some(standing), _) => {
+                    panic!("a waiting owner of client {client} has a wait that is {standing:?}")
+                }
                 (None, Some(token)) => self.end_grant(token, effects),
                 (None, None) => {
                     self.leaving.remove(&client);
@@ -397,7 +410,10 @@ impl State {
         }
         let id = self.clients.remove(&client).expect("a session is forgotten once");
         let session = self.sessions.remove(&id).expect("a numbered session is known");
-        assert!(session.grants.is_empty() && session.waiting.is_empty(), "client {client} left something behind");
+        assert!(
+            session.grants.is_empty() && session.waiting.is_empty(),
+            "client {client} left something behind"
+        );
         self.nonces.remove(&session.nonce);
     }
 
@@ -422,7 +438,8 @@ impl State {
                 return Err(Refusal::new(Kind::InvalidParams, text));
             }
             Standing::Stale => {
-                let text = format!("request {wait} was acknowledged before, so its outcome is not kept any more");
+                let text =
+                    format!("request {wait} was acknowledged before, so its outcome is not kept any more");
                 return Err(Refusal::new(Kind::StaleRequest, text));
             }
             Standing::Reused => unreachable!("a record is looked up without a body to compare"),
@@ -493,7 +510,13 @@ impl State {
     }
 
     /// Ties a wait that stands in line to its session.
-    pub(super) fn tie_wait(&mut self, id: SessionId, wait: u64, owner: Arc<str>, op: Op) -> Result<(), String> {
+    pub(super) fn tie_wait(
+        &mut self,
+        id: SessionId,
+        wait: u64,
+        owner: Arc<str>,
+        op: Op,
+    ) -> Result<(), String> {
         let session = self.sessions.get_mut(&id).ok_or("it has no session")?;
         match session.waits.get_mut(&wait) {
             Some(reply) if reply.outcome.is_none() && reply.op == 0 => reply.op = op,
