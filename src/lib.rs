@@ -1,6 +1,8 @@
 //! Tenure: a lock server that protects what it guards.
+pub mod batch;
 pub mod command;
 pub mod datagram;
+pub mod failpoint;
 pub mod identity;
 pub mod kind;
 pub mod lease;
@@ -10,6 +12,9 @@ pub mod name;
 pub mod node;
 pub mod outcome;
 pub mod proof;
+pub mod record;
+pub mod segment;
+pub mod snapshot;
 pub mod state;
 pub mod time;
 pub mod wire;

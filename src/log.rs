@@ -126,3 +126,67 @@ pub fn next_op(last: Op, command: &Command) -> Op {
 pub fn bytes_of(entries: &[Entry]) -> usize {
     256 + entries.iter().map(|entry| 64 + entry.command.weight()).sum::<usize>()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Call, Durability, Request};
+    use crate::identity::SessionId;
+    use crate::limits::Limits;
+    use crate::time::Time;
+
+    #[test]
+    fn a_batch_is_never_larger_than_it_was_counted() {
+        let max = u64::MAX;
+        let limits = Limits { keys: max, sessions: max, files: max, grants: max, ..Limits::default() };
+        let commands = [
+            Command::Tick,
+            Command::NewTerm { term: max, limits, durability: Durability::None, raised: true },
+            Command::Request(Request {
+                session: SessionId(u128::MAX),
+                id: max,
+                ack: max,
+                got: vec![max; 256],
+                call: Call::AppendFile {
+                    file: Name::new(&"f".repeat(256)).unwrap(),
+                    data: Arc::from(vec![255; 4096]),
+                    token: max,
+                    holder: Some(SessionId(u128::MAX)),
+                },
+            }),
+            Command::Request(Request {
+                session: SessionId(u128::MAX),
+                id: max,
+                ack: max,
+                got: vec![],
+                call: Call::RepairFile {
+                    file: Name::new("f").unwrap(),
+                    generation: max,
+                    length: max,
+                    checksum: u32::MAX,
+                    token: max,
+                    holder: Some(SessionId(u128::MAX)),
+                },
+            }),
+        ];
+        for command in commands {
+            let entries = vec![Entry { at: Time::from_micros(max), command }; 3];
+            let mut body = Vec::new();
+            entries.iter().for_each(|entry| crate::record::encode(entry, &mut body));
+            assert!(crate::batch::bytes(body.len()) <= bytes_of(&entries), "{:?}", entries[0]);
+        }
+    }
+
+    #[test]
+    fn only_a_raised_term_jumps() {
+        let term = |raised| Command::NewTerm {
+            term: 2,
+            limits: Limits::default(),
+            durability: Durability::Sync,
+            raised,
+        };
+        assert_eq!(next_op(5, &Command::Tick), 6);
+        assert_eq!(next_op(5, &term(false)), 6);
+        assert_eq!(next_op(5, &term(true)), 6 + RAISE);
+    }
+}
