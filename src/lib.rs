@@ -1,6 +1,8 @@
 //! Tenure: a lock server that protects what it guards.
 pub mod command;
+pub mod failpoint;
 pub mod identity;
+pub mod image;
 pub mod kind;
 pub mod limits;
 pub mod name;
