@@ -5,6 +5,7 @@ pub mod datagram;
 pub mod failpoint;
 pub mod fold;
 pub mod identity;
+pub mod image;
 pub mod journal;
 pub mod kind;
 pub mod lease;
