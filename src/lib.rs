@@ -1,7 +1,9 @@
 //! Tenure: a lock server that protects what it guards.
 pub mod batch;
+pub mod clock;
 pub mod command;
 pub mod datagram;
+pub mod expiry;
 pub mod failpoint;
 pub mod fold;
 pub mod identity;
@@ -18,6 +20,7 @@ pub mod proof;
 pub mod record;
 pub mod recovery;
 pub mod segment;
+pub mod server;
 pub mod snapshot;
 pub mod state;
 pub mod storage;
