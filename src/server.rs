@@ -425,6 +425,7 @@ impl Server {
             self.turn(true)?;
         }
         let Server { mut node, mut log, image, dir, server, now, mut safe, last_file_op, .. } = self;
+        image.sync(node.state().op());
         let (events, ended) = image.stop(STOP_PATIENCE);
         for event in events {
             take_image_event(&mut node, &mut safe, now, event);
