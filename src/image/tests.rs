@@ -490,7 +490,7 @@ fn a_repair_accepts_what_is_there_or_restores_what_was_kept() {
     room.check();
     room.restart(false);
     room.check();
-    assert_eq!(room.faults().len(), 1, "only the one that the restart did not see");
+    assert_eq!(room.faults(), [], "the repaired file is as good as any");
 }
 
 #[test]
@@ -747,14 +747,14 @@ fn a_crash_at_any_point_is_healed_by_the_log() {
         room.check();
         assert_eq!(room.faults(), []);
         assert!(crashes.borrow().len() > 40);
-        for (point, dir, model) in crashes.borrow().iter() {
+        for (index, (point, dir, model)) in crashes.borrow().iter().enumerate() {
             for how in ["whole", "zeros", "short", "garbage", "half", "absent"] {
                 let torn = tempfile::tempdir().unwrap();
                 copy(dir, torn.path());
                 tear(torn.path(), model, how);
                 let parts = model.parts();
-                // A second crash, in the middle of the recovery, at each of its points in turn.
-                for second in 0..4 {
+                // And perhaps a second crash, in the middle of the recovery, each time at another of its points.
+                for second in [0, 1 + index % 5] {
                     let half = tempfile::tempdir().unwrap();
                     copy(torn.path(), half.path());
                     let mut left = second * 3;
@@ -992,4 +992,19 @@ fn a_file_made_read_only_by_hand_still_reads() {
     }
     room.append("f", "y");
     assert_eq!(room.faults().len(), 1);
+}
+
+#[test]
+fn a_file_under_the_new_name_is_not_taken_for_a_rotate_that_cannot_have_begun() {
+    let mut room = Room::new();
+    room.append("f", "ours");
+    room.sync();
+    room.model.rotate("f", "to"); // logged, but the stop came before the record that a rotate waits for
+    fs::remove_file(room.path("f")).unwrap();
+    fs::write(room.path("to"), "them").unwrap();
+    room.restart(false);
+    let faults = room.faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert_eq!(faults[0].0, "to");
+    assert_eq!(disk(room.dir.path())["to"], b"them");
 }
