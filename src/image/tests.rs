@@ -1008,3 +1008,21 @@ fn a_file_under_the_new_name_is_not_taken_for_a_rotate_that_cannot_have_begun() 
     assert_eq!(faults[0].0, "to");
     assert_eq!(disk(room.dir.path())["to"], b"them");
 }
+
+#[test]
+fn a_fault_that_a_rotate_overtook_in_the_log_is_told_again_under_the_new_name() {
+    let mut room = Room::new();
+    room.append("f", "one");
+    room.sync();
+    let effect = room.model.append("f", "two");
+    failing("image.before_write", Errno::NOSPC, || room.apply(effect));
+    let effect = room.model.rotate("f", "to");
+    room.apply(effect);
+    room.append("to", "three");
+    let names: Vec<String> = room.faults().into_iter().map(|(file, _)| file).collect();
+    assert_eq!(names, ["f", "to"]);
+    room.sync();
+    room.restart(false);
+    assert_eq!(room.faults(), [], "there is room again, so the restart wrote what was kept");
+    room.check();
+}
