@@ -379,8 +379,7 @@ impl Mirror {
             return Ok(());
         }
         record.write(&self.directory)?;
-        let kept = record.kept.iter().map(|kept| kept.file.clone()).collect();
-        self.events.push(Event::Watermark { op: record.op, kept, needed_from: record.needed_from() });
+        self.events.push(Event::Watermark(record.clone()));
         self.recorded = record;
         Ok(())
     }
