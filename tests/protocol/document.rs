@@ -57,7 +57,9 @@ pub(crate) fn examples(text: &str) -> Result<Vec<Scope>, String> {
                         "fresh" => fresh = true,
                         "outside" => (fresh, outside) = (true, true),
                         _ => {
-                            return Err(format!("line {line}: a block of examples cannot be marked {word:?}"));
+                            return Err(format!(
+                                "line {line}: a block of examples cannot be marked {word:?}"
+                            ));
                         }
                     }
                 }
