@@ -81,6 +81,8 @@ pub fn run(config: &Config, on_ready: &mut dyn FnMut(SocketAddr)) -> Result<(), 
     let address =
         socket.local_addr().map_err(|error| format!("cannot tell the address of the socket: {error}"))?;
     let mut server = Server::start(config, socket)?;
+    // The first batch holds `new_term`; until it is committed nothing else wakes the loop.
+    server.hand_over()?;
     while !server.node.is_serving() {
         server.turn(false)?;
     }

@@ -568,12 +568,12 @@ impl Node {
                 let command = Command::EndSession { session, term, reason: EndReason::Closed };
                 self.submit_for(now, place, command, Asked::Close, refusal);
             }
+            Method::KillSession { .. } | Method::ListSessions { .. } if !is_loopback(from) => {
+                let text = "this method is for operators: send it from the server's own machine";
+                let refusal = Refusal::new(Kind::Forbidden, text);
+                self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+            }
             Method::KillSession { client } => {
-                if !is_loopback(from) {
-                    let text = "kill_session is for operators: send it from the server's own machine";
-                    let refusal = Refusal::new(Kind::Forbidden, text);
-                    return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
-                }
                 let session = self
                     .state
                     .session_of(client)
