@@ -469,7 +469,7 @@ fn take_image_event(node: &mut Node, safe: &mut SafeFiles, now: Time, event: Ima
             log::warn!("file {file:?}: {reason}");
             node.handle_file_fault(now, file, generation, reason);
         }
-        ImageEvent::Watermark { op, kept, needed_from: _ } => *safe = SafeFiles { upto: op, except: kept },
+        ImageEvent::Watermark(record) => *safe = record,
     }
 }
 
