@@ -171,7 +171,8 @@ impl FileLog {
         let (events_in, events) = unbounded();
         let gauge = Arc::new(Gauge::default());
         gauge.left.store(opened.size - opened.offset, Ordering::Release);
-        let helpers = Helpers::start(&dir, config.segment_bytes, &inbox)?;
+        gauge.short.store(opened.short, Ordering::Release);
+        let helpers = Helpers::start(&dir, config.segment_bytes, opened.short, &inbox)?;
         let snapshot_bytes = fs::metadata(dir.path().join(SNAPSHOT)).map_or(0, |found| found.len());
         helpers.keep(Keep::Spare);
         helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes)));
@@ -348,6 +349,8 @@ struct Opened {
     last_op: Op,
     /// The segments before it.
     closed: VecDeque<Known>,
+    /// Whether the disk was found full.
+    short: bool,
 }
 
 impl Opened {
@@ -400,7 +403,9 @@ impl Opened {
                 let file = dir.rewrite_segment(last.number, &bytes[..end])?;
                 let size = file.metadata().map_err(|error| DiskError::io("look at", &path, &error))?.len();
                 let offset = end as u64;
-                Ok(Opened::at(dir, tail, file, last.number, old.header.id, offset, size, tail.next_seq - 1))
+                let seq = tail.next_seq - 1;
+                let at = Opened::at(dir, tail, file, last.number, old.header.id, offset, size, seq);
+                Ok(Opened { short: true, ..at })
             }
             Err(error) => Err(error),
         }
@@ -423,7 +428,19 @@ impl Opened {
             VecDeque::new()
         };
         let path = dir.segment(number);
-        Opened { file, path, number, id, offset, size, seq, synced: seq, last_op: tail.last_op, closed }
+        Opened {
+            file,
+            path,
+            number,
+            id,
+            offset,
+            size,
+            seq,
+            synced: seq,
+            last_op: tail.last_op,
+            closed,
+            short: false,
+        }
     }
 }
 
@@ -456,6 +473,18 @@ fn seal(seq: u64, last_op: Op, digest: (Op, u32)) -> batch::Header {
         digest: digest.1,
         body_bytes: 0,
         body_crc: 0,
+    }
+}
+
+/// Writes bytes; where failpoints are compiled in, in two parts with one of them between.
+fn write_in_halves(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    if cfg!(any(debug_assertions, feature = "failpoints")) {
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        write_at(file, first, offset)?;
+        crate::failpoint::hit("journal.half_write")?;
+        write_at(file, second, offset + first.len() as u64)
+    } else {
+        write_at(file, bytes, offset)
     }
 }
 
@@ -655,7 +684,7 @@ impl Writer {
             return Ok(());
         }
         point("journal.before_write", &self.at.path)?;
-        write_at(&self.at.file, out, self.at.offset).map_err(|error| DiskError {
+        write_in_halves(&self.at.file, out, self.at.offset).map_err(|error| DiskError {
             no_space: false,
             ..DiskError::io("write", &self.at.path, &error)
         })?;
@@ -868,7 +897,12 @@ struct Helpers {
 }
 
 impl Helpers {
-    fn start(dir: &Arc<DataDir>, segment_bytes: u64, inbox: &Sender<Message>) -> Result<Helpers, DiskError> {
+    fn start(
+        dir: &Arc<DataDir>,
+        segment_bytes: u64,
+        short: bool,
+        inbox: &Sender<Message>,
+    ) -> Result<Helpers, DiskError> {
         let stop = Arc::new(AtomicBool::new(false));
         let (keep, jobs) = unbounded();
         let (fold, orders) = unbounded::<Order>();
@@ -879,7 +913,7 @@ impl Helpers {
             inbox: inbox.clone(),
             spare: None,
             reserve: None,
-            short: false,
+            short,
         };
         let keeper = spawn("keeper", move || keeper.run(&jobs))?;
         let (dir, halt, inbox) = (dir.clone(), stop.clone(), inbox.clone());

@@ -835,4 +835,211 @@ pub(crate) mod tests {
         drop(rig);
         assert_eq!(files(&dir), ["b", "a"], "and what came since is in the journal");
     }
+
+    /// A small file system of its own, unmounted when dropped. None where that cannot be had, which only CI minds.
+    struct SmallDisk(tempfile::TempDir);
+
+    impl SmallDisk {
+        fn mount(bytes: u64) -> Option<SmallDisk> {
+            let path = tempfile::tempdir().unwrap();
+            let size = format!("size={bytes},mode=0700");
+            let mounted = std::process::Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+                .arg(path.path())
+                .output();
+            match mounted {
+                Ok(output) if output.status.success() => Some(SmallDisk(path)),
+                failed => {
+                    assert!(std::env::var("CI").is_err(), "no small file system can be mounted: {failed:?}");
+                    println!("SKIP: no small file system can be mounted: {failed:?}");
+                    None
+                }
+            }
+        }
+
+        fn path(&self) -> &Path {
+            self.0.path()
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg(self.path()).status();
+        }
+    }
+
+    /// Takes all the room there is.
+    fn fill(path: &Path) {
+        use std::io::Write;
+        let mut file = fs::File::create(path.join("filler")).unwrap();
+        for size in [65_536, 4_096, 1] {
+            while file.write_all(&vec![1; size]).is_ok() {}
+        }
+    }
+
+    #[test]
+    fn a_full_disk_stops_nothing_that_frees_and_all_resumes_by_itself() {
+        use crate::log::Room;
+        let Some(disk) = SmallDisk::mount(4 << 20) else { return };
+        let dir = Arc::new(DataDir::open(&disk.path().join("data")).unwrap());
+        let mut rig = Rig::start(&dir, Durability::Sync);
+        // The spare and the reserve are there.
+        let started = Instant::now();
+        while !(dir.has_spare(SEGMENT_BYTES_MIN).unwrap() && dir.path().join("snapshot.reserve").exists()) {
+            assert!(started.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fill(disk.path());
+        assert_eq!(rig.log.room(), Room::Ok);
+        rig.set("k", 20_000);
+        while rig.log.room() == Room::Ok {
+            rig.set("k", 20_000);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(rig.log.room(), Room::Low);
+        // A snapshot still finds room, in its reserve.
+        rig.fold();
+        let mut low = 0;
+        while rig.log.room() == Room::Low {
+            rig.set("k", 1_000);
+            low += 1;
+            assert!(low < 1_000, "the segment ends some time");
+            if low % 50 == 0 {
+                fill(disk.path());
+            }
+        }
+        assert!(low > 50, "what frees had the rest of a segment: {low}");
+        let before = rig.shown();
+        drop(rig);
+        // A start needs no free space.
+        fill(disk.path());
+        let mut rig = Rig::start(&dir, Durability::Sync);
+        assert_eq!(shown(&recover(&dir).unwrap().state), rig.shown());
+        assert_ne!(before, rig.shown(), "a new term began");
+        fs::remove_file(disk.path().join("filler")).unwrap();
+        let started = Instant::now();
+        while rig.log.room() != Room::Ok || !dir.has_spare(SEGMENT_BYTES_MIN).unwrap() {
+            assert!(started.elapsed() < Duration::from_secs(30), "the room comes back");
+            rig.log.poll();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for _ in 0..20 {
+            rig.set("k", 20_000);
+        }
+        let before = rig.shown();
+        drop(rig);
+        assert_eq!(shown(&recover(&dir).unwrap().state), before);
+    }
+
+    /// Every failpoint of the disk, in the order in which [`life`] passes them.
+    const POINTS: [&str; 29] = [
+        "disk.allocate",
+        "spare.before_create",
+        "spare.before_rename",
+        "spare.after_rename",
+        "segment.before_write",
+        "segment.before_sync",
+        "segment.before_rename",
+        "segment.after_rename",
+        "segment.after_dirsync",
+        "segment.before_delete",
+        "segment.after_delete",
+        "journal.before_write",
+        "journal.half_write",
+        "journal.after_write",
+        "journal.before_sync",
+        "journal.after_sync",
+        "snapshot.before_write",
+        "snapshot.before_sync",
+        "snapshot.after_sync",
+        "snapshot.before_rename",
+        "snapshot.after_rename",
+        "snapshot.after_dirsync",
+        "tail.before_write",
+        "tail.before_sync",
+        "tail.before_rename",
+        "tail.after_rename",
+        "tail.after_dirsync",
+        "snapshot.after_link",
+        "snapshot.after_previous",
+    ];
+
+    /// What a process does that is to die on the way: two lives of a server with folds, telling each op and digest
+    /// that it could have told a client.
+    #[test]
+    #[ignore = "run by `a_kill_at_any_point_loses_nothing_that_was_told`, in a process of its own"]
+    fn life() {
+        let path = std::env::var("TENURE_TEST_DIR").unwrap();
+        let dir = Arc::new(DataDir::open(Path::new(&path)).unwrap());
+        for round in 0..2 {
+            let mut rig = Rig::start(&dir, Durability::Sync);
+            for count in 0..36 {
+                rig.set(&format!("k{}", count % 5), 20_000);
+                println!("told {} {}", rig.state.op(), rig.state.digest());
+                if count % 12 == 11 {
+                    rig.fold();
+                }
+            }
+            if round == 1 {
+                rig.stop();
+            }
+        }
+        println!("survived");
+    }
+
+    #[test]
+    fn a_kill_at_any_point_loses_nothing_that_was_told() {
+        let mut survived = Vec::new();
+        for (point, at) in POINTS.iter().flat_map(|point| [(point, 1), (point, 3)]) {
+            let path = tempfile::tempdir().unwrap();
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "recovery::tests::life", "--ignored", "--nocapture"])
+                .env("TENURE_TEST_DIR", path.path())
+                .env("TENURE_FAILPOINT", format!("{point}=kill@{at}"))
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            if said.contains("survived") {
+                survived.push((point, at));
+            } else {
+                use std::os::unix::process::ExitStatusExt;
+                assert_eq!(output.status.signal(), Some(9), "{point}@{at}: {said}");
+            }
+            let told = said.lines().filter_map(|line| line.strip_prefix("told ")?.split_once(' ')).last();
+            let (op, digest): (Op, u32) =
+                told.map_or((0, 0), |(op, digest)| (op.parse().unwrap(), digest.parse().unwrap()));
+            // What a kill leaves of an unfinished line is not whole, and never was told.
+            let dir = Arc::new(DataDir::open(path.path()).unwrap());
+            let found = recover(&dir).unwrap_or_else(|error| panic!("{point}@{at}: {error}"));
+            assert!(found.state.op() >= op, "{point}@{at}: op {op} was told, {} is left", found.state.op());
+            if found.state.op() == op {
+                assert_eq!(found.state.digest(), digest, "{point}@{at}");
+            }
+            let mut rig = Rig::start(&dir, Durability::Sync);
+            rig.set("k", 1);
+            rig.stop();
+            assert!(recover(&dir).unwrap().clean);
+        }
+        let first: Vec<_> = survived.iter().filter(|(_, at)| *at == 1).collect();
+        assert!(first.is_empty(), "these points were never passed: {first:?}");
+    }
+
+    #[test]
+    fn a_failed_sync_ends_the_journal_before_anything_is_told() {
+        for (point, wanted) in [("journal.before_sync", "injected"), ("journal.before_write", "injected")] {
+            let path = tempfile::tempdir().unwrap();
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "recovery::tests::life", "--ignored", "--nocapture"])
+                .env("TENURE_TEST_DIR", path.path())
+                .env("TENURE_FAILPOINT", format!("{point}=error@5"))
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let panicked = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && (panicked + &said).contains(wanted), "{point}");
+            let told = said.lines().filter(|line| line.starts_with("told ")).count();
+            assert!(told <= 4, "{told} batches were told");
+            recover(&DataDir::open(path.path()).unwrap()).unwrap();
+        }
+    }
 }

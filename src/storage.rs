@@ -236,7 +236,9 @@ impl DataDir {
         match fs::hard_link(&current, &previous_tmp) {
             Ok(()) => {
                 sync_dir(&self.path)?;
+                point("snapshot.after_link", &previous_tmp)?;
                 rename(&previous_tmp, &previous)?;
+                point("snapshot.after_previous", &previous)?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // A file system without hard links: the last snapshot is not kept, which is a second line only.
