@@ -173,9 +173,8 @@ impl FileLog {
         gauge.left.store(opened.size - opened.offset, Ordering::Release);
         gauge.short.store(opened.short, Ordering::Release);
         let helpers = Helpers::start(&dir, config.segment_bytes, opened.short, &inbox)?;
-        let snapshot_bytes = fs::metadata(dir.path().join(SNAPSHOT)).map_or(0, |found| found.len());
         helpers.keep(Keep::Spare);
-        helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes)));
+        helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes(&dir))));
         let now = Instant::now();
         let writer = Writer {
             dir,
@@ -222,6 +221,11 @@ fn batch_bytes_max(segment_bytes: u64) -> u64 {
 
 fn reserve_for(snapshot_bytes: u64) -> u64 {
     RESERVE_BYTES_MIN.max(snapshot_bytes.saturating_mul(2))
+}
+
+/// The size of the last snapshot, 0 if there is none.
+fn snapshot_bytes(dir: &DataDir) -> u64 {
+    fs::metadata(dir.path().join(SNAPSHOT)).map_or(0, |found| found.len())
 }
 
 fn spawn<T: Send + 'static>(
@@ -378,7 +382,7 @@ impl Opened {
         let header = segment::Header::new(tail.server, number, id, tail.next_seq, tail.last_op, size);
         let file = dir.begin_segment(number, &header.encode())?;
         let offset = segment::HEADER_BYTES as u64;
-        Ok(Opened::at(dir, tail, file, number, id, offset, size, tail.next_seq - 1))
+        Ok(Opened::at(dir, tail, file, number, id, offset, size, tail.next_seq.saturating_sub(1)))
     }
 
     /// Writes the last segment anew: its whole batches and a seal.
@@ -403,7 +407,7 @@ impl Opened {
                 let file = dir.rewrite_segment(last.number, &bytes[..end])?;
                 let size = file.metadata().map_err(|error| DiskError::io("look at", &path, &error))?.len();
                 let offset = end as u64;
-                let seq = tail.next_seq - 1;
+                let seq = tail.next_seq.saturating_sub(1);
                 let at = Opened::at(dir, tail, file, last.number, old.header.id, offset, size, seq);
                 Ok(Opened { short: true, ..at })
             }
@@ -453,7 +457,7 @@ fn sealed_copy(old: &Segment, bytes: &[u8], id: SegmentId, size: u64) -> (Vec<u8
         let body = &bytes[start..start + placed.header.body_bytes as usize];
         batch::encode(id, &placed.header, body, &mut out);
     }
-    let mut seq = old.next_seq() - 1;
+    let mut seq = old.next_seq().saturating_sub(1);
     let sealed = old.batches.last().is_none_or(|last| last.header.count == 0);
     if !sealed && out.len() as u64 + batch::bytes(0) as u64 <= size {
         batch::encode(id, &seal(seq + 1, old.last_op(), (0, 0)), &[], &mut out);
@@ -536,13 +540,12 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) -> Result<(), String> {
-        let ended = self.serve();
-        self.helpers.stop();
-        ended.map_err(|error| {
-            let sentence = error.sentence;
+        let ended = self.serve().map_err(|error| error.sentence);
+        if let Err(sentence) = &ended {
             self.outbox.tell(LogEvent::Failed { sentence: sentence.clone() });
-            sentence
-        })
+        }
+        self.helpers.stop();
+        ended
     }
 
     fn serve(&mut self) -> Result<(), DiskError> {
@@ -857,6 +860,8 @@ impl Writer {
             }
             Err(error) => {
                 self.fold_due = true;
+                // The reserve may have been spent on the attempt.
+                self.helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes(&self.dir))));
                 self.fold_again = Some(Instant::now() + FOLD_RETRY);
                 self.outbox.tell(LogEvent::SnapshotFailed { sentence: error.sentence });
             }

@@ -250,6 +250,9 @@ pub(crate) struct Walked {
     pub(crate) cut: Option<Cut>,
 }
 
+/// What a walk does with each segment: its file, what was read, and the bytes.
+pub(crate) type Visit<'a> = dyn FnMut(&Path, &Segment, &[u8]) -> Result<(), String> + 'a;
+
 /// Reads segments in order, checks the chain, and shows each to `visit`. With a limit, the last one is read only up to
 /// that many bytes: behind them it may be changing.
 pub(crate) fn walk(
@@ -257,7 +260,7 @@ pub(crate) fn walk(
     numbers: &[u64],
     limit: Option<u64>,
     mut server: Option<ServerId>,
-    visit: &mut dyn FnMut(&Path, &Segment, &[u8]) -> Result<(), String>,
+    visit: &mut Visit<'_>,
 ) -> Result<Walked, DiskError> {
     let mut before: Option<(Segment, std::path::PathBuf)> = None;
     let mut segments = Vec::new();
@@ -324,7 +327,7 @@ fn chained(before: &Segment, before_path: &Path, segment: &Segment, path: &Path)
             segment.header.first_seq.saturating_sub(1),
             segment.header.base_op,
             before_path.display(),
-            before.next_seq() - 1,
+            before.next_seq().saturating_sub(1),
             before.last_op()
         );
         return Err(damaged(path, &fault));
@@ -634,6 +637,14 @@ pub(crate) mod tests {
         let found = recover(&dir).unwrap();
         assert_eq!(shown(&found.state), before);
         assert_eq!(found.notes.len(), 1);
+        // And it stays the previous one when the next snapshot is written.
+        let previous = dir.read_snapshot(PREVIOUS).unwrap();
+        let mut rig = Rig::start(&dir, Durability::Sync);
+        rig.fold();
+        let before = rig.shown();
+        drop(rig);
+        assert_eq!(dir.read_snapshot(PREVIOUS).unwrap(), previous);
+        assert_eq!(fs::read(dir.path().join("server_state.json.damaged")).unwrap(), b"{}");
         fs::remove_file(dir.path().join(SNAPSHOT)).unwrap();
         assert_eq!(shown(&recover(&dir).unwrap().state), before);
         fs::remove_file(dir.path().join(PREVIOUS)).unwrap();
@@ -911,9 +922,15 @@ pub(crate) mod tests {
         assert!(low > 50, "what frees had the rest of a segment: {low}");
         let before = rig.shown();
         drop(rig);
-        // A start needs no free space.
+        // A start needs no free space, not even the spare's: the tail is rewritten in its place.
+        let _ = fs::remove_file(dir.journal().join("spare"));
         fill(disk.path());
+        let last = *dir.segments().unwrap().last().unwrap();
+        let id = |dir: &DataDir| Segment::read(&dir.read_segment(last).unwrap()).unwrap().header.id;
+        let found = id(&dir);
         let mut rig = Rig::start(&dir, Durability::Sync);
+        assert_eq!(id(&dir), found);
+        assert_ne!(rig.log.room(), Room::Ok, "a disk found full at the start is known to be full");
         assert_eq!(shown(&recover(&dir).unwrap().state), rig.shown());
         assert_ne!(before, rig.shown(), "a new term began");
         fs::remove_file(disk.path().join("filler")).unwrap();
@@ -1005,7 +1022,8 @@ pub(crate) mod tests {
                 use std::os::unix::process::ExitStatusExt;
                 assert_eq!(output.status.signal(), Some(9), "{point}@{at}: {said}");
             }
-            let told = said.lines().filter_map(|line| line.strip_prefix("told ")?.split_once(' ')).last();
+            let told =
+                said.lines().filter_map(|line| line.strip_prefix("told ")?.split_once(' ')).next_back();
             let (op, digest): (Op, u32) =
                 told.map_or((0, 0), |(op, digest)| (op.parse().unwrap(), digest.parse().unwrap()));
             // What a kill leaves of an unfinished line is not whole, and never was told.

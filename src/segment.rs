@@ -205,7 +205,7 @@ impl Segment {
 
     /// The number of the batch that comes next.
     pub fn next_seq(&self) -> u64 {
-        self.batches.last().map_or(self.header.first_seq, |last| last.header.seq + 1)
+        self.batches.last().map_or(self.header.first_seq, |last| last.header.seq.saturating_add(1))
     }
 
     /// The last op in it, or before it if it has none.
@@ -228,7 +228,7 @@ impl Segment {
 
     /// Takes a whole batch as the next one.
     fn push(&mut self, found: batch::Header) -> Result<(), String> {
-        let (seq, op, offset) = (self.next_seq(), self.last_op() + 1, self.end);
+        let (seq, op, offset) = (self.next_seq(), self.last_op().saturating_add(1), self.end);
         if found.seq != seq {
             return Err(format!("at offset {offset} stands batch {} where batch {seq} belongs", found.seq));
         }
