@@ -756,24 +756,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes on in the next segment, which says by its header that all before it is synced. Waits for the spare if it
-    /// must: batches that wait with it are not committed, and not refused either.
+    /// Goes on in the next segment, which says by its header that all before it is synced.
     fn rotate(&mut self) -> Result<(), DiskError> {
         self.sync()?;
-        while !self.gauge.spare.load(Ordering::Acquire) {
-            match self.messages.recv() {
-                Ok(Message::Kept(kept)) => self.kept(kept)?,
-                Ok(Message::Folded(folded)) => self.folded(folded),
-                Ok(Message::Fold(safe)) => self.fold(safe)?,
-                Ok(Message::Close | Message::Abandon) | Err(_) => {
-                    return Err(DiskError::new(format!(
-                        "the disk of {} was full to the end: what waited for room was neither committed nor answered",
-                        self.dir.path().display()
-                    )));
-                }
-                Ok(other) => self.backlog.push_back(other),
-            }
-        }
+        self.await_spare()?;
         let (number, size) = (self.at.number + 1, self.config.segment_bytes);
         let id = SegmentId(random()?);
         let header = segment::Header::new(self.server, number, id, self.at.seq + 1, self.at.last_op, size);
@@ -788,6 +774,36 @@ impl Writer {
         self.sealed = true;
         self.helpers.keep(Keep::Spare);
         self.fold_due = true;
+        Ok(())
+    }
+
+    /// Waits for the spare if it must: batches that wait with it are not committed, and not refused either. Messages
+    /// that came before are heard first, since the keeper's word may be among them; what must wait keeps its order.
+    fn await_spare(&mut self) -> Result<(), DiskError> {
+        let mut before = std::mem::take(&mut self.backlog);
+        let mut closing = false;
+        while !self.gauge.spare.load(Ordering::Acquire) {
+            if closing && self.gauge.short.load(Ordering::Acquire) {
+                return Err(DiskError::new(format!(
+                    "the disk of {} was full to the end: what waited for room was neither committed nor answered",
+                    self.dir.path().display()
+                )));
+            }
+            match before.pop_front().or_else(|| self.messages.recv().ok()) {
+                Some(Message::Kept(kept)) => self.kept(kept)?,
+                Some(Message::Folded(folded)) => self.folded(folded),
+                Some(Message::Fold(safe)) => self.fold(safe)?,
+                Some(Message::Close) => {
+                    closing = true;
+                    self.backlog.push_back(Message::Close);
+                }
+                Some(message @ (Message::Batch(..) | Message::Flush)) => self.backlog.push_back(message),
+                Some(Message::Abandon) | None => {
+                    return Err(DiskError::new("the log was dropped while it waited for room on the disk"));
+                }
+            }
+        }
+        self.backlog.append(&mut before);
         Ok(())
     }
 
@@ -1169,6 +1185,22 @@ mod tests {
         }
         assert!(dir.segments().unwrap().len() > 8);
         assert_eq!(entries(&dir).len() as u64, op - 1);
+    }
+
+    #[test]
+    fn a_close_right_behind_many_batches_waits_for_all_of_them() {
+        for _ in 0..10 {
+            let (_path, dir) = fresh();
+            let mut log = start(&dir, Durability::Sync);
+            for seq in 1..=30 {
+                log.submit(batch(seq, seq * 2 - 1, 2, 20_000));
+            }
+            log.close().unwrap();
+            assert_eq!(entries(&dir).len(), 60);
+            let told =
+                std::iter::from_fn(|| log.poll()).filter(|event| matches!(event, LogEvent::Committed { .. }));
+            assert_eq!(told.count(), 30);
+        }
     }
 
     #[test]
