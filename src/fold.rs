@@ -80,6 +80,9 @@ pub(crate) fn fold(dir: &DataDir, order: &Order, stop: &AtomicBool) -> Result<Do
     if stop.load(Ordering::Relaxed) {
         return Err(DiskError::new("the server is stopping"));
     }
+    if !notes.is_empty() {
+        dir.put_damaged_aside()?;
+    }
     let bytes = dir.write_snapshot(&Snapshot { server: order.server, clean: false, parts, redo })?;
     Ok(Done { op, previous_op, bytes })
 }

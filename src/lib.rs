@@ -8,6 +8,7 @@ pub mod failpoint;
 pub mod fold;
 pub mod identity;
 pub mod image;
+pub mod inspect;
 pub mod journal;
 pub mod kind;
 pub mod lease;
