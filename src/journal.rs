@@ -26,7 +26,8 @@ use crate::batch::{self, SegmentId};
 use crate::command::{Command, Durability};
 use crate::fold::{self, Done, Order};
 use crate::identity::Op;
-use crate::log::{Batch, Log, LogEvent, Room, SafeFiles, bytes_of, next_op};
+use crate::image::record::Record;
+use crate::log::{Batch, Log, LogEvent, Room, bytes_of, next_op};
 use crate::record;
 use crate::recovery::{Known, Tail, random};
 use crate::segment::{self, Segment};
@@ -125,7 +126,7 @@ enum Message {
     /// A batch, and whether it is committed already.
     Batch(Arc<Batch>, bool),
     Flush,
-    Fold(SafeFiles),
+    Fold(Record),
     Close,
     /// The log was dropped: end, and leave the disk as it is.
     Abandon,
@@ -296,7 +297,7 @@ impl Log for FileLog {
         let _ = self.inbox.send(Message::Flush);
     }
 
-    fn fold(&mut self, safe: SafeFiles) {
+    fn fold(&mut self, safe: Record) {
         let _ = self.inbox.send(Message::Fold(safe));
     }
 
@@ -849,7 +850,7 @@ impl Writer {
     }
 
     /// Sends the fold thread off, up to what is synced now.
-    fn fold(&mut self, safe: SafeFiles) -> Result<(), DiskError> {
+    fn fold(&mut self, safe: Record) -> Result<(), DiskError> {
         self.fold_told = false;
         if self.folding || self.at.last_op == self.snapshot_op {
             return Ok(());

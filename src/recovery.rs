@@ -465,9 +465,10 @@ pub(crate) mod tests {
     use crate::command::{Call, Request};
     use crate::fold;
     use crate::identity::{Nonce, RAISE, SessionId};
+    use crate::image::record::{Kept, Record};
     use crate::journal::{FileLog, JournalConfig, SEGMENT_BYTES_MIN};
     use crate::limits::Limits;
-    use crate::log::{Batch, Log, LogEvent, SafeFiles};
+    use crate::log::{Batch, Log, LogEvent};
     use crate::name::Name;
     use crate::segment;
     use std::fs;
@@ -565,7 +566,7 @@ pub(crate) mod tests {
         }
 
         pub(crate) fn fold(&mut self) {
-            self.log.fold(SafeFiles::default());
+            self.log.fold(Record::default());
             self.until(|event| matches!(event, LogEvent::SnapshotDone { .. }));
         }
 
@@ -839,7 +840,9 @@ pub(crate) mod tests {
         };
         assert_eq!(files(&dir), ["a", "b"], "nothing was said to be safe");
         rig.set("k", 1);
-        rig.log.fold(SafeFiles { upto: rig.state.op(), except: [name("b")].into() });
+        let from = rig.state.file("b").unwrap().generation;
+        let kept = vec![Kept { file: name("b"), generation: from, from }];
+        rig.log.fold(Record { op: rig.state.op(), kept });
         rig.until(|event| matches!(event, LogEvent::SnapshotDone { .. }));
         assert_eq!(files(&dir), ["b"], "what is safe went, what is not stayed");
         rig.call(Call::AppendFile { file: name("a"), data: Arc::from(&b"2"[..]), token: 1, holder: None });
