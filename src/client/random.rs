@@ -368,8 +368,7 @@ fn run(seed: u64) {
             datagram::seal(&mut bytes);
             send(&mut random, to, CLIENTS, bytes);
         }
-        for number in 0..CLIENTS {
-            let client = &mut clients[number];
+        for (number, client) in clients.iter_mut().enumerate() {
             if client.stalled_until > now {
                 continue;
             }
@@ -473,6 +472,16 @@ fn run(seed: u64) {
             known.contains(token),
             "seed {seed}: nobody knows of grant {token} of {lock} in session {at}"
         );
+    }
+    for (number, client) in clients.iter().enumerate() {
+        for (life, token, lock) in &client.held {
+            let state = client.engines[*life].grant_state(at(now), *token);
+            let holds = model.locks.get(lock).is_some_and(|(held, _)| held == token);
+            assert!(
+                holds || state.is_none(),
+                "seed {seed}: client {number} still believes in {token} of {lock}"
+            );
+        }
     }
     let done = sets.values().filter(|outcome| outcome.is_ok()).count();
     assert!(
