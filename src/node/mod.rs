@@ -563,7 +563,10 @@ impl Node {
                 if !self.state.session(session).is_some_and(|session| session.is_live()) {
                     return self.resolve_with(place, |out, id| encode_outcome(out, id, &Outcome::Done));
                 }
-                self.leases.lapse(session);
+                // A session whose end is refused for now lives on as before.
+                if refusal.is_none() {
+                    self.leases.lapse(session);
+                }
                 let term = self.state.head().term;
                 let command = Command::EndSession { session, term, reason: EndReason::Closed };
                 self.submit_for(now, place, command, Asked::Close, refusal);
@@ -582,8 +585,10 @@ impl Node {
                     let result = wire::Killed { killed: false };
                     return self.resolve_with(place, |out, id| encode_result(out, id, &result));
                 };
-                log::info!("client {client}: killed by an operator at {from}");
-                self.leases.lapse(session);
+                if refusal.is_none() {
+                    log::info!("client {client}: killed by an operator at {from}");
+                    self.leases.lapse(session);
+                }
                 let term = self.state.head().term;
                 let command = Command::EndSession { session, term, reason: EndReason::Killed };
                 self.submit_for(now, place, command, Asked::Kill, refusal);
