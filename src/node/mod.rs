@@ -194,6 +194,8 @@ pub struct Node {
     tellings: Tellings,
     file_tags: HashMap<u64, FileTag>,
     last_file_tag: u64,
+    /// How many session ids were drawn.
+    last_draw: u64,
     file_bytes_pending: u64,
 
     transmits: VecDeque<Transmit>,
@@ -239,6 +241,7 @@ impl Node {
             tellings: Tellings::default(),
             file_tags: HashMap::new(),
             last_file_tag: 0,
+            last_draw: 0,
             file_bytes_pending: 0,
             transmits: VecDeque::new(),
             file_work: VecDeque::new(),
@@ -554,7 +557,8 @@ impl Node {
                     return self.resolve_with(place, |out, id| encode_outcome(out, id, &outcome));
                 }
                 let ttl_ms = ttl_ms.unwrap_or(self.state.limits().default_ttl_ms);
-                let session = self.secrets.session_id(nonce);
+                self.last_draw += 1;
+                let session = self.secrets.session_id(nonce, self.last_draw);
                 let command = Command::OpenSession { nonce, session, name, label, ttl_ms };
                 self.submit_for(now, place, command, Asked::Outcome, refusal);
             }
