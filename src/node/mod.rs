@@ -22,7 +22,7 @@ mod assembly;
 mod reads;
 mod telling;
 
-use crate::command::{Call, Command, Durability, EndReason, Entry, Request};
+use crate::command::{Call, Command, Durability, EndReason, Entry, Patience, Request};
 use crate::datagram::{self, Dropped};
 use crate::identity::{Op, SessionId};
 use crate::kind::{Detail, Kind, Refusal};
@@ -329,7 +329,7 @@ impl Node {
         for request in message.elements.iter().filter_map(|element| element.request.as_ref().ok()) {
             self.hear(now, from, opened.sealed, request);
         }
-        let refusal = self.refuse_batch(now, &message.elements);
+        let refusal = self.refuse_batch(&message.elements);
         let key = self.assemblies.begin(from, opened.sealed, message.batch, message.elements.len());
         let alone = message.elements.len() == 1;
         for (index, element) in message.elements.into_iter().enumerate() {
@@ -651,8 +651,7 @@ impl Node {
             self.count("refused");
             return self.resolve_with(place, |out, id| encode_error(out, id, refusal));
         }
-        let may_wait =
-            matches!(request.call, Call::Acquire { wait, .. } if wait != crate::command::Patience::Try);
+        let may_wait = self.takes_wait(session, &request.call);
         let flights = self.in_flight.entry(session).or_default();
         flights.requests.insert(id, Flight { fingerprint, may_wait });
         flights.waits += u64::from(may_wait);
@@ -712,7 +711,7 @@ impl Node {
     }
 
     /// Why the logged elements of a message must all be refused for now, if they must: a batch is admitted whole.
-    fn refuse_batch(&self, now: Time, elements: &[Element]) -> Option<Refusal> {
+    fn refuse_batch(&self, elements: &[Element]) -> Option<Refusal> {
         let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::new();
         for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
             let (id, ack, call) = match &request.method {
@@ -755,10 +754,8 @@ impl Node {
                 return Some(limit_again("replies", limits.replies, text));
             }
             *requests += 1;
-            if let Some(Call::Acquire { wait, .. }) = call
-                && *wait != crate::command::Patience::Try
-            {
-                if known.waits() + *waits >= limits.session_waits && !known.slides() {
+            if call.is_some_and(|call| self.takes_wait(session, call)) {
+                if !known.has_wait_window(ack, &request.got, *waits, limits) {
                     let text = format!(
                         "the session has its {} waits; name the answered ones in `got`, and repeat request {id}",
                         limits.session_waits
@@ -768,8 +765,29 @@ impl Node {
                 *waits += 1;
             }
         }
-        let _ = now;
         None
+    }
+
+    /// Whether a request may come to be remembered among the session's waits: an acquire that waits, or the cancel of an id
+    /// that has not been seen.
+    fn takes_wait(&self, session: SessionId, call: &Call) -> bool {
+        match call {
+            Call::Acquire { wait, .. } => *wait != Patience::Try,
+            Call::CancelWait { wait } => {
+                let under_way =
+                    self.in_flight.get(&session).is_some_and(|flights| flights.requests.contains_key(wait));
+                !under_way && self.state.session(session).is_some_and(|session| session.is_unseen(*wait))
+            }
+            Call::Release { .. }
+            | Call::Abandon { .. }
+            | Call::RenewLease { .. }
+            | Call::Set { .. }
+            | Call::Delete { .. }
+            | Call::AppendFile { .. }
+            | Call::DeleteFile { .. }
+            | Call::RotateFile { .. }
+            | Call::RepairFile { .. } => false,
+        }
     }
 
     /// Why nothing new may enter the log now, if it may not. `frees`: what it asks frees something.
