@@ -36,7 +36,7 @@ use crate::state::{Standing, State};
 use crate::time::Time;
 use crate::wire::{self, Element, Id, Method, encode_error, encode_outcome, encode_result};
 use assembly::{Assemblies, Place, Slot};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use telling::Tellings;
@@ -164,7 +164,7 @@ struct Submitted {
 #[derive(Debug)]
 enum FileTag {
     Read { place: Place, offset: u64, count: u64, length: u64 },
-    Repair { place: Place, session: SessionId, request: Request },
+    Repair { place: Place, looked_at: Op, request: Request },
 }
 
 /// One server, as far as it can be one without a clock, a socket and a disk.
@@ -197,6 +197,8 @@ pub struct Node {
     /// How many session ids were drawn.
     last_draw: u64,
     file_bytes_pending: u64,
+    /// Files that are looked at for a repair that is not applied yet.
+    repairing: BTreeSet<Name>,
 
     transmits: VecDeque<Transmit>,
     file_work: VecDeque<FileWork>,
@@ -243,6 +245,7 @@ impl Node {
             last_file_tag: 0,
             last_draw: 0,
             file_bytes_pending: 0,
+            repairing: BTreeSet::new(),
             transmits: VecDeque::new(),
             file_work: VecDeque::new(),
             drops: BTreeMap::new(),
@@ -356,6 +359,9 @@ impl Node {
             if let Command::Tick = entry.command {
                 self.tick_in_flight = false;
             }
+            if let Command::Request(Request { call: Call::RepairFile { file, .. }, .. }) = &entry.command {
+                self.repairing.remove(file);
+            }
             for effect in effects.drain(..) {
                 self.take_effect(now, effect);
             }
@@ -403,22 +409,22 @@ impl Node {
     /// Takes in what was found for [`FileWork::Look`], length and CRC-32C; an error is a sentence.
     pub fn handle_file_look(&mut self, now: Time, tag: u64, found: Result<(u64, u32), String>) {
         match self.file_tags.remove(&tag) {
-            Some(FileTag::Repair { place, session, mut request }) => match found {
-                Ok((found_length, found_checksum)) => {
-                    if let Call::RepairFile { length, checksum, .. } = &mut request.call {
-                        (*length, *checksum) = (found_length, found_checksum);
+            Some(FileTag::Repair { place, looked_at, mut request }) => {
+                match (found, &mut request.call) {
+                    (
+                        Ok((found_length, found_checksum)),
+                        Call::RepairFile { generation, length, checksum, .. },
+                    ) => {
+                        (*generation, *length, *checksum) = (looked_at, found_length, found_checksum);
                     }
-                    let (id, fingerprint) = (request.id, request.call.fingerprint());
-                    let asked = Asked::Request { session, id, fingerprint };
-                    self.gather(now, Command::Request(request), Tag { place: Some(place), asked });
+                    // Logged all the same: the refusal is the one final answer, and no later copy repairs anything.
+                    (Err(fault), call) => log::warn!("{call:?}: {fault}"),
+                    (Ok(_), call) => panic!("a file was looked at for {call:?}"),
                 }
-                Err(fault) => {
-                    self.land(session, request.id);
-                    let refusal = Refusal::new(Kind::FileFault, fault);
-                    self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
-                    self.finish(place.key);
-                }
-            },
+                let (session, id, fingerprint) = (request.session, request.id, request.call.fingerprint());
+                let asked = Asked::Request { session, id, fingerprint };
+                self.gather(now, Command::Request(request), Tag { place: Some(place), asked });
+            }
             tag => panic!("a file was looked at for {tag:?}"),
         }
     }
@@ -546,9 +552,7 @@ impl Node {
                     let refusal = Refusal::new(Kind::Unsupported, text);
                     return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
                 }
-                let found = self.state.file(&file);
-                let generation = found.map_or(0, |file| file.generation);
-                let call = Call::RepairFile { file, generation, length: 0, checksum: 0, token, holder };
+                let call = Call::RepairFile { file, generation: 0, length: 0, checksum: 0, token, holder };
                 self.admit(now, from, place, Request { session, id, ack, got: request.got, call }, refusal);
             }
             Method::OpenSession { nonce, name, label, ttl_ms } => {
@@ -651,19 +655,27 @@ impl Node {
             self.count("refused");
             return self.resolve_with(place, |out, id| encode_error(out, id, refusal));
         }
+        if let Call::RepairFile { file, .. } = &request.call
+            && self.repairing.contains(file)
+        {
+            // What a second look finds could be old when its turn comes behind the first.
+            let refusal = busy("a repair of this file is on its way");
+            return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+        }
         let may_wait = self.takes_wait(session, &request.call);
         let flights = self.in_flight.entry(session).or_default();
         flights.requests.insert(id, Flight { fingerprint, may_wait });
         flights.waits += u64::from(may_wait);
         self.assemblies.await_log(place);
         self.assemblies.tie(place, session, id);
-        if let Call::RepairFile { file, .. } = &request.call
-            && let Some(found) = self.state.file(file)
-            && found.fault.is_some()
+        if let Call::RepairFile { file, token, holder, .. } = &request.call
+            && let Some(found) = self.state.file(file).filter(|found| found.fault.is_some())
+            && self.state.grant_of(session, *holder, *token, now).is_ok()
         {
             let (length, checksum, generation) = (found.length, found.checksum, found.generation);
             let file = file.clone();
-            let tag = self.file_tag(FileTag::Repair { place, session, request });
+            self.repairing.insert(file.clone());
+            let tag = self.file_tag(FileTag::Repair { place, looked_at: generation, request });
             self.file_work.push_back(FileWork::Look { tag, file, generation, length, checksum });
             return;
         }

@@ -139,6 +139,10 @@ pub(crate) fn build(short: &Short, asker: &mut Asker<'_>) -> Result<Built, Strin
     if short.word == "open" && !named.contains_key("nonce") {
         params.push(("nonce".into(), quote(&asker.nonce)));
     }
+    let pad = named
+        .remove("pad")
+        .map_or(Ok(0), |pads| pads[0].parse::<usize>())
+        .map_err(|error| error.to_string())?;
     let size = named.remove("size").map(|sizes| sizes[0].parse::<usize>().map_err(|error| error.to_string()));
     let size = size.transpose()?;
     for (name, values) in named {
@@ -151,9 +155,10 @@ pub(crate) fn build(short: &Short, asker: &mut Asker<'_>) -> Result<Built, Strin
     let params: Vec<_> =
         params.into_iter().map(|(name, value)| format!("{}:{value}", quote(&name))).collect();
     let text = format!(
-        r#"{{"jsonrpc":"2.0","id":{id},"method":{},"params":{{{}}}}}"#,
+        r#"{{"jsonrpc":"2.0","id":{id},"method":{},"params":{{{}}}{}}}"#,
         quote(method),
-        params.join(",")
+        params.join(","),
+        " ".repeat(pad)
     );
     Ok(Built { id, text })
 }

@@ -437,7 +437,7 @@ impl World {
             FileWork::Look { tag, file, .. } => {
                 let found = match self.disk.is_failing(&file) {
                     true => Err("the disk reports an input/output error".into()),
-                    false => Ok(self.disk.look(&file)),
+                    false => Ok(self.disk.mend(&file)),
                 };
                 self.say(format!("disk: somebody looks at {file}"));
                 self.node.handle_file_look(self.now, tag, found);
