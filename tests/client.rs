@@ -19,7 +19,7 @@ use tenure::kind::Kind;
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 fn server() -> Server {
-    Server::start(LOOPBACK).unwrap()
+    Server::start(LOOPBACK).expect("the server starts")
 }
 
 #[test]
