@@ -1,2 +1,9 @@
-//! The `tenure` program.
-fn main() {}
+//! The `tenure` program: the server, and a client for the shell. What it can do is in [`cli`].
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}
