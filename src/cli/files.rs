@@ -14,8 +14,7 @@ use tenure::wire::FileInfo;
 pub(crate) struct Append {
     /// The file.
     file: String,
-    /// The text; `-` or nothing takes it from stdin.
-    #[arg(allow_hyphen_values = true)]
+    /// The text, after `--` if it begins with a hyphen; `-` or nothing takes it from stdin.
     text: Option<String>,
     /// Append no line feed. Without this, one is added where the data does not end with one.
     #[arg(short, long, env = "TENURE_NO_NEWLINE", value_parser = clap::builder::BoolishValueParser::new())]

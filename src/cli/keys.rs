@@ -24,7 +24,7 @@ pub(crate) struct Set {
     /// The key.
     key: String,
     /// The value: JSON, kept as the text that it is; with --string any text.
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_negative_numbers = true)]
     value: String,
     /// Take the value as text and not as JSON.
     #[arg(short, long, env = "TENURE_STRING", value_parser = clap::builder::BoolishValueParser::new())]
