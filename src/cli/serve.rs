@@ -39,7 +39,7 @@ pub(crate) struct Serve {
     /// Bytes of a journal segment, allocated ahead: 256KiB to 1GiB.
     #[arg(long, env = "TENURE_SEGMENT_BYTES", value_name = "SIZE", default_value = "16MiB", value_parser = parse_segment)]
     segment_bytes: u64,
-    /// After so many full journal segments they are folded into a new snapshot.
+    /// A new snapshot is written when the journal has grown by so many segments.
     #[arg(
         long, env = "TENURE_SNAPSHOT_SEGMENTS", value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u64).range(1..=1_000)

@@ -1,10 +1,10 @@
 //! Asking for a lock, and the guard that stands for the grant.
 
-use super::socket::Tenure;
-use super::{Client, Error, Fence, LostGrant, Result};
+use super::tenure::Tenure;
+use super::{Client, Error, Fence, GrantState, LostGrant, Result};
 use crate::outcome::Reason;
-use crate::wire::{Acquired, Appended, FileChanged, HolderShown, Int, Params, WaitMs};
-use crossbeam_channel::Receiver;
+use crate::wire::{Acquired, Appended, FileChanged, HolderShown, Int, Params, Pending, WaitMs};
+use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
 use std::cell::Cell;
 use std::fmt;
@@ -22,6 +22,7 @@ pub struct LockRequest {
     params: Params,
     wait: Patience,
     deadline: Option<Duration>,
+    progress: Option<Sender<Pending>>,
 }
 
 /// How long to stand in line.
@@ -78,21 +79,10 @@ impl fmt::Display for Blocked {
     }
 }
 
-/// How sure the client may be that it holds a grant, by its own clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum GrantState {
-    /// Proven within two thirds of the lease.
-    Safe,
-    /// Still held, but unproven for two thirds of the lease: the server does not answer. Begin nothing long.
-    AtRisk,
-    /// Lost, for good: unproven for 80 % of the lease, or ended by the server.
-    Lost,
-}
-
 impl LockRequest {
     pub(super) fn new(client: Client, key: String) -> LockRequest {
         let params = Params { key: Some(key), ..Params::default() };
-        LockRequest { client, params, wait: Patience::Try, deadline: None }
+        LockRequest { client, params, wait: Patience::Try, deadline: None, progress: None }
     }
 
     /// Stands in line for at most so long. In whole milliseconds, at most 30 days.
@@ -133,6 +123,13 @@ impl LockRequest {
         self
     }
 
+    /// Sends word each time that the server says the request stands in line: where, and who is in the way. What does not
+    /// fit the channel is dropped.
+    pub fn progress(mut self, to: Sender<Pending>) -> LockRequest {
+        self.progress = Some(to);
+        self
+    }
+
     /// Asks for the lock, and tells whether it was granted.
     ///
     /// # Errors
@@ -154,7 +151,12 @@ impl LockRequest {
             Patience::Within(limit) => Some(answer_within.saturating_add(limit)),
             Patience::Forever => None,
         };
-        let answer = self.client.request("acquire_lock", params, within).map_err(already_held)?;
+        if within.is_none() {
+            // Without a deadline of its own it must not hang on a server that was never there.
+            self.client.session()?;
+        }
+        let answer =
+            self.client.request("acquire_lock", params, within, self.progress).map_err(already_held)?;
         let acquired: Acquired = answer.read("acquire_lock")?;
         match (acquired.granted, acquired.token, answer.tenure) {
             (Some(true), Some(token), _) if acquired.again => {
@@ -358,7 +360,7 @@ impl Guard {
     pub fn release(mut self) -> Result<()> {
         self.held = false;
         if let Err(lost) = self.check() {
-            self.tenure.forget(&self.client);
+            self.client.core.release_on_drop(&self.tenure);
             return Err(lost);
         }
         self.client.fence(self.tenure.token()).release().map(|_| ()).map_err(|error| self.explain(error))
@@ -400,7 +402,7 @@ impl Drop for Guard {
     /// the client lives, and after that the session's TTL ends the grant.
     fn drop(&mut self) {
         if self.held {
-            self.tenure.release_on_drop(&self.client);
+            self.client.core.release_on_drop(&self.tenure);
         }
     }
 }

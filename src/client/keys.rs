@@ -205,8 +205,9 @@ impl Fence {
     pub fn append_file(&self, file: &str, data: impl AsRef<[u8]>) -> Result<Appended> {
         let mut params = Params { file: Some(file.into()), ..Params::default() };
         match std::str::from_utf8(data.as_ref()) {
-            Ok(text) => params.data = Some(text.into()),
-            Err(_) => params.data_b64 = Some(STANDARD.encode(data.as_ref())),
+            Ok(text) if escaped_bytes(text) <= text.len() / 3 * 4 + 4 => params.data = Some(text.into()),
+            // No text, or text that is longer with its escapes than in base64.
+            Ok(_) | Err(_) => params.data_b64 = Some(STANDARD.encode(data.as_ref())),
         }
         self.ask("append_file", params)
     }
@@ -462,7 +463,7 @@ impl Client {
 
     /// A request and its answer, of the type that the method gives.
     pub(super) fn ask<T: DeserializeOwned>(&self, method: &str, params: Params) -> Result<T> {
-        self.request(method, params, Some(self.deadline()))?.read(method)
+        self.request(method, params, Some(self.deadline()), None)?.read(method)
     }
 
     fn free(&self) -> Fence {
@@ -477,4 +478,14 @@ impl Client {
 fn to_raw<T: Serialize + ?Sized>(value: &T) -> Result<Box<RawValue>> {
     serde_json::value::to_raw_value(value)
         .map_err(|error| Error::Invalid(format!("the value cannot be written as JSON: {error}")))
+}
+
+/// How long a text is inside a JSON string.
+fn escaped_bytes(text: &str) -> usize {
+    let escaped = |byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0x00..=0x1f => 6,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum()
 }

@@ -20,14 +20,26 @@ pub mod engine;
 mod error;
 mod guard;
 mod keys;
+mod lease;
+#[cfg(test)]
+mod live;
+mod message;
+#[cfg(test)]
+mod random;
 mod socket;
+mod tenure;
+#[cfg(test)]
+mod tests;
+mod timers;
 
 pub use error::Error;
-pub use guard::{Attempt, Blocked, GrantState, Guard, LockRequest};
+pub use guard::{Attempt, Blocked, Guard, LockRequest};
 pub use keys::{Entry, Fence, FileChunk, Pages};
+pub use lease::{GrantState, LostCause, LostGrant, Span};
 
 use crate::identity::{Nonce, SessionId};
-use crate::wire::Params;
+use crate::wire::{Params, Pending};
+use crossbeam_channel::Sender;
 use serde_json::value::RawValue;
 use socket::{Answer, Core};
 use std::fmt;
@@ -101,13 +113,16 @@ impl Builder {
         self
     }
 
-    /// Makes the client and, unless [`lazy`](Builder::lazy), opens its session.
+    /// Makes the client and, unless [`lazy`](Builder::lazy), opens its session. Of a name with several addresses the first
+    /// of IPv4 is taken, if there is one: `localhost` means 127.0.0.1, where a server listens by default.
     ///
     /// # Errors
     /// [`Error::Io`] if there is no such address or no socket; [`Error::Unreachable`] if nobody answers;
     /// [`Error::Refused`] if the server takes no session.
     pub fn connect(self, server: impl ToSocketAddrs) -> Result<Client> {
-        let server = server.to_socket_addrs()?.next().ok_or_else(|| {
+        let addresses: Vec<SocketAddr> = server.to_socket_addrs()?.collect();
+        let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+        let server = *first.ok_or_else(|| {
             std::io::Error::new(std::io::ErrorKind::NotFound, "the server's name has no address")
         })?;
         let lazy = self.lazy;
@@ -137,45 +152,6 @@ pub struct Detached {
     pub nonce: Nonce,
     /// Its TTL.
     pub ttl: Duration,
-}
-
-/// The loss of a grant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LostGrant {
-    /// The token.
-    pub token: u64,
-    /// The locks.
-    pub keys: Vec<String>,
-    /// Why.
-    pub cause: LostCause,
-}
-
-/// Why a grant is lost.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LostCause {
-    /// The server said so, with this reason, as in `lease_expired`.
-    Told(String),
-    /// No answer proved it for 80 % of the session's TTL: the server may have given it to another by now.
-    Unproven,
-    /// Its own lease is over, or so nearly that it cannot be relied on.
-    LeaseOver,
-    /// The session has ended.
-    SessionEnded,
-    /// The server no longer counts it as held: somebody else released it.
-    Gone,
-}
-
-impl fmt::Display for LostGrant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the grant {} of {} is lost: ", self.token, self.keys.join(", "))?;
-        match &self.cause {
-            LostCause::Told(reason) => write!(f, "the server ended it ({reason})"),
-            LostCause::Unproven => f.write_str("no answer has proved it for too long"),
-            LostCause::LeaseOver => f.write_str("its lease is over and was not renewed"),
-            LostCause::SessionEnded => f.write_str("its session has ended"),
-            LostCause::Gone => f.write_str("the server no longer counts it as held"),
-        }
-    }
 }
 
 impl fmt::Debug for Client {
@@ -253,7 +229,7 @@ impl Client {
     /// # Errors
     /// As [`Error`] says.
     pub fn call_within(&self, method: &str, params: Params, within: Duration) -> Result<Box<RawValue>> {
-        Ok(self.request(method, params, Some(within))?.raw)
+        Ok(self.request(method, params, Some(within), None)?.raw)
     }
 
     /// Closes the session for all clones: every grant ends, every wait leaves its line. Waits for the answer.
@@ -273,7 +249,13 @@ impl Client {
         self.core.detach()
     }
 
-    fn request(&self, method: &str, params: Params, within: Option<Duration>) -> Result<Answer> {
-        self.core.request(method, params, within)
+    fn request(
+        &self,
+        method: &str,
+        params: Params,
+        within: Option<Duration>,
+        progress: Option<Sender<Pending>>,
+    ) -> Result<Answer> {
+        self.core.request(method, params, within, progress)
     }
 }

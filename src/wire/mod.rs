@@ -9,6 +9,7 @@ mod result;
 
 pub use params::{Int, KeyAsk, KeyMode, Params, WaitMs};
 pub use reply::{encode_error, encode_notification, encode_outcome, encode_result, holder_shown, page_bytes};
+pub(crate) use reply::{keys_shown, mode_shown};
 pub use result::*;
 
 use crate::command::{Ask, Call, Mode, Patience};
@@ -32,6 +33,44 @@ pub const PROTOCOL: u64 = 1;
 
 /// Most items, or bytes of a file, that one page gives.
 pub const PAGE_LIMIT_MAX: u64 = 10_000;
+
+/// Every method that this version knows by name, in the order of `docs/protocol.md`. The last five answer `unsupported`.
+pub const METHODS: [&str; 34] = [
+    "ping",
+    "status",
+    "open_session",
+    "heartbeat",
+    "close_session",
+    "list_sessions",
+    "kill_session",
+    "acquire_lock",
+    "cancel_wait",
+    "release_lock",
+    "abandon",
+    "renew_lease",
+    "is_locked",
+    "get_lock_info",
+    "list_locks",
+    "list_grants",
+    "cleanup_expired_locks",
+    "get",
+    "set",
+    "delete",
+    "range",
+    "prefix",
+    "append_file",
+    "read_file",
+    "file_info",
+    "list_files",
+    "delete_file",
+    "rotate_file",
+    "repair_file",
+    "watch",
+    "convert_lock",
+    "break_lock",
+    "ask_release",
+    "transaction",
+];
 
 /// The `id` of a request as its JSON text: what the reply echoes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -268,7 +307,8 @@ pub fn decode(message: &[u8]) -> Result<Message, Dropped> {
     if elements.len() > BATCH_ELEMENTS_MAX {
         let text =
             format!("the batch has {} elements; at most {BATCH_ELEMENTS_MAX} are allowed", elements.len());
-        return Ok(broken(Kind::Limit, text));
+        let refusal = Refusal::limit("batch_elements", BATCH_ELEMENTS_MAX as u64, text);
+        return Ok(single(Element { id: Id::null(), cookie: None, request: Err(refusal) }));
     }
     let elements: Vec<Element> = elements.into_iter().filter_map(|raw| decode_element(raw).ok()).collect();
     if elements.is_empty() {
@@ -373,7 +413,10 @@ fn invalid(text: impl Into<String>) -> Refusal {
 /// Reads the parameters of one method.
 fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
     let reader = Reader { name, params: &params };
-    let logged = |call| Ok(Method::Logged { id: reader.logged_id(id)?, ack: reader.ack(), call });
+    let logged = |call| {
+        let id = reader.logged_id(id)?;
+        Ok(Method::Logged { id, ack: reader.ack(id)?, call })
+    };
     let method = match name {
         "ping" => reader.only(&[])?.done(Method::Ping),
         "status" => reader.only(&[])?.done(Method::Status),
@@ -403,7 +446,13 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
         }
         "cancel_wait" => {
             reader.only(&["wait"])?.session()?;
-            logged(Call::CancelWait { wait: reader.need("wait", params.wait)?.0 })
+            let wait = reader.need("wait", params.wait)?.0;
+            if wait == 0 || wait >= reader.logged_id(id)? {
+                let text =
+                    "`wait` is the id of an earlier acquire_lock: from 1, and below the id of this request";
+                return Err(invalid(text));
+            }
+            logged(Call::CancelWait { wait })
         }
         "release_lock" | "abandon" => {
             reader.only(&["token", "holder"])?.session()?;
@@ -465,9 +514,10 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
         }
         "repair_file" => {
             reader.only(&["file", "token", "holder"])?.session()?;
+            let id = reader.logged_id(id)?;
             Ok(Method::RepairFile {
-                id: reader.logged_id(id)?,
-                ack: reader.ack(),
+                id,
+                ack: reader.ack(id)?,
                 file: reader.file()?,
                 token: reader.token()?,
                 holder: params.holder,
@@ -530,6 +580,7 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
             format!("there is no method {:?}; docs/protocol.md lists them", shorten(name)),
         )),
     }?;
+    debug_assert!(METHODS.contains(&name), "{name} is read but not listed in METHODS");
     Ok(Request { session: params.session, got: reader.got()?, method })
 }
 
@@ -578,8 +629,13 @@ impl Reader<'_> {
         })
     }
 
-    fn ack(&self) -> u64 {
-        self.params.ack.map_or(0, |ack| ack.0)
+    fn ack(&self, id: u64) -> Result<u64, Refusal> {
+        match self.params.ack {
+            Some(Int(ack)) if ack > id => Err(invalid(format!(
+                "`ack` is {ack}: it says that ids below it are never sent again, and this is {id}"
+            ))),
+            ack => Ok(ack.map_or(0, |ack| ack.0)),
+        }
     }
 
     fn got(&self) -> Result<Vec<u64>, Refusal> {

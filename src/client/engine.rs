@@ -1,1 +1,0 @@
-//! The protocol of one session, without socket, clock, thread or randomness.
