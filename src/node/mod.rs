@@ -481,9 +481,11 @@ impl Node {
         if !self.serving {
             return None;
         }
+        // Without any room nothing can be decided: waking up for it would only spin.
         let due = self.state.next_due().filter(|_| !self.tick_in_flight && self.room != Room::Full);
         let quiet = due.map(|_| self.last_at.after_ms(TICK_MS));
-        [self.leases.next_look(), due, quiet, self.tellings.next()].into_iter().flatten().min()
+        let lapse = self.leases.next_look().filter(|_| self.room != Room::Full);
+        [lapse, due, quiet, self.tellings.next()].into_iter().flatten().min()
     }
 
     /// Takes a sign of life and what else a request says beside what it asks.

@@ -167,7 +167,7 @@ impl Node {
         let Some(session) = self.state.session(id).filter(|session| session.is_live()) else {
             return self.refuse(place, &no_session());
         };
-        if self.leases.is_lapsing(id) {
+        if self.leases.is_lapsing(id, now) {
             return self.assemblies.silence(place);
         }
         let mut reply = Heartbeat {
