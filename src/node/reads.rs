@@ -180,7 +180,9 @@ impl Node {
         for loss in session.losses_after(after) {
             let lost = lost_shown(loss);
             let more = json_len(&lost);
-            if !page_bytes(bytes, more) {
+            // The client goes on behind an op, so the losses of one op are told together.
+            let goes_on = reply.lost.last().is_some_and(|last| last.op == lost.op);
+            if !goes_on && !page_bytes(bytes, more) {
                 reply.more = true;
                 break;
             }
