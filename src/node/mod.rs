@@ -728,9 +728,9 @@ impl Node {
     fn refuse_batch(&self, elements: &[Element]) -> Option<Refusal> {
         let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::new();
         for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
-            let (id, ack, call) = match &request.method {
-                Method::Logged { id, ack, call } => (*id, *ack, Some(call)),
-                Method::RepairFile { id, ack, .. } => (*id, *ack, None),
+            let (ack, call) = match &request.method {
+                Method::Logged { ack, call, .. } => (*ack, Some(call)),
+                Method::RepairFile { ack, .. } => (*ack, None),
                 Method::OpenSession { .. } => {
                     if let Some(refusal) = self.refuse_all(false) {
                         return Some(refusal);
@@ -762,7 +762,7 @@ impl Node {
             let limits = self.state.limits();
             if !known.has_window(ack, *requests, limits) {
                 let text = format!(
-                    "the session has its {} kept replies; say with `ack` which have arrived, and repeat request {id}",
+                    "the session has its {} kept replies; say with `ack` which have arrived, and repeat the request",
                     limits.replies
                 );
                 return Some(limit_again("replies", limits.replies, text));
@@ -771,7 +771,7 @@ impl Node {
             if call.is_some_and(|call| self.takes_wait(session, call)) {
                 if !known.has_wait_window(ack, &request.got, *waits, limits) {
                     let text = format!(
-                        "the session has its {} waits; name the answered ones in `got`, and repeat request {id}",
+                        "the session has its {} waits; name the answered ones in `got`, and repeat the request",
                         limits.session_waits
                     );
                     return Some(limit_again("session_waits", limits.session_waits, text));
