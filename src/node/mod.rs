@@ -651,7 +651,7 @@ impl Node {
             }
             self.count("duplicates");
             self.assemblies.follow(session, id, from);
-            return self.assemblies.silence(place);
+            return self.assemblies.resolve(place, Slot::Copy);
         }
         if let Some(refusal) = refusal {
             self.count("refused");

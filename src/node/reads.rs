@@ -34,7 +34,9 @@ impl Node {
         session: Option<SessionId>,
         method: Method,
     ) {
-        if self.assemblies.is_behind_log(place) {
+        if self.assemblies.is_behind_copy(place) {
+            self.assemblies.silence(place);
+        } else if self.assemblies.is_behind_log(place) {
             self.assemblies.resolve(place, Slot::Read(session, Box::new(method)));
         } else {
             self.handle_read_now(now, place, session, method);
