@@ -142,7 +142,8 @@ impl Assemblies {
     /// The datagrams of a message whose replies are all there; nothing otherwise.
     pub(super) fn finish(&mut self, key: u64) -> Vec<(SocketAddr, bool, Vec<u8>)> {
         let Some(assembly) = self.under_way.get(&key) else { return Vec::new() };
-        let done = assembly.slots.iter().all(|slot| matches!(slot, Slot::Ready(_) | Slot::Silent | Slot::Copy));
+        let done =
+            assembly.slots.iter().all(|slot| matches!(slot, Slot::Ready(_) | Slot::Silent | Slot::Copy));
         if !done {
             return Vec::new();
         }
