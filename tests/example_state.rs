@@ -7,7 +7,8 @@ use tenure::state::State;
 fn the_example_state_loads_and_is_written_back_byte_for_byte() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/server_state.json.example");
     let bytes = std::fs::read(path).unwrap();
-    let Snapshot { server, clean, parts, redo } = snapshot::decode(&bytes).map_err(|fault| fault.to_string()).unwrap();
+    let Snapshot { server, clean, parts, redo } =
+        snapshot::decode(&bytes).map_err(|fault| fault.to_string()).unwrap();
     let state = State::from_parts(parts).unwrap();
     assert!(state.op() > 0 && clean, "the example is that of a server that was used and stopped cleanly");
     let mut again = Vec::new();
