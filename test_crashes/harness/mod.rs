@@ -68,3 +68,11 @@ pub(crate) fn has_failpoints() -> bool {
     }
     cfg!(debug_assertions)
 }
+
+/// Some places among so many, spread evenly and never the same residue: all of them if `TENURE_EVERY_BYTE` is set.
+pub(crate) fn places(among: usize, wanted: usize) -> Vec<usize> {
+    if std::env::var_os("TENURE_EVERY_BYTE").is_some() || among <= wanted {
+        return (0..among).collect();
+    }
+    (0..wanted).map(|number| number * among / wanted).collect()
+}

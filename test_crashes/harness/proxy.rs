@@ -250,7 +250,7 @@ impl Shared {
         if reorder < faults.reorder {
             delay += Duration::from_millis(most + 20);
         }
-        let mut submit = |delay| {
+        let submit = |delay| {
             let number = self.made.fetch_add(1, Ordering::Relaxed);
             let (way, bytes) = (Arc::clone(way), bytes.to_vec());
             // If the sending thread is gone, the test is over.

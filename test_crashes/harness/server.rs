@@ -82,6 +82,13 @@ impl Server {
         Server { directory, _owned: None, address, child: None, stderr, readers: Vec::new(), setup }
     }
 
+    /// A server on a copy of the data directory as it is now. Not started.
+    pub(crate) fn copy(&self) -> Server {
+        let copy = Server::prepare(Setup { durability: self.setup.durability, ..Setup::default() });
+        copy_directory(&self.directory, &copy.directory);
+        copy
+    }
+
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
@@ -141,6 +148,15 @@ impl Server {
             Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
             Err(RecvTimeoutError::Timeout) => panic!("the server neither serves nor ends"),
         }
+    }
+
+    /// Starts it on an address of the caller's.
+    ///
+    /// # Errors
+    /// As [`launch`](Server::launch).
+    pub(crate) fn launch_at(&mut self, address: SocketAddr) -> Result<(), Exit> {
+        self.address = address;
+        self.launch()
     }
 
     /// Starts it; it must come to serve.
@@ -260,5 +276,21 @@ fn keep(mut from: impl Read, kept: &Mutex<String>) {
             kept.clear();
         }
         kept.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+}
+
+/// Copies a directory with everything in it, permissions included.
+fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_directory(&entry.path(), &target),
+            false => {
+                fs::copy(entry.path(), target).unwrap();
+            }
+        }
     }
 }
