@@ -248,6 +248,30 @@ fn a_file_that_was_changed_by_somebody_else_is_closed_and_said_and_all_else_goes
 }
 
 #[test]
+fn a_file_that_the_disk_refuses_is_closed_and_said_and_its_appends_stand() {
+    if !has_failpoints() {
+        return;
+    }
+    let setup = Setup { failpoint: Some("image.before_write=error@2".into()), ..Setup::default() };
+    let mut server = Server::with(setup);
+    let mut raw = server.client(600_000);
+    let token = raw.acquire("f");
+    raw.append("f", token, "first\n");
+    poll_until("the file on disk", || fs::read(server.file("f")).ok().filter(|bytes| bytes == b"first\n"));
+    // Its bytes are in the journal, so it stands, whatever the disk says later.
+    assert_eq!(raw.append("f", token, "second\n"), (6, 13));
+    poll_until("the fault to be said", || raw.ok("file_info", json!({"file": "f"})).get("fault").map(|_| ()));
+    raw.refused("append_file", json!({"file": "f", "token": token, "data": "third\n"}), "file_fault");
+    let beside = raw.acquire("beside");
+    raw.append("beside", beside, "fine\n");
+    // The next start has a disk that works.
+    server.kill_and_restart();
+    raw.ok("repair_file", json!({"file": "f", "token": token}));
+    assert_eq!(raw.append("f", token, "third\n"), (13, 19));
+    assert_eq!(raw.read("f"), "first\nsecond\nthird\n");
+}
+
+#[test]
 fn a_link_a_device_or_a_directory_in_the_place_of_a_file_is_never_written_through() {
     let outside = tempfile::tempdir().unwrap();
     let victim = outside.path().join("victim");

@@ -204,22 +204,100 @@ fn killed_after_a_file_was_written_its_bytes_are_not_written_twice() {
 }
 
 #[test]
-fn killed_before_a_segment_has_its_name_the_start_goes_on_without_it() {
-    for point in ["segment.before_create", "segment.after_rename"] {
-        lifecycle(point);
+fn killed_at_any_step_of_a_new_segment_the_start_goes_on_with_or_without_it() {
+    for point in ["before_write", "before_sync", "before_rename", "after_rename", "after_dirsync"] {
+        lifecycle(&format!("segment.{point}"));
+    }
+}
+
+#[test]
+fn killed_at_any_step_of_the_spare_segment_the_start_goes_on_with_or_without_it() {
+    for point in ["before_create", "before_rename", "after_rename"] {
+        lifecycle(&format!("spare.{point}"));
     }
 }
 
 #[test]
 fn killed_at_any_step_of_a_snapshot_the_old_or_the_new_state_is_there() {
-    for point in ["before_write", "before_sync", "before_rename", "after_rename", "after_dirsync"] {
+    for point in
+        ["before_write", "before_sync", "after_sync", "before_rename", "after_rename", "after_dirsync"]
+    {
         lifecycle(&format!("snapshot.{point}"));
     }
 }
 
 #[test]
-fn killed_before_an_old_segment_is_deleted_the_start_does_without_the_deletion() {
-    lifecycle("segment.before_delete");
+fn killed_around_the_deletion_of_an_old_segment_nothing_is_missed() {
+    for point in ["before_delete", "after_delete"] {
+        lifecycle(&format!("segment.{point}"));
+    }
+}
+
+#[test]
+fn killed_at_any_step_of_writing_down_how_far_the_files_are_nothing_is_written_twice() {
+    for point in ["before_sync", "before_record", "after_record"] {
+        lifecycle(&format!("image.{point}"));
+    }
+}
+
+#[test]
+fn killed_while_a_file_is_rotated_or_deleted_each_is_done_once() {
+    if !has_failpoints() {
+        return;
+    }
+    for point in ["before_rename", "after_rename", "before_unlink", "after_unlink"] {
+        let failpoint = format!("image.{point}");
+        let mut falls = 0;
+        for pass in 1..=PASSES_MAX {
+            assert!(pass < PASSES_MAX, "{failpoint} is passed more often than the test allows for");
+            let fell = file_is_rotated_and_deleted(format!("{failpoint}=kill@{pass}"));
+            falls += u32::from(fell);
+            if !fell {
+                break;
+            }
+        }
+        assert!(falls > 0, "{failpoint} was never passed");
+    }
+}
+
+/// A file is written, rotated away and begun again; the rotated one and another are deleted. Whether the server fell.
+fn file_is_rotated_and_deleted(failpoint: String) -> bool {
+    let mut falling = Falling::start(failpoint);
+    let mut raw = Raw::new(falling.server.address());
+    raw.open_session(600_000);
+    let [log, old, gone] = ["log", "log.1", "gone"].map(|name| {
+        let sent = raw.prepare("acquire_lock", json!({"key": name}));
+        falling.call("0 acquire", &mut raw, sent).token().unwrap()
+    });
+    for (step, method, params) in [
+        ("0 append", "append_file", json!({"file": "log", "token": log, "data": "before\n"})),
+        ("0 append", "append_file", json!({"file": "gone", "token": gone, "data": "gone\n"})),
+        ("0 rotate", "rotate_file", json!({"file": "log", "to": "log.1", "token": log})),
+        ("0 append", "append_file", json!({"file": "log", "token": log, "data": "after\n"})),
+        ("0 append", "append_file", json!({"file": "log.1", "token": old, "data": "more\n"})),
+        ("0 delete", "delete_file", json!({"file": "gone", "token": gone})),
+    ] {
+        let sent = raw.prepare(method, params);
+        falling.call(step, &mut raw, sent).ok();
+    }
+    for _ in 0..10 {
+        falling.care("the end");
+        let_pass(20);
+    }
+    falling.care("the end");
+    falling.tell_all_again(&mut [&mut raw]);
+    assert_eq!(
+        (raw.read("log"), raw.read("log.1"), raw.read("gone")),
+        ("after\n".into(), "before\nmore\n".into(), String::new())
+    );
+    let exit = falling.server.terminate();
+    assert!(exit.status.success(), "{exit:?}");
+    let on_disk = |name| fs::read_to_string(falling.server.file(name)).ok();
+    assert_eq!(
+        [on_disk("log"), on_disk("log.1"), on_disk("gone")],
+        [Some("after\n".into()), Some("before\nmore\n".into()), None]
+    );
+    !falling.fell_in.is_empty()
 }
 
 /// Kills at each pass of a failpoint in a life of start, work, idleness and clean stop, on a directory with a history.
