@@ -21,3 +21,4 @@ mod load;
 mod network;
 mod server;
 mod stall;
+mod table;

@@ -9,6 +9,7 @@ mod result;
 
 pub use params::{Int, KeyAsk, KeyMode, Params, WaitMs};
 pub use reply::{encode_error, encode_notification, encode_outcome, encode_result, holder_shown, page_bytes};
+pub(crate) use reply::{keys_shown, mode_shown};
 pub use result::*;
 
 use crate::command::{Ask, Call, Mode, Patience};
@@ -373,7 +374,10 @@ fn invalid(text: impl Into<String>) -> Refusal {
 /// Reads the parameters of one method.
 fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
     let reader = Reader { name, params: &params };
-    let logged = |call| Ok(Method::Logged { id: reader.logged_id(id)?, ack: reader.ack(), call });
+    let logged = |call| {
+        let id = reader.logged_id(id)?;
+        Ok(Method::Logged { id, ack: reader.ack(id)?, call })
+    };
     let method = match name {
         "ping" => reader.only(&[])?.done(Method::Ping),
         "status" => reader.only(&[])?.done(Method::Status),
@@ -403,7 +407,13 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
         }
         "cancel_wait" => {
             reader.only(&["wait"])?.session()?;
-            logged(Call::CancelWait { wait: reader.need("wait", params.wait)?.0 })
+            let wait = reader.need("wait", params.wait)?.0;
+            if wait == 0 || wait >= reader.logged_id(id)? {
+                let text =
+                    "`wait` is the id of an earlier acquire_lock: from 1, and below the id of this request";
+                return Err(invalid(text));
+            }
+            logged(Call::CancelWait { wait })
         }
         "release_lock" | "abandon" => {
             reader.only(&["token", "holder"])?.session()?;
@@ -465,9 +475,10 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
         }
         "repair_file" => {
             reader.only(&["file", "token", "holder"])?.session()?;
+            let id = reader.logged_id(id)?;
             Ok(Method::RepairFile {
-                id: reader.logged_id(id)?,
-                ack: reader.ack(),
+                id,
+                ack: reader.ack(id)?,
                 file: reader.file()?,
                 token: reader.token()?,
                 holder: params.holder,
@@ -578,8 +589,13 @@ impl Reader<'_> {
         })
     }
 
-    fn ack(&self) -> u64 {
-        self.params.ack.map_or(0, |ack| ack.0)
+    fn ack(&self, id: u64) -> Result<u64, Refusal> {
+        match self.params.ack {
+            Some(Int(ack)) if ack > id => Err(invalid(format!(
+                "`ack` is {ack}: it says that ids below it are never sent again, and this is {id}"
+            ))),
+            ack => Ok(ack.map_or(0, |ack| ack.0)),
+        }
     }
 
     fn got(&self) -> Result<Vec<u64>, Refusal> {

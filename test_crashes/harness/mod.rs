@@ -61,12 +61,13 @@ pub(crate) fn mix(parts: &[u64]) -> u64 {
     })
 }
 
-/// Whether the server under test has failpoints: only debug builds do.
+/// Whether the server under test has failpoints.
 pub(crate) fn has_failpoints() -> bool {
-    if !cfg!(debug_assertions) {
-        println!("SKIP: failpoints are compiled into debug builds only");
+    let has = cfg!(any(debug_assertions, feature = "failpoints"));
+    if !has {
+        println!("SKIP: a release build has failpoints with --features failpoints only");
     }
-    cfg!(debug_assertions)
+    has
 }
 
 /// Some places among so many, spread evenly and never the same residue: all of them if `TENURE_EVERY_BYTE` is set.

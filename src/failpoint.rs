@@ -1,0 +1,78 @@
+//! Failpoints: places where a test may let the process die, fail or sleep.
+//!
+//! `TENURE_FAILPOINT` names them, several with commas: `journal.before_sync=kill`, `=kill@3` at the third time,
+//! `=error` and `=error@3` for an injected I/O error, `=nospace` for a full disk, `=sleep:500` for half a second each
+//! time. The variable is read once. Without debug assertions and without the feature `failpoints` a [`hit`] is nothing.
+
+use std::io;
+
+/// Passes the place `name`.
+///
+/// # Errors
+/// The injected one; in a release build none.
+#[inline]
+pub fn hit(name: &str) -> io::Result<()> {
+    #[cfg(any(debug_assertions, feature = "failpoints"))]
+    return armed::hit(name);
+    #[cfg(not(any(debug_assertions, feature = "failpoints")))]
+    {
+        let _ = name;
+        Ok(())
+    }
+}
+
+#[cfg(any(debug_assertions, feature = "failpoints"))]
+mod armed {
+    use std::io;
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    struct Point {
+        name: String,
+        act: String,
+        /// At which hit; 0 is each.
+        at: u64,
+        hits: AtomicU64,
+    }
+
+    static POINTS: LazyLock<Vec<Point>> =
+        LazyLock::new(|| parse(&std::env::var("TENURE_FAILPOINT").unwrap_or_default()));
+
+    fn parse(text: &str) -> Vec<Point> {
+        let points = text.split(',').filter_map(|point| point.trim().split_once('='));
+        points
+            .map(|(name, act)| {
+                let (act, at) = act.split_once('@').unwrap_or((act, "0"));
+                Point {
+                    name: name.into(),
+                    act: act.into(),
+                    at: at.parse().unwrap_or(0),
+                    hits: AtomicU64::new(0),
+                }
+            })
+            .collect()
+    }
+
+    pub(super) fn hit(name: &str) -> io::Result<()> {
+        for point in POINTS.iter().filter(|point| point.name == name) {
+            let hits = point.hits.fetch_add(1, Ordering::Relaxed) + 1;
+            if point.at != 0 && point.at != hits {
+                continue;
+            }
+            match point.act.as_str() {
+                "kill" => {
+                    let own = rustix::process::getpid();
+                    let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
+                }
+                "error" => return Err(io::Error::other(format!("injected at {name}"))),
+                "nospace" => return Err(rustix::io::Errno::NOSPC.into()),
+                other => {
+                    let millis = other.strip_prefix("sleep:").and_then(|millis| millis.parse().ok());
+                    std::thread::sleep(Duration::from_millis(millis.unwrap_or(0)));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! Folding: the journal so far becomes the next snapshot, from disk to disk, on a thread of low priority.
+//!
+//! The loop's own state is never touched, so a heartbeat never waits for a snapshot; and each fold replays what a
+//! restart would replay, so damage is found while the state still lives in memory.
+
+use crate::identity::Op;
+use crate::log::SafeFiles;
+use crate::outcome::FileEffect;
+use crate::recovery::{self, Known, Replay};
+use crate::snapshot::{ServerId, Snapshot};
+use crate::state::State;
+use crate::storage::{DataDir, DiskError};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Up to where to fold.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) server: ServerId,
+    /// The segments, from the oldest; the last one up to its `end`, which is synced.
+    pub(crate) segments: Vec<Known>,
+    pub(crate) safe: SafeFiles,
+}
+
+/// What was folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Done {
+    /// The op of the new snapshot.
+    pub(crate) op: Op,
+    /// The op of the one that became the previous.
+    pub(crate) previous_op: Op,
+    /// The size of the new one.
+    pub(crate) bytes: u64,
+}
+
+/// How much lower than the loop's the priority of folding is (`nice`).
+const NICE: i32 = 10;
+
+/// Lets the calling thread, and only it, go behind the others. (On Linux a priority belongs to a thread.)
+pub(crate) fn lower_priority() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        ::log::debug!("the snapshot thread keeps its priority: {error}");
+    }
+}
+
+/// Folds the segments of the order into the next snapshot.
+///
+/// # Errors
+/// A sentence; the last snapshot still stands.
+pub(crate) fn fold(dir: &DataDir, order: &Order, stop: &AtomicBool) -> Result<Done, DiskError> {
+    let mut notes = Vec::new();
+    let base = recovery::load(dir, &mut notes)?;
+    notes.iter().for_each(|note| ::log::warn!("{note}"));
+    let mut replay = Replay::new(base)?;
+    let previous_op = replay.state.op();
+    let needed = order.segments.iter().filter(|known| known.last_op > previous_op);
+    let numbers: Vec<u64> = needed.map(|known| known.number).collect();
+    let limit = order.segments.last().map(|last| last.end);
+    recovery::walk(dir, &numbers, limit, Some(order.server), &mut |path, segment, bytes| {
+        segment.batches.iter().try_for_each(|placed| {
+            if stop.load(Ordering::Relaxed) {
+                return Err("the server is stopping".into());
+            }
+            replay.feed(path, segment, bytes, placed)
+        })
+    })?;
+    let expected = order.segments.last().map_or(previous_op, |last| last.last_op);
+    if replay.state.op() < expected {
+        return Err(DiskError::new(format!(
+            "the journal in {} ends with op {} on the disk, but was written up to op {expected}: it is being changed by \
+             somebody else; stop the server with SIGTERM, so that it writes its state from memory",
+            dir.journal().display(),
+            replay.state.op()
+        )));
+    }
+    let Replay { state, mut redo, .. } = replay;
+    redo.retain(|work| !is_safe(work, &order.safe));
+    let op = state.op();
+    let parts = state.parts();
+    drop(state);
+    if stop.load(Ordering::Relaxed) {
+        return Err(DiskError::new("the server is stopping"));
+    }
+    let bytes = dir.write_snapshot(&Snapshot { server: order.server, clean: false, parts, redo })?;
+    Ok(Done { op, previous_op, bytes })
+}
+
+/// Whether work for the disk is done and synced.
+fn is_safe(work: &FileEffect, safe: &SafeFiles) -> bool {
+    work.op <= safe.upto && !safe.except.contains(&work.file)
+}
+
+/// Writes the snapshot of a clean stop from the loop's own state. The log must be closed. `redo` is the work for the
+/// disk that is not safe in the files, in the order of ops.
+///
+/// # Errors
+/// A sentence; the last snapshot still stands, and with the journal it holds the same state.
+pub fn write_final(
+    dir: &DataDir,
+    server: ServerId,
+    state: &State,
+    redo: Vec<FileEffect>,
+) -> Result<(), DiskError> {
+    dir.write_snapshot(&Snapshot { server, clean: true, parts: state.parts(), redo }).map(|_| ())
+}

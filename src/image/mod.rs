@@ -1,0 +1,491 @@
+//! The image: the files of a data directory, kept as the state says, off the event loop.
+//!
+//! The state decides everything about files when a command is applied: which exist, how long they are, what they
+//! hold. The disk is an image of that, written in log order by one thread that nothing waits for. A write that fails
+//! changes no outcome: its bytes are in the journal. The file gets a fault, which the loop puts into the log, and
+//! everything else goes on.
+//!
+//! ```text
+//!   loop ── Apply, Read, Look, Sync, Stop ──► image ──► files/..., image.json
+//!    ▲                                          │
+//!    └── ReadDone, Looked, Fault, Watermark ◄───┘   and one call of `wake` for each bunch of them
+//! ```
+//!
+//! - [`tree`] opens paths, and by no way that leaves the directory.
+//! - [`record`] is the safe watermark in `image.json`.
+//! - `mirror` knows each file and does the work; `recover` brings it to the state at start, and says what is known
+//!   after a crash at each point.
+//!
+//! Invariants: a file is only ever written at its recorded offset, and only if it ends there (after a crash: if what
+//! stands past its safe length can be ours). Bytes of somebody else are never overwritten, cut or hidden by the
+//! running server; `delete_file` alone removes them, since it names the file, not its bytes. A failed sync is never
+//! tried again as if nothing had been. Not noticed: an edit in place that keeps the length, until the next start, when
+//! all checksums are checked in the background.
+
+mod mirror;
+pub mod record;
+mod recover;
+pub mod tree;
+
+use crate::identity::Op;
+use crate::name::Name;
+use crate::outcome::FileEffect;
+use crate::state::FilePart;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use mirror::{Mirror, weight};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tree::describe;
+
+/// The image at rest: recovered, not yet running.
+#[derive(Debug)]
+pub struct Image {
+    mirror: Mirror,
+}
+
+/// What a recovery did and found. Faults come as [`Event::Fault`] once the image runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Effects that were executed again.
+    pub redone: u64,
+    /// Files that were cut to what the state has.
+    pub cut: Vec<Cut>,
+    /// Files on disk that the state does not know. They were left alone.
+    pub unknown: tree::Unknown,
+}
+
+/// A file that was cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The file.
+    pub file: Name,
+    /// Its length before, in bytes.
+    pub from: u64,
+    /// Its length after, in bytes.
+    pub to: u64,
+}
+
+/// What the loop asks about a file that has a fault: is it, or can it be made, what the state has?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// The file.
+    pub file: Name,
+    /// Its generation.
+    pub generation: u64,
+    /// Its length in the state, in bytes.
+    pub length: u64,
+    /// The CRC-32C of its bytes in the state.
+    pub checksum: u32,
+}
+
+/// What was found on disk, and is synced: what `repair_file` may make the truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Looked {
+    /// Length in bytes.
+    pub length: u64,
+    /// CRC-32C of the bytes.
+    pub checksum: u32,
+    /// Whether that is what the state has: nothing was lost and nobody else's bytes are in it.
+    pub restored: bool,
+}
+
+/// What the image tells the loop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A read is done.
+    ReadDone {
+        /// Which.
+        tag: u64,
+        /// The bytes, fewer than asked for at the end of the file; or why there are none, as a sentence.
+        result: Result<Vec<u8>, String>,
+    },
+    /// A look is done.
+    Looked {
+        /// Which.
+        tag: u64,
+        /// What was found; or why nothing can be said, as a sentence.
+        result: Result<Looked, String>,
+    },
+    /// The file can take no more: to be logged as `file_fault`. Void if the state has another generation by now.
+    Fault {
+        /// The file.
+        file: Name,
+        /// Its generation.
+        generation: u64,
+        /// Why, as a sentence.
+        reason: String,
+    },
+    /// Every effect up to `op` is safe on disk, those of the files in `kept` aside.
+    Watermark {
+        /// The command.
+        op: Op,
+        /// Files with a fault and with effects that are only in the journal.
+        kept: BTreeSet<Name>,
+        /// The first command whose effects a restart would need: journal from here on must stay.
+        needed_from: Op,
+    },
+}
+
+/// The running image. All methods return at once, however slow the disk is.
+#[derive(Debug)]
+pub struct Handle {
+    tasks: Sender<Task>,
+    events: Receiver<Event>,
+    gauges: Arc<Gauges>,
+    thread: JoinHandle<()>,
+}
+
+/// Numbers to watch.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    pending: Gauge,
+    kept: Gauge,
+    faults: Gauge,
+}
+
+impl Image {
+    /// Brings the files to the state after a stop. `files` is the state; `redo` are the effects of the log in
+    /// order, at least those from [`Record::needed_from`](record::Record::needed_from) on up to the state's `op`;
+    /// earlier ones do no harm. `trust_surplus`: the log may have lost records whose bytes had reached the files (an
+    /// unclean stop under `--durability os` or `none`), so bytes past the state's length are cut, not refused.
+    ///
+    /// Lengths are checked here, checksums in the background once the image runs. No state of a file makes this fail.
+    ///
+    /// # Errors
+    /// The data directory or `image.json` cannot be used, with a sentence. What was redone so far is safe to redo.
+    pub fn recover(
+        data_dir: &Path,
+        files: &[FilePart],
+        redo: Vec<FileEffect>,
+        trust_surplus: bool,
+    ) -> io::Result<(Image, Recovery)> {
+        let (mirror, recovery) = recover::recover(data_dir, files, redo, trust_surplus)?;
+        Ok((Image { mirror }, recovery))
+    }
+
+    /// Starts the thread. `wake` is called after events were put into the channel; it must not block.
+    ///
+    /// # Errors
+    /// The system has no thread for us. Nothing has changed.
+    pub fn start(self, wake: Box<dyn Fn() + Send>) -> io::Result<Handle> {
+        let (tasks, inbox) = crossbeam_channel::unbounded();
+        let (outbox, events) = crossbeam_channel::unbounded();
+        let gauges = Arc::clone(&self.mirror.gauges);
+        let worker = Worker {
+            mirror: self.mirror,
+            inbox,
+            outbox,
+            wake,
+            backlog: VecDeque::new(),
+            sync_at: None,
+            retry_at: None,
+            check_at: None,
+        };
+        let thread = std::thread::Builder::new().name("image".to_owned()).spawn(move || worker.run())?;
+        Ok(Handle { tasks, events, gauges, thread })
+    }
+}
+
+impl Handle {
+    /// Hands over an effect of a committed command. Effects go in the order of the log; a delete or rotate is the only
+    /// effect of its command.
+    pub fn apply(&self, effect: FileEffect) {
+        self.gauges.pending.add(weight(&effect));
+        self.send(Task::Apply(effect));
+    }
+
+    /// Asks for the bytes `[offset, offset + limit)`, at most 1 MiB, of a file that the state has with this generation
+    /// and `length`. Sees every effect handed over before. Answered by [`Event::ReadDone`].
+    pub fn read(&self, tag: u64, file: Name, generation: u64, offset: u64, limit: u64, length: u64) {
+        self.send(Task::Read { tag, file, generation, offset, limit, length });
+    }
+
+    /// Asks what a faulted file holds, after trying to make it what the state has: writing again what is kept, if all
+    /// that stands on disk is ours. The fault stays until a [`FileAct::Repair`](crate::outcome::FileAct::Repair) with
+    /// what was found. Reads the whole file. Answered by [`Event::Looked`].
+    pub fn look(&self, tag: u64, look: Look) {
+        self.send(Task::Look { tag, look });
+    }
+
+    /// Asks for a sync now, and says that every effect up to `op` has been handed over: the watermark may rise that far
+    /// although later commands had no effects on files. Answered by [`Event::Watermark`] if it moved.
+    pub fn sync(&self, op: Op) {
+        self.send(Task::Sync { op });
+    }
+
+    /// The next event, if there is one.
+    pub fn next_event(&self) -> Option<Event> {
+        self.events.try_recv().ok()
+    }
+
+    /// The channel of events, for a `select!`.
+    pub fn events(&self) -> &Receiver<Event> {
+        &self.events
+    }
+
+    /// Bytes of effects in memory: those not yet synced, and those kept for files with a fault. The loop answers
+    /// `busy` to appends above [`PENDING_BYTES_MAX`].
+    pub fn pending_bytes(&self) -> u64 {
+        self.gauges.pending.get() + self.gauges.kept.get()
+    }
+
+    /// The part of [`pending_bytes`](Handle::pending_bytes) that goes only with a repair or a delete.
+    pub fn kept_bytes(&self) -> u64 {
+        self.gauges.kept.get()
+    }
+
+    /// Files with a fault.
+    pub fn faults(&self) -> u64 {
+        self.gauges.faults.get()
+    }
+
+    /// Whether the thread still runs. It ends by [`stop`](Handle::stop) alone; anything else is a bug.
+    pub fn is_running(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    /// Executes what was handed over, syncs, records, and ends the thread; waits for that at most `patience`. Gives the
+    /// events that nobody has taken yet, and whether the thread ended in time. What was not done is in the journal.
+    pub fn stop(self, patience: Duration) -> (Vec<Event>, bool) {
+        self.send(Task::Stop);
+        let deadline = Instant::now() + patience;
+        let mut events = Vec::new();
+        // The channel closes when the thread ends.
+        loop {
+            match self.events.recv_deadline(deadline) {
+                Ok(event) => events.push(event),
+                Err(RecvTimeoutError::Timeout) => return (events, false),
+                Err(RecvTimeoutError::Disconnected) => return (events, self.thread.join().is_ok()),
+            }
+        }
+    }
+
+    fn send(&self, task: Task) {
+        if self.tasks.send(task).is_err() {
+            log::error!("the image thread has ended");
+        }
+    }
+}
+
+/// Above this many [`pending_bytes`](Handle::pending_bytes) appends are to be answered `busy`.
+pub const PENDING_BYTES_MAX: u64 = 64 << 20;
+
+#[derive(Debug)]
+enum Task {
+    Apply(FileEffect),
+    Read { tag: u64, file: Name, generation: u64, offset: u64, limit: u64, length: u64 },
+    Look { tag: u64, look: Look },
+    Sync { op: Op },
+    Stop,
+}
+
+/// The thread.
+struct Worker {
+    mirror: Mirror,
+    inbox: Receiver<Task>,
+    outbox: Sender<Event>,
+    wake: Box<dyn Fn() + Send>,
+    /// Tasks taken from the channel, in order.
+    backlog: VecDeque<Task>,
+    sync_at: Option<Instant>,
+    /// When to try again what the record stopped; until then nothing is executed.
+    retry_at: Option<Instant>,
+    check_at: Option<Instant>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        self.tell();
+        loop {
+            let open = self.gather();
+            // A stop does not wait for a record that cannot be written: the journal has everything.
+            let given_up = self.retry_at.is_some() && matches!(self.backlog.back(), Some(Task::Stop));
+            if !open || given_up || self.work() {
+                break;
+            }
+            self.housekeep();
+            self.tell();
+        }
+        if self.retry_at.is_none()
+            && let Err(error) = self.mirror.sync()
+        {
+            log::error!("image.json cannot be written at the stop: {error}");
+        }
+        self.tell();
+    }
+
+    /// Waits for tasks until something else is due; false once nobody can send any more.
+    fn gather(&mut self) -> bool {
+        let due = match self.retry_at {
+            Some(retry_at) => Some(retry_at),
+            None if !self.backlog.is_empty() => Some(Instant::now()),
+            None => [self.sync_at, self.check_at].into_iter().flatten().min(),
+        };
+        let first = match due {
+            Some(due) => self.inbox.recv_deadline(due),
+            None => self.inbox.recv().map_err(RecvTimeoutError::from),
+        };
+        match first {
+            Ok(task) => self.backlog.push_back(task),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return !self.backlog.is_empty() && self.retry_at.is_none();
+            }
+        }
+        while self.backlog.len() < GATHER_MAX {
+            match self.inbox.try_recv() {
+                Ok(task) => self.backlog.push_back(task),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            }
+        }
+        true
+    }
+
+    /// Executes tasks; true if one of them is the stop.
+    fn work(&mut self) -> bool {
+        if self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return false;
+        }
+        while let Some(task) = self.backlog.pop_front() {
+            match self.execute(&task) {
+                Ok(stop) if stop => return true,
+                Ok(_) => self.retry_at = None,
+                Err(error) => {
+                    log::error!("image.json cannot be written, so files stand still: {error}");
+                    self.backlog.push_front(task);
+                    self.retry_at = Some(Instant::now() + RETRY);
+                    return false;
+                }
+            }
+            if self.mirror.is_full() {
+                self.sync_at = Some(Instant::now());
+                return false;
+            }
+        }
+        false
+    }
+
+    fn execute(&mut self, task: &Task) -> io::Result<bool> {
+        match task {
+            Task::Apply(effect) => self.mirror.apply(effect.clone())?,
+            Task::Read { tag, file, generation, offset, limit, length } => {
+                let result = self.mirror.read(file, *generation, *offset, *limit, *length);
+                self.mirror.events.push(Event::ReadDone { tag: *tag, result });
+                self.tell();
+            }
+            Task::Look { tag, look } => {
+                let result = self.mirror.look(look);
+                self.mirror.events.push(Event::Looked { tag: *tag, result });
+                self.tell();
+            }
+            Task::Sync { op } => {
+                self.mirror.reached(*op);
+                // Only a delete or rotate has to wait for the record; this one is tried again by the clock.
+                if let Err(error) = self.mirror.sync() {
+                    log::error!("image.json cannot be written: {error}");
+                    self.sync_at = Some(Instant::now() + RETRY);
+                }
+            }
+            Task::Stop => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    /// What is due by the clock: syncs, and the check of files that the start did not read.
+    fn housekeep(&mut self) {
+        if self.retry_at.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        if !self.mirror.is_dirty() {
+            self.sync_at = None;
+        } else if *self.sync_at.get_or_insert(now + SYNC_PERIOD) <= now {
+            self.sync_at = None;
+            if let Err(error) = self.mirror.sync() {
+                log::error!("image.json cannot be written: {error}");
+                self.sync_at = Some(now + RETRY);
+            }
+        }
+        if !self.mirror.has_checks() {
+            self.check_at = None;
+        } else if *self.check_at.get_or_insert(now + CHECK_PERIOD) <= now {
+            self.mirror.check_some();
+            self.check_at = Some(Instant::now() + CHECK_PERIOD);
+        }
+    }
+
+    /// Passes events on, and wakes the loop if there were any.
+    fn tell(&mut self) {
+        if self.mirror.events.is_empty() {
+            return;
+        }
+        for event in self.mirror.events.drain(..) {
+            if self.outbox.send(event).is_err() {
+                log::debug!("nobody listens to the image any more");
+            }
+        }
+        (self.wake)();
+    }
+}
+
+/// A number that one side raises and the other lowers.
+#[derive(Debug, Default)]
+struct Gauge(AtomicU64);
+
+impl Gauge {
+    fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    fn sub(&self, less: u64) {
+        let before = self.0.fetch_sub(less, Ordering::Relaxed);
+        debug_assert!(before >= less, "the image gave back more than it was given: {before} < {less}");
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Writes all of it at the offset.
+fn write_at(fd: &OwnedFd, data: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < data.len() {
+        match rustix::io::pwrite(fd, &data[done..], offset + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(more) => done += more,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A point at which a test may stop or fail the image.
+fn point(name: &str) -> io::Result<()> {
+    #[cfg(test)]
+    tests::at(name)?;
+    crate::failpoint::hit(name)
+}
+
+/// Under load, files are synced this often.
+const SYNC_PERIOD: Duration = Duration::from_millis(200);
+
+/// A record that could not be written is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A slice of the background check is read this often: 256 KiB each, so about 12 MiB a second.
+const CHECK_PERIOD: Duration = Duration::from_millis(20);
+
+/// Tasks taken from the channel at a time, so that syncs come in between.
+const GATHER_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests;

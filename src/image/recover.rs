@@ -1,0 +1,330 @@
+//! Bringing the image to the state after a stop, clean or not.
+//!
+//! What the record ([`Record`]) says decides for each effect of the log whether it is on disk. Let W be its `op`:
+//!
+//! | the effect X | what is known | what is done |
+//! | --- | --- | --- |
+//! | a write, X <= W | on disk and synced | nothing, unless its file is in `kept` |
+//! | a write, X > W | absent, short, torn or whole | written again at its offset, whatever stands there |
+//! | a delete or rotate, X <= W | done and synced | nothing |
+//! | a delete or rotate, X = W + 1 | done or not done; nothing later is | a delete is done again; a rotate, if `file` is still there |
+//! | a delete or rotate, X > W + 1 | not done: the record said X - 1 before it began | done |
+//!
+//! The crash points of a rotate `a` -> `b` at X, and of a delete:
+//!
+//! ```text
+//!   sync all │ record X-1 │ rename │ sync directories │ record X │ a later write may create a new `a`
+//!            1            2        3                  4          5
+//! ```
+//!
+//! 1: W < X - 1, nothing was done. 2: W = X - 1 and `a` is there: done now. 3: W = X - 1, and the power may have taken
+//! the rename back: either 2 or 4. 4: W = X - 1, `a` is missing and `b` is there: it was done. 5: W >= X, never looked
+//! at again, so that a new `a` is safe. Recovery executes with the same barriers, so a crash in it is one of these.
+//!
+//! A write whose file is later deleted or repaired in the same log is not executed: its bytes no longer matter.
+//! A file that is in `kept` but has no fault in the state lost its `file_fault` in the crash: it is restored with the
+//! care of a repair, and gets its fault again if that fails.
+
+use super::mirror::{File, Mirror, somebody, weight, wrong_length};
+use super::record::Record;
+use super::tree::Obstacle;
+use super::{Cut, Event, Look, Recovery};
+use crate::identity::Op;
+use crate::name::Name;
+use crate::outcome::{FileAct, FileEffect};
+use crate::state::FilePart;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+/// See [`Image::recover`](super::Image::recover).
+pub(super) fn recover(
+    data_dir: &Path,
+    parts: &[FilePart],
+    redo: Vec<FileEffect>,
+    trust_surplus: bool,
+) -> io::Result<(Mirror, Recovery)> {
+    let mut mirror = Mirror::open(data_dir)?;
+    let mut redone = Redone { record: mirror.recorded.clone(), trust_surplus, recovery: Recovery::default() };
+    let fates = fates(parts, &redo);
+    for (effect, fate) in redo.into_iter().zip(fates) {
+        redone.redo(&mut mirror, effect, fate)?;
+    }
+    for part in parts {
+        redone.settle(&mut mirror, part);
+    }
+    mirror.sync()?;
+    let known = parts.iter().map(|part| part.file.as_str()).collect();
+    redone.recovery.unknown = mirror.tree.unknown(&known, UNKNOWN_SHOWN);
+    Ok((mirror, redone.recovery))
+}
+
+/// What becomes of a file after one of its effects.
+#[derive(Clone, Copy, Debug)]
+enum Fate<'a> {
+    /// It is in the state, and a later effect does not say anew what its content is.
+    Stays(&'a FilePart),
+    /// It is in the state, and a later repair says what its content is.
+    Repaired(&'a FilePart),
+    /// It is gone from the state.
+    Gone,
+}
+
+/// The fate of each effect, found from the end: the state says what the last effect left.
+fn fates<'a>(parts: &'a [FilePart], redo: &[FileEffect]) -> Vec<Fate<'a>> {
+    let mut last: BTreeMap<Name, Fate<'a>> =
+        parts.iter().map(|part| (part.file.clone(), Fate::Stays(part))).collect();
+    let mut fates = Vec::with_capacity(redo.len());
+    for effect in redo.iter().rev() {
+        let fate = match &effect.act {
+            FileAct::Delete => {
+                last.insert(effect.file.clone(), Fate::Gone);
+                Fate::Gone
+            }
+            FileAct::Rotate { to } => {
+                let fate = last.remove(to).unwrap_or(Fate::Gone);
+                last.insert(effect.file.clone(), fate);
+                fate
+            }
+            FileAct::Write { .. } | FileAct::Repair { .. } => {
+                last.get(&effect.file).copied().unwrap_or(Fate::Gone)
+            }
+        };
+        // A part of another generation is another file of the same name.
+        let fate = match fate {
+            Fate::Stays(part) | Fate::Repaired(part) if part.generation != effect.generation => Fate::Gone,
+            fate => fate,
+        };
+        if let (FileAct::Repair { .. }, Fate::Stays(part)) = (&effect.act, fate) {
+            last.insert(effect.file.clone(), Fate::Repaired(part));
+        }
+        fates.push(fate);
+    }
+    fates.reverse();
+    fates
+}
+
+/// A recovery under way.
+struct Redone {
+    /// As it was found.
+    record: Record,
+    trust_surplus: bool,
+    recovery: Recovery,
+}
+
+impl Redone {
+    fn redo(&mut self, mirror: &mut Mirror, effect: FileEffect, fate: Fate<'_>) -> io::Result<()> {
+        let done = effect.op <= self.record.op;
+        match &effect.act {
+            FileAct::Write { offset, .. } => {
+                let kept = self.is_kept(effect.generation, effect.op);
+                let Fate::Stays(part) = fate else { return Ok(()) };
+                if done && !kept {
+                    return Ok(());
+                }
+                self.prepare(mirror, &effect.file, part, *offset, kept);
+                mirror.gauges.pending.add(weight(&effect));
+                mirror.write(effect, false);
+                self.recovery.redone += 1;
+            }
+            FileAct::Repair { length, .. } => {
+                let Fate::Stays(part) = fate else { return Ok(()) };
+                if done {
+                    return Ok(());
+                }
+                // Safe up to here: it was synced before the command was logged. Later writes may stand after it.
+                if let Some(file) = mirror.files.remove(&effect.file) {
+                    mirror.forget(&effect.file, file);
+                }
+                self.prepare(mirror, &effect.file, part, *length, false);
+                self.recovery.redone += 1;
+            }
+            FileAct::Delete if !done => {
+                mirror.barrier(effect.op, |mirror| mirror.delete(&effect.file, effect.generation))?;
+                self.recovery.redone += 1;
+            }
+            FileAct::Rotate { to } => {
+                if done {
+                    mirror.move_entry(&effect.file, to);
+                    return Ok(());
+                }
+                let perhaps_done = self.record.op.checked_add(1) == Some(effect.op);
+                mirror.barrier(effect.op, |mirror| {
+                    rotate(mirror, &effect.file, effect.generation, to, perhaps_done, fate);
+                })?;
+                self.recovery.redone += 1;
+            }
+            FileAct::Delete => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the record says that this effect was held back.
+    fn is_kept(&self, generation: u64, op: Op) -> bool {
+        self.record.kept.iter().any(|kept| kept.generation == generation && kept.from <= op)
+    }
+
+    /// Makes a file ready for its first write of the redo, which begins at `offset`: below it everything is safe.
+    fn prepare(&mut self, mirror: &mut Mirror, name: &Name, part: &FilePart, offset: u64, kept: bool) {
+        if mirror.files.get(name).is_some_and(|file| file.generation == part.generation) {
+            return;
+        }
+        let generation = part.generation;
+        mirror.files.insert(name.clone(), File::safe(generation, offset));
+        if let Some(reason) = &part.fault {
+            carry(mirror, name, reason);
+        } else if kept {
+            carry(mirror, name, LOST_FAULT);
+        } else {
+            match mirror.tree.find(name) {
+                // Created by the write itself.
+                Err(Obstacle::Missing) if offset == 0 => {}
+                Ok(found) if found.length >= offset => {
+                    if let Some(file) = mirror.files.get_mut(name) {
+                        file.identity = Some(found.identity);
+                        // Its name may not be durable: this sync covers it.
+                        file.mark_fresh();
+                    }
+                    self.cut_surplus(mirror, name, found.length, part.length);
+                }
+                Ok(found) => mirror.fault(name, wrong_length(found.length, offset)),
+                Err(obstacle) => mirror.fault(name, somebody(&obstacle)),
+            }
+        }
+    }
+
+    /// Holds the file on disk against what the state has of it, once everything is redone.
+    fn settle(&mut self, mirror: &mut Mirror, part: &FilePart) {
+        let name = &part.file;
+        let known = mirror.files.get(name).is_some_and(|file| file.generation == part.generation);
+        if !known {
+            mirror.files.insert(name.clone(), File::safe(part.generation, part.length));
+        }
+        let lost = mirror.files.get(name).is_some_and(|file| file.fault.as_deref() == Some(LOST_FAULT));
+        match &part.fault {
+            Some(reason) => return carry(mirror, name, reason),
+            None if lost => return self.restore(mirror, part),
+            None => {}
+        }
+        if mirror.files.get(name).is_some_and(|file| file.fault.is_some()) {
+            return;
+        }
+        match mirror.tree.find(name) {
+            Ok(found) if found.length >= part.length => {
+                let Some(file) = mirror.files.get_mut(name) else { return };
+                if file.length != part.length {
+                    let what =
+                        format!("the log writes {} bytes of it, the state has {}", file.length, part.length);
+                    return mirror.fault(name, what);
+                }
+                file.identity.get_or_insert(found.identity);
+                self.cut_surplus(mirror, name, found.length, part.length);
+            }
+            Ok(found) => mirror.fault(name, wrong_length(found.length, part.length)),
+            Err(obstacle) => mirror.fault(name, somebody(&obstacle)),
+        }
+        mirror.check_later(name, part.length, part.checksum);
+    }
+
+    /// Bytes past what the state has: lost records of ours after an unclean stop that may lose some, else a stranger's.
+    fn cut_surplus(&mut self, mirror: &mut Mirror, name: &Name, found: u64, length: u64) {
+        if found <= length {
+            return;
+        }
+        if !self.trust_surplus {
+            return mirror.fault(name, wrong_length(found, length));
+        }
+        let cut = mirror.descriptor(name).and_then(|fd| {
+            rustix::fs::ftruncate(&fd, length)?;
+            Ok(rustix::fs::fsync(&fd)?)
+        });
+        match cut {
+            Ok(()) => {
+                log::warn!("file {name:?} was cut from {found} to {length} bytes: the log has lost the rest");
+                self.recovery.cut.push(Cut { file: name.clone(), from: found, to: length });
+            }
+            Err(obstacle) => mirror.fault(name, somebody(&obstacle)),
+        }
+    }
+
+    /// A file whose fault never got into the log: what was kept may well fit now.
+    fn restore(&mut self, mirror: &mut Mirror, part: &FilePart) {
+        let look = Look {
+            file: part.file.clone(),
+            generation: part.generation,
+            length: part.length,
+            checksum: part.checksum,
+        };
+        let looked = mirror.look(&look);
+        if let Some(file) = mirror.files.get_mut(&part.file) {
+            file.fault = None;
+            mirror.gauges.faults.sub(1);
+        }
+        match looked {
+            Ok(looked) if looked.restored => {}
+            Ok(looked) => mirror.fault(&part.file, wrong_content(looked.length, part.length)),
+            Err(reason) => mirror.fault(&part.file, reason),
+        }
+    }
+}
+
+/// A fault that the state has already, or that is about to be judged: nothing is told.
+fn carry(mirror: &mut Mirror, name: &Name, reason: &str) {
+    if let Some(file) = mirror.files.get_mut(name) {
+        if file.fault.is_none() {
+            mirror.gauges.faults.add(1);
+        }
+        file.fault = Some(reason.to_owned());
+    }
+    // What a redo wrote meanwhile is kept like the rest.
+    mirror.fault(name, reason.to_owned());
+    mirror.events.retain(|event| !matches!(event, Event::Fault { file, .. } if file == name));
+}
+
+fn rotate(mirror: &mut Mirror, from: &Name, generation: u64, to: &Name, perhaps_done: bool, fate: Fate<'_>) {
+    let there = mirror.tree.find(from);
+    let missing = matches!(there, Err(Obstacle::Missing));
+    if missing && perhaps_done && mirror.tree.find(to).is_ok() {
+        mirror.move_entry(from, to);
+        if let Err(reason) = mirror.settle_rename(from, to) {
+            mirror.fault(to, reason);
+        }
+        return;
+    }
+    match fate {
+        // What is deleted later need not be there: its writes were not redone.
+        Fate::Gone if missing => {}
+        Fate::Gone => {
+            mirror.files.entry(from.clone()).or_insert_with(|| File::safe(generation, 0));
+            mirror.rotate(from, generation, to);
+            if let Some(file) = mirror.files.remove(to) {
+                mirror.forget(to, file);
+            }
+            mirror.events.retain(|event| !matches!(event, Event::Fault { file, .. } if file == to));
+        }
+        Fate::Stays(part) | Fate::Repaired(part) => {
+            let known = mirror.files.get(from).is_some_and(|file| file.generation == generation);
+            if !known {
+                mirror.files.insert(from.clone(), File::safe(generation, part.length));
+                if let Some(reason) = &part.fault {
+                    carry(mirror, from, reason);
+                }
+            }
+            mirror.rotate(from, generation, to);
+        }
+    }
+}
+
+fn wrong_content(found: u64, expected: u64) -> String {
+    if found == expected {
+        "somebody else changed the file: its bytes are not those that were written".to_owned()
+    } else {
+        wrong_length(found, expected)
+    }
+}
+
+/// Stands in for the reason of a fault that the log lost, until the file has been looked at. Never told.
+const LOST_FAULT: &str = "its fault was not logged before the stop";
+
+/// Unknown files that are named.
+const UNKNOWN_SHOWN: usize = 8;

@@ -1,0 +1,1257 @@
+//! The journal: batches, written and synced in order by a thread of their own.
+//!
+//! ```text
+//!  loop ── submit ──► journal thread ── write, fdatasync ──► segment
+//!    ▲                  │        ▲  ▲
+//!    └── poll, waker ◄──┘        │  └── keeper: makes the spare and the reserve, removes old segments
+//!                                └───── fold:   segments into the next snapshot, low in priority
+//! ```
+//!
+//! One write and one sync are in flight at a time; the batches that come meanwhile go together into the next. Any error
+//! of a write or a sync is the end: [`LogEvent::Failed`], nothing is tried again, since the kernel may call pages clean
+//! that it could not write. Only the lack of space for *another* file is no failure: it shows as [`Room`].
+//!
+//! What is acknowledged when, by [`Durability`]:
+//!
+//! | durability | a batch is committed when | synced |
+//! | --- | --- | --- |
+//! | `sync` | it is synced | always |
+//! | `os` | the kernel has it | at most once a second, and at the end of a segment |
+//! | `none` | it was submitted | as `os` |
+//!
+//! The batch with `new_term` is synced whatever the durability: it is what tells the next start that this one was not a
+//! clean stop, before anything is answered.
+
+use crate::batch::{self, SegmentId};
+use crate::command::{Command, Durability};
+use crate::fold::{self, Done, Order};
+use crate::identity::Op;
+use crate::log::{Batch, Log, LogEvent, Room, SafeFiles, bytes_of, next_op};
+use crate::record;
+use crate::recovery::{Known, Tail, random};
+use crate::segment::{self, Segment};
+use crate::snapshot::ServerId;
+use crate::storage::{DataDir, DiskError, SNAPSHOT, point, write_at};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// The smallest segment, in bytes.
+pub const SEGMENT_BYTES_MIN: u64 = 256 * 1024;
+/// The largest segment, in bytes: recovery reads a whole one into memory.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// The largest batch, in bytes, if segments are large enough.
+const BATCH_BYTES_MAX: u64 = 1 << 20;
+/// Batches that go together into one write, in bytes.
+const MERGE_BYTES_MAX: usize = 4 << 20;
+/// The smallest reserve for a snapshot, in bytes.
+const RESERVE_BYTES_MIN: u64 = 1 << 20;
+/// What a full segment keeps for seals, in bytes.
+const SEAL_ROOM: u64 = 4_096;
+
+/// After so long without a batch the last one is sealed.
+const SEAL_AFTER: Duration = Duration::from_millis(100);
+/// Under `os` and `none`, at most one sync in this time while all is quiet or busy.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How often the keeper asks a full disk again.
+const SPACE_RETRY: Duration = Duration::from_secs(1);
+/// How long after a failed fold the next one is asked for.
+const FOLD_RETRY: Duration = Duration::from_secs(5);
+
+const _: () =
+    assert!(SEGMENT_BYTES_MIN / 2 > 2 * (48 * 1024 + 1_024), "an append and its seal fit half a segment");
+
+/// How the journal is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// What acknowledged means.
+    pub durability: Durability,
+    /// Bytes of a segment: [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`].
+    pub segment_bytes: u64,
+    /// A fold is due after so many commands, ...
+    pub fold_ops: u64,
+    /// ... or so many bytes of batches, or at the end of a segment.
+    pub fold_bytes: u64,
+}
+
+impl Default for JournalConfig {
+    fn default() -> JournalConfig {
+        JournalConfig {
+            durability: Durability::Sync,
+            segment_bytes: 16 << 20,
+            fold_ops: 1_000_000,
+            fold_bytes: 16 << 20,
+        }
+    }
+}
+
+/// The log of one node.
+///
+/// Dropped without [`Log::close`] it leaves the disk as a crash would.
+pub struct FileLog {
+    inbox: Sender<Message>,
+    events: Receiver<LogEvent>,
+    /// Events that needed no thread.
+    own: VecDeque<LogEvent>,
+    gauge: Arc<Gauge>,
+    durability: Durability,
+    batch_bytes_max: usize,
+    /// All that was ever submitted, in bytes as [`bytes_of`] counts them.
+    submitted_bytes: u64,
+    submitted: u64,
+    committed: u64,
+    thread: Option<JoinHandle<Result<(), String>>>,
+}
+
+/// What the loop's side reads of the journal's side without asking it.
+#[derive(Debug, Default)]
+struct Gauge {
+    /// Bytes left in the segment.
+    left: AtomicU64,
+    /// All that was ever written, in bytes as [`bytes_of`] counts them.
+    written_bytes: AtomicU64,
+    /// Whether the spare is there.
+    spare: AtomicBool,
+    /// Whether the disk had no room for the spare or the reserve when last asked.
+    short: AtomicBool,
+}
+
+enum Message {
+    /// A batch, and whether it is committed already.
+    Batch(Arc<Batch>, bool),
+    Flush,
+    Fold(SafeFiles),
+    Close,
+    /// The log was dropped: end, and leave the disk as it is.
+    Abandon,
+    Kept(Kept),
+    Folded(Result<Done, DiskError>),
+}
+
+/// What the keeper tells.
+enum Kept {
+    Spare,
+    Short(DiskError),
+    Enough,
+    Failed(DiskError),
+}
+
+/// What the keeper is asked for.
+enum Keep {
+    Spare,
+    Reserve(u64),
+    Remove(Vec<u64>),
+}
+
+impl FileLog {
+    /// Rewrites the tail that recovery found, and starts the threads. `wake` is called, on a thread of the journal,
+    /// whenever there may be something to poll.
+    ///
+    /// # Errors
+    /// A sentence. The directory holds the same state as before.
+    pub fn start(
+        dir: Arc<DataDir>,
+        tail: &Tail,
+        config: &JournalConfig,
+        wake: Box<dyn Fn() + Send>,
+    ) -> Result<FileLog, DiskError> {
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&config.segment_bytes) {
+            return Err(DiskError::new(format!(
+                "a segment of {} bytes is out of range: {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}",
+                config.segment_bytes
+            )));
+        }
+        let opened = Opened::open(&dir, tail, config.segment_bytes)?;
+        let (inbox, messages) = unbounded();
+        let (events_in, events) = unbounded();
+        let gauge = Arc::new(Gauge::default());
+        gauge.left.store(opened.size - opened.offset, Ordering::Release);
+        let helpers = Helpers::start(&dir, config.segment_bytes, &inbox)?;
+        let snapshot_bytes = fs::metadata(dir.path().join(SNAPSHOT)).map_or(0, |found| found.len());
+        helpers.keep(Keep::Spare);
+        helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes)));
+        let now = Instant::now();
+        let writer = Writer {
+            dir,
+            config: config.clone(),
+            server: tail.server,
+            at: opened,
+            messages,
+            backlog: VecDeque::new(),
+            helpers,
+            outbox: Outbox { events: events_in, wake, told_room: Room::Ok },
+            gauge: gauge.clone(),
+            dirty: false,
+            sealed: true,
+            last_write: now,
+            last_sync: now,
+            digest: (0, 0),
+            snapshot_op: tail.snapshot_op,
+            folding: false,
+            fold_told: false,
+            fold_due: true,
+            fold_ops: 0,
+            fold_bytes: 0,
+            fold_again: None,
+        };
+        let thread = spawn("journal", move || writer.run())?;
+        Ok(FileLog {
+            inbox,
+            events,
+            own: VecDeque::new(),
+            gauge,
+            durability: config.durability,
+            batch_bytes_max: batch_bytes_max(config.segment_bytes) as usize,
+            submitted_bytes: 0,
+            submitted: 0,
+            committed: 0,
+            thread: Some(thread),
+        })
+    }
+}
+
+fn batch_bytes_max(segment_bytes: u64) -> u64 {
+    BATCH_BYTES_MAX.min(segment_bytes / 2 - SEAL_ROOM)
+}
+
+fn reserve_for(snapshot_bytes: u64) -> u64 {
+    RESERVE_BYTES_MIN.max(snapshot_bytes.saturating_mul(2))
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, DiskError> {
+    let spawned = thread::Builder::new().name(name.into()).spawn(work);
+    spawned.map_err(|error| {
+        DiskError::new(format!("cannot start the {name} thread: {error}; check the limit on threads"))
+    })
+}
+
+impl Log for FileLog {
+    fn submit(&mut self, batch: Arc<Batch>) {
+        assert!(!batch.entries.is_empty(), "a batch has at least one entry");
+        assert_eq!(batch.seq, self.submitted + 1, "tags rise by one");
+        let bytes = bytes_of(&batch.entries);
+        assert!(
+            bytes <= self.batch_bytes_max,
+            "a batch of {bytes} bytes is larger than {}",
+            self.batch_bytes_max
+        );
+        let seq = batch.seq;
+        let told =
+            self.durability == Durability::None && self.committed == self.submitted && !begins_term(&batch);
+        self.submitted = seq;
+        self.submitted_bytes += bytes as u64;
+        if told {
+            self.committed = seq;
+            self.own.push_back(LogEvent::Committed { seq });
+        }
+        // A journal that has ended has told why; poll gives it.
+        let _ = self.inbox.send(Message::Batch(batch, told));
+    }
+
+    fn poll(&mut self) -> Option<LogEvent> {
+        if let Some(event) = self.own.pop_front() {
+            return Some(event);
+        }
+        match self.events.try_recv() {
+            Ok(event) => {
+                if let LogEvent::Committed { seq } = event {
+                    assert_eq!(seq, self.committed + 1, "batches are committed in order, each once");
+                    self.committed = seq;
+                }
+                Some(event)
+            }
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => {
+                let panicked = self.thread.take().is_some_and(|thread| thread.join().is_err());
+                let sentence = "the journal thread broke one of its own rules; please report it".into();
+                panicked.then_some(LogEvent::Failed { sentence })
+            }
+        }
+    }
+
+    fn room(&self) -> Room {
+        // In this order: what is written meanwhile is counted twice rather than not at all.
+        let written = self.gauge.written_bytes.load(Ordering::Acquire);
+        self.gauge.room(self.submitted_bytes - written, self.batch_bytes_max as u64)
+    }
+
+    fn batch_bytes_max(&self) -> usize {
+        self.batch_bytes_max
+    }
+
+    fn flush(&mut self) {
+        let _ = self.inbox.send(Message::Flush);
+    }
+
+    fn fold(&mut self, safe: SafeFiles) {
+        let _ = self.inbox.send(Message::Fold(safe));
+    }
+
+    fn close(&mut self) -> Result<(), String> {
+        let _ = self.inbox.send(Message::Close);
+        match self.thread.take().map(JoinHandle::join) {
+            None => Err("the log was closed or had failed before".into()),
+            Some(Ok(ended)) => ended,
+            Some(Err(_)) => Err("the journal thread broke one of its own rules; please report it".into()),
+        }
+    }
+}
+
+impl Drop for FileLog {
+    fn drop(&mut self) {
+        let _ = self.inbox.send(Message::Abandon);
+        if let Some(thread) = self.thread.take() {
+            // It has told what it had to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn begins_term(batch: &Batch) -> bool {
+    batch.entries.iter().any(|entry| matches!(entry.command, Command::NewTerm { .. }))
+}
+
+impl Gauge {
+    /// The room, when so many bytes are submitted and not yet written.
+    fn room(&self, outstanding: u64, batch_bytes_max: u64) -> Room {
+        if !self.short.load(Ordering::Acquire) {
+            return Room::Ok;
+        }
+        let left = self.left.load(Ordering::Acquire).saturating_sub(outstanding);
+        match self.spare.load(Ordering::Acquire) {
+            false if left < batch_bytes_max + SEAL_ROOM => Room::Full,
+            _ => Room::Low,
+        }
+    }
+}
+
+/// The segment that is written.
+struct Opened {
+    file: File,
+    path: PathBuf,
+    number: u64,
+    id: SegmentId,
+    /// Where the next batch goes, in bytes.
+    offset: u64,
+    size: u64,
+    /// The last batch written, and the last one synced.
+    seq: u64,
+    synced: u64,
+    last_op: Op,
+    /// The segments before it.
+    closed: VecDeque<Known>,
+}
+
+impl Opened {
+    /// Opens the journal for writing: everything that is in it is synced then, in a file whose pages were never part of
+    /// a failed write.
+    fn open(dir: &DataDir, tail: &Tail, segment_bytes: u64) -> Result<Opened, DiskError> {
+        match tail.segments.last() {
+            Some(last) if tail.keep => Opened::renew(dir, tail, *last, segment_bytes),
+            last => {
+                // Nothing in them is needed: a snapshot of a clean stop has it all.
+                for known in &tail.segments {
+                    dir.remove_segment(known.number)?;
+                }
+                Opened::begin(dir, tail, last.map_or(1, |last| last.number + 1), segment_bytes)
+            }
+        }
+    }
+
+    /// Begins an empty segment.
+    fn begin(dir: &DataDir, tail: &Tail, number: u64, size: u64) -> Result<Opened, DiskError> {
+        if !dir.has_spare(size)? {
+            dir.make_spare(size, &AtomicBool::new(false))?;
+        }
+        let id = SegmentId(random()?);
+        let header = segment::Header::new(tail.server, number, id, tail.next_seq, tail.last_op, size);
+        let file = dir.begin_segment(number, &header.encode())?;
+        let offset = segment::HEADER_BYTES as u64;
+        Ok(Opened::at(dir, tail, file, number, id, offset, size, tail.next_seq - 1))
+    }
+
+    /// Writes the last segment anew: its whole batches and a seal.
+    fn renew(dir: &DataDir, tail: &Tail, last: Known, segment_bytes: u64) -> Result<Opened, DiskError> {
+        let path = dir.segment(last.number);
+        let bytes = dir.read_segment(last.number)?;
+        let old = Segment::read(&bytes).map_err(|fault| crate::recovery::damaged(&path, &fault))?;
+        if old.end as u64 != last.end || old.next_seq() != tail.next_seq {
+            return Err(DiskError::new(format!("{} changed while it was read; try again", path.display())));
+        }
+        let id = SegmentId(random()?);
+        let (content, seq) = sealed_copy(&old, &bytes, id, segment_bytes);
+        let size = segment_bytes.max((content.len() as u64).next_multiple_of(4_096));
+        let mut content = content;
+        let header = segment::Header { id, size, ..old.header };
+        content[..segment::HEADER_BYTES].copy_from_slice(&header.encode());
+        match dir.replace_segment(last.number, &content, size) {
+            Ok(file) => Ok(Opened::at(dir, tail, file, last.number, id, content.len() as u64, size, seq)),
+            Err(error) if error.no_space => {
+                ::log::warn!("{error}; the tail of the journal is rewritten in its place");
+                let end = old.end.min(bytes.len());
+                let file = dir.rewrite_segment(last.number, &bytes[..end])?;
+                let size = file.metadata().map_err(|error| DiskError::io("look at", &path, &error))?.len();
+                let offset = end as u64;
+                Ok(Opened::at(dir, tail, file, last.number, old.header.id, offset, size, tail.next_seq - 1))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of a struct, once")]
+    fn at(
+        dir: &DataDir,
+        tail: &Tail,
+        file: File,
+        number: u64,
+        id: SegmentId,
+        offset: u64,
+        size: u64,
+        seq: u64,
+    ) -> Opened {
+        let closed = if tail.keep {
+            tail.segments.iter().copied().filter(|known| known.number != number).collect()
+        } else {
+            VecDeque::new()
+        };
+        let path = dir.segment(number);
+        Opened { file, path, number, id, offset, size, seq, synced: seq, last_op: tail.last_op, closed }
+    }
+}
+
+/// The whole batches of a segment under another id, with a seal behind them if there is room; and the number of the
+/// last one.
+fn sealed_copy(old: &Segment, bytes: &[u8], id: SegmentId, size: u64) -> (Vec<u8>, u64) {
+    let mut out = old.header.encode().to_vec();
+    for placed in &old.batches {
+        let start = placed.offset + batch::HEADER_BYTES;
+        let body = &bytes[start..start + placed.header.body_bytes as usize];
+        batch::encode(id, &placed.header, body, &mut out);
+    }
+    let mut seq = old.next_seq() - 1;
+    let sealed = old.batches.last().is_none_or(|last| last.header.count == 0);
+    if !sealed && out.len() as u64 + batch::bytes(0) as u64 <= size {
+        batch::encode(id, &seal(seq + 1, old.last_op(), (0, 0)), &[], &mut out);
+        seq += 1;
+    }
+    (out, seq)
+}
+
+/// The header of a seal: all before it is synced.
+fn seal(seq: u64, last_op: Op, digest: (Op, u32)) -> batch::Header {
+    batch::Header {
+        seq,
+        first_op: last_op + 1,
+        count: 0,
+        synced: seq - 1,
+        digest_op: digest.0,
+        digest: digest.1,
+        body_bytes: 0,
+        body_crc: 0,
+    }
+}
+
+/// The way back to the loop.
+struct Outbox {
+    events: Sender<LogEvent>,
+    wake: Box<dyn Fn() + Send>,
+    told_room: Room,
+}
+
+impl Outbox {
+    fn tell(&self, event: LogEvent) {
+        // A loop that is gone needs no news.
+        let _ = self.events.send(event);
+        (self.wake)();
+    }
+}
+
+/// The journal thread.
+struct Writer {
+    dir: Arc<DataDir>,
+    config: JournalConfig,
+    server: ServerId,
+    at: Opened,
+    messages: Receiver<Message>,
+    /// Messages that came while something else was waited for; they go first.
+    backlog: VecDeque<Message>,
+    helpers: Helpers,
+    outbox: Outbox,
+    gauge: Arc<Gauge>,
+    /// Whether something was written and not synced.
+    dirty: bool,
+    /// Whether the last batch is named as synced by one behind it.
+    sealed: bool,
+    last_write: Instant,
+    last_sync: Instant,
+    /// What the last batch said of the outcomes.
+    digest: (Op, u32),
+    snapshot_op: Op,
+    folding: bool,
+    /// Whether the loop was told that a fold is due and has not asked for it yet.
+    fold_told: bool,
+    /// Whether a fold is due with the next commit, whatever was written since.
+    fold_due: bool,
+    fold_ops: u64,
+    fold_bytes: u64,
+    fold_again: Option<Instant>,
+}
+
+impl Writer {
+    fn run(mut self) -> Result<(), String> {
+        let ended = self.serve();
+        self.helpers.stop();
+        ended.map_err(|error| {
+            let sentence = error.sentence;
+            self.outbox.tell(LogEvent::Failed { sentence: sentence.clone() });
+            sentence
+        })
+    }
+
+    fn serve(&mut self) -> Result<(), DiskError> {
+        loop {
+            match self.next_message() {
+                Next::Message(Message::Batch(batch, told)) => {
+                    let batches = self.gather(batch, told);
+                    self.write(&batches)?;
+                }
+                Next::Message(Message::Flush) => self.sync()?,
+                Next::Message(Message::Fold(safe)) => self.fold(safe)?,
+                Next::Message(Message::Close) => return self.finish(),
+                Next::Message(Message::Abandon) => return Ok(()),
+                Next::Message(Message::Kept(kept)) => self.kept(kept)?,
+                Next::Message(Message::Folded(folded)) => self.folded(folded),
+                Next::Idle => {}
+                Next::Gone => return Ok(()),
+            }
+            self.when_due()?;
+        }
+    }
+
+    fn next_message(&mut self) -> Next {
+        if let Some(message) = self.backlog.pop_front() {
+            return Next::Message(message);
+        }
+        let received = match self.deadline() {
+            Some(due) => self.messages.recv_deadline(due),
+            None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match received {
+            Ok(message) => Next::Message(message),
+            Err(RecvTimeoutError::Timeout) => Next::Idle,
+            Err(RecvTimeoutError::Disconnected) => Next::Gone,
+        }
+    }
+
+    /// When there is something to do without a message.
+    fn deadline(&self) -> Option<Instant> {
+        [self.seal_due(), self.fold_again].into_iter().flatten().min()
+    }
+
+    /// When the last batch is to be synced, if it is not, and sealed.
+    fn seal_due(&self) -> Option<Instant> {
+        let quiet = self.last_write + SEAL_AFTER;
+        match self.config.durability {
+            _ if !self.dirty && (self.sealed || !self.has_room(batch::bytes(0))) => None,
+            Durability::Sync => Some(quiet),
+            Durability::Os | Durability::None => Some(quiet.max(self.last_sync + SYNC_EVERY)),
+        }
+    }
+
+    /// Does what is due by the clock.
+    fn when_due(&mut self) -> Result<(), DiskError> {
+        let now = Instant::now();
+        if self.seal_due().is_some_and(|due| due <= now) {
+            self.sync()?;
+            self.seal()?;
+        } else if self.dirty && now.duration_since(self.last_sync) >= SYNC_EVERY {
+            self.sync()?;
+        }
+        if self.fold_again.is_some_and(|due| due <= now) {
+            self.fold_again = None;
+            self.tell_fold_due();
+        }
+        Ok(())
+    }
+
+    /// The batch with those that came behind it meanwhile.
+    fn gather(&mut self, batch: Arc<Batch>, told: bool) -> Vec<(Arc<Batch>, bool)> {
+        let mut bytes = bytes_of(&batch.entries);
+        let mut batches = vec![(batch, told)];
+        while bytes < MERGE_BYTES_MAX {
+            let next = match self.backlog.pop_front() {
+                Some(message) => message,
+                None => match self.messages.try_recv() {
+                    Ok(message) => message,
+                    Err(_) => break,
+                },
+            };
+            match next {
+                Message::Batch(batch, told) => {
+                    bytes += bytes_of(&batch.entries);
+                    batches.push((batch, told));
+                }
+                other => {
+                    self.backlog.push_front(other);
+                    break;
+                }
+            }
+        }
+        batches
+    }
+
+    /// Writes batches, makes them as durable as configured, and tells.
+    fn write(&mut self, batches: &[(Arc<Batch>, bool)]) -> Result<(), DiskError> {
+        let (mut out, mut body, mut done) = (Vec::new(), Vec::new(), 0);
+        for (index, (batch, _)) in batches.iter().enumerate() {
+            let expected = next_op(self.at.last_op, &batch.entries[0].command);
+            assert_eq!(batch.first_op, expected, "ops follow one another, op {} here", self.at.last_op);
+            body.clear();
+            batch.entries.iter().for_each(|entry| record::encode(entry, &mut body));
+            let bytes = batch::bytes(body.len());
+            assert!(bytes <= bytes_of(&batch.entries), "a batch is not larger than it was counted");
+            if !self.has_room(out.len() + bytes) {
+                self.put(&mut out)?;
+                self.commit(&batches[done..index])?;
+                done = index;
+                self.rotate()?;
+            }
+            self.at.seq += 1;
+            let header = batch::Header {
+                seq: self.at.seq,
+                first_op: batch.first_op,
+                count: u32::try_from(batch.entries.len()).expect("a batch is capped in bytes"),
+                synced: self.at.synced,
+                digest_op: batch.digest_op,
+                digest: batch.digest,
+                body_bytes: 0,
+                body_crc: 0,
+            };
+            batch::encode(self.at.id, &header, &body, &mut out);
+            self.at.last_op = batch.first_op + batch.entries.len() as u64 - 1;
+            self.digest = (batch.digest_op, batch.digest);
+            self.fold_ops += batch.entries.len() as u64;
+            self.fold_bytes += bytes as u64;
+        }
+        self.put(&mut out)?;
+        self.commit(&batches[done..])
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.at.offset + bytes as u64 <= self.at.size
+    }
+
+    /// Hands bytes to the kernel.
+    fn put(&mut self, out: &mut Vec<u8>) -> Result<(), DiskError> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        point("journal.before_write", &self.at.path)?;
+        write_at(&self.at.file, out, self.at.offset).map_err(|error| DiskError {
+            no_space: false,
+            ..DiskError::io("write", &self.at.path, &error)
+        })?;
+        point("journal.after_write", &self.at.path)?;
+        self.at.offset += out.len() as u64;
+        self.gauge.left.store(self.at.size - self.at.offset, Ordering::Release);
+        (self.dirty, self.sealed, self.last_write) = (true, false, Instant::now());
+        out.clear();
+        Ok(())
+    }
+
+    /// Tells that batches which were put are committed, once they are.
+    fn commit(&mut self, batches: &[(Arc<Batch>, bool)]) -> Result<(), DiskError> {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let term = batches.iter().any(|(batch, _)| begins_term(batch));
+        if term || self.config.durability == Durability::Sync {
+            self.sync()?;
+        }
+        let bytes: usize = batches.iter().map(|(batch, _)| bytes_of(&batch.entries)).sum();
+        self.gauge.written_bytes.fetch_add(bytes as u64, Ordering::AcqRel);
+        let mut news = false;
+        for (batch, _) in batches.iter().filter(|(_, told)| !told) {
+            let _ = self.outbox.events.send(LogEvent::Committed { seq: batch.seq });
+            news = true;
+        }
+        if news {
+            (self.outbox.wake)();
+        }
+        self.tell_room();
+        if self.fold_due || self.fold_ops >= self.config.fold_ops || self.fold_bytes >= self.config.fold_bytes
+        {
+            self.tell_fold_due();
+        }
+        Ok(())
+    }
+
+    /// Syncs what was written. Never tried again: an error is the end.
+    fn sync(&mut self) -> Result<(), DiskError> {
+        if !self.dirty {
+            return Ok(());
+        }
+        point("journal.before_sync", &self.at.path)?;
+        self.at
+            .file
+            .sync_data()
+            .map_err(|error| DiskError { no_space: false, ..DiskError::io("sync", &self.at.path, &error) })?;
+        point("journal.after_sync", &self.at.path)?;
+        (self.dirty, self.last_sync, self.at.synced) = (false, Instant::now(), self.at.seq);
+        Ok(())
+    }
+
+    /// Seals the last batch, which is synced, if it is not sealed and there is room.
+    fn seal(&mut self) -> Result<(), DiskError> {
+        if self.sealed || !self.has_room(batch::bytes(0)) {
+            return Ok(());
+        }
+        assert!(!self.dirty, "a seal says that all before it is synced");
+        let mut out = Vec::new();
+        self.at.seq += 1;
+        batch::encode(self.at.id, &seal(self.at.seq, self.at.last_op, self.digest), &[], &mut out);
+        self.put(&mut out)?;
+        self.sync()?;
+        self.sealed = true;
+        Ok(())
+    }
+
+    /// Goes on in the next segment, which says by its header that all before it is synced. Waits for the spare if it
+    /// must: batches that wait with it are not committed, and not refused either.
+    fn rotate(&mut self) -> Result<(), DiskError> {
+        self.sync()?;
+        while !self.gauge.spare.load(Ordering::Acquire) {
+            match self.messages.recv() {
+                Ok(Message::Kept(kept)) => self.kept(kept)?,
+                Ok(Message::Folded(folded)) => self.folded(folded),
+                Ok(Message::Fold(safe)) => self.fold(safe)?,
+                Ok(Message::Close | Message::Abandon) | Err(_) => {
+                    return Err(DiskError::new(format!(
+                        "the disk of {} was full to the end: what waited for room was neither committed nor answered",
+                        self.dir.path().display()
+                    )));
+                }
+                Ok(other) => self.backlog.push_back(other),
+            }
+        }
+        let (number, size) = (self.at.number + 1, self.config.segment_bytes);
+        let id = SegmentId(random()?);
+        let header = segment::Header::new(self.server, number, id, self.at.seq + 1, self.at.last_op, size);
+        let file = self.dir.begin_segment(number, &header.encode())?;
+        self.at.closed.push_back(Known { number: number - 1, last_op: self.at.last_op, end: self.at.offset });
+        self.at.file = file;
+        self.at.path = self.dir.segment(number);
+        (self.at.number, self.at.id, self.at.size) = (number, id, size);
+        self.at.offset = segment::HEADER_BYTES as u64;
+        self.gauge.spare.store(false, Ordering::Release);
+        self.gauge.left.store(size - self.at.offset, Ordering::Release);
+        self.sealed = true;
+        self.helpers.keep(Keep::Spare);
+        self.fold_due = true;
+        Ok(())
+    }
+
+    /// Hears from the keeper.
+    fn kept(&mut self, kept: Kept) -> Result<(), DiskError> {
+        match kept {
+            Kept::Spare => self.gauge.spare.store(true, Ordering::Release),
+            Kept::Short(error) => {
+                if !self.gauge.short.swap(true, Ordering::AcqRel) {
+                    ::log::warn!("{error}; until there is room, only what frees something is accepted");
+                }
+                self.remove_covered(self.snapshot_op);
+                if !self.at.closed.is_empty() {
+                    self.tell_fold_due();
+                }
+            }
+            Kept::Enough => {
+                if self.gauge.short.swap(false, Ordering::AcqRel) {
+                    ::log::info!("there is room on the disk again");
+                }
+            }
+            Kept::Failed(error) => return Err(error),
+        }
+        self.tell_room();
+        Ok(())
+    }
+
+    /// Tells the room if it changed. (The loop counts what is outstanding for itself, see [`Log::room`].)
+    fn tell_room(&mut self) {
+        let room = self.gauge.room(0, batch_bytes_max(self.config.segment_bytes));
+        if room != self.outbox.told_room {
+            self.outbox.told_room = room;
+            self.outbox.tell(LogEvent::Room(room));
+        }
+    }
+
+    fn tell_fold_due(&mut self) {
+        let nothing_new = self.at.last_op == self.snapshot_op;
+        if !(self.fold_told || self.folding || nothing_new || self.fold_again.is_some()) {
+            self.fold_told = true;
+            self.outbox.tell(LogEvent::FoldDue);
+        }
+    }
+
+    /// Sends the fold thread off, up to what is synced now.
+    fn fold(&mut self, safe: SafeFiles) -> Result<(), DiskError> {
+        self.fold_told = false;
+        if self.folding || self.at.last_op == self.snapshot_op {
+            return Ok(());
+        }
+        self.sync()?;
+        let current = Known { number: self.at.number, last_op: self.at.last_op, end: self.at.offset };
+        let segments = self.at.closed.iter().copied().chain([current]).collect();
+        (self.folding, self.fold_due, self.fold_ops, self.fold_bytes) = (true, false, 0, 0);
+        self.helpers.fold(Order { server: self.server, segments, safe });
+        Ok(())
+    }
+
+    /// Hears from the fold thread.
+    fn folded(&mut self, folded: Result<Done, DiskError>) {
+        self.folding = false;
+        match folded {
+            Ok(done) => {
+                self.snapshot_op = done.op;
+                // One cycle longer, so that the previous snapshot is of use; unless the disk is short.
+                let short = self.gauge.short.load(Ordering::Acquire);
+                self.remove_covered(if short { done.op } else { done.previous_op });
+                self.helpers.keep(Keep::Reserve(reserve_for(done.bytes)));
+                self.outbox.tell(LogEvent::SnapshotDone { op: done.op });
+            }
+            Err(error) => {
+                self.fold_due = true;
+                self.fold_again = Some(Instant::now() + FOLD_RETRY);
+                self.outbox.tell(LogEvent::SnapshotFailed { sentence: error.sentence });
+            }
+        }
+    }
+
+    /// Lets go of closed segments that a durable snapshot covers.
+    fn remove_covered(&mut self, op: Op) {
+        let mut numbers = Vec::new();
+        while let Some(known) = self.at.closed.front().filter(|known| known.last_op <= op) {
+            numbers.push(known.number);
+            self.at.closed.pop_front();
+        }
+        if !numbers.is_empty() {
+            self.helpers.keep(Keep::Remove(numbers));
+        }
+    }
+
+    /// Makes all durable, and seals.
+    fn finish(&mut self) -> Result<(), DiskError> {
+        self.sync()?;
+        self.seal()
+    }
+}
+
+enum Next {
+    Message(Message),
+    Idle,
+    Gone,
+}
+
+/// The threads beside the journal thread. They hear that they are to end from `stop` and from their queue.
+struct Helpers {
+    stop: Arc<AtomicBool>,
+    keep: Option<Sender<Keep>>,
+    fold: Option<Sender<Order>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Helpers {
+    fn start(dir: &Arc<DataDir>, segment_bytes: u64, inbox: &Sender<Message>) -> Result<Helpers, DiskError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (keep, jobs) = unbounded();
+        let (fold, orders) = unbounded::<Order>();
+        let keeper = Keeper {
+            dir: dir.clone(),
+            segment_bytes,
+            stop: stop.clone(),
+            inbox: inbox.clone(),
+            spare: None,
+            reserve: None,
+            short: false,
+        };
+        let keeper = spawn("keeper", move || keeper.run(&jobs))?;
+        let (dir, halt, inbox) = (dir.clone(), stop.clone(), inbox.clone());
+        let folder = spawn("snapshot", move || {
+            fold::lower_priority();
+            for order in orders {
+                if inbox.send(Message::Folded(fold::fold(&dir, &order, &halt))).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Helpers { stop, keep: Some(keep), fold: Some(fold), threads: vec![keeper, folder] })
+    }
+
+    fn keep(&self, job: Keep) {
+        if let Some(keep) = &self.keep {
+            let _ = keep.send(job);
+        }
+    }
+
+    fn fold(&self, order: Order) {
+        if let Some(fold) = &self.fold {
+            let _ = fold.send(order);
+        }
+    }
+
+    /// Ends the threads and waits for them.
+    fn stop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        (self.keep, self.fold) = (None, None);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                ::log::error!("a thread beside the journal broke one of its own rules; please report it");
+            }
+        }
+    }
+}
+
+/// The keeper thread: what takes long and is needed later.
+struct Keeper {
+    dir: Arc<DataDir>,
+    segment_bytes: u64,
+    stop: Arc<AtomicBool>,
+    inbox: Sender<Message>,
+    /// What is still to be made.
+    spare: Option<()>,
+    reserve: Option<u64>,
+    /// Whether the disk was full when last asked.
+    short: bool,
+}
+
+impl Keeper {
+    fn run(mut self, jobs: &Receiver<Keep>) {
+        loop {
+            let wait = self.spare.is_some() || self.reserve.is_some();
+            let job = match wait {
+                true => jobs.recv_timeout(SPACE_RETRY),
+                false => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let done = match job {
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => Ok(()),
+                Ok(Keep::Spare) => {
+                    self.spare = Some(());
+                    Ok(())
+                }
+                Ok(Keep::Reserve(bytes)) => {
+                    self.reserve = Some(bytes);
+                    Ok(())
+                }
+                Ok(Keep::Remove(numbers)) => {
+                    numbers.iter().try_for_each(|&number| self.dir.remove_segment(number))
+                }
+            };
+            if let Err(error) = done.and_then(|()| self.make()) {
+                if !self.stop.load(Ordering::Relaxed) {
+                    self.tell(Kept::Failed(error));
+                }
+                return;
+            }
+        }
+    }
+
+    /// Makes what is missing, as far as there is room.
+    fn make(&mut self) -> Result<(), DiskError> {
+        let mut lack = None;
+        if self.spare.is_some() {
+            let made = match self.dir.has_spare(self.segment_bytes)? {
+                true => Ok(()),
+                false => self.dir.make_spare(self.segment_bytes, &self.stop),
+            };
+            match made {
+                Ok(()) => {
+                    self.spare = None;
+                    self.tell(Kept::Spare);
+                }
+                Err(error) if error.no_space => lack = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(bytes) = self.reserve {
+            match self.dir.hold_reserve(bytes) {
+                Ok(()) => self.reserve = None,
+                Err(error) if error.no_space => lack = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match lack {
+            Some(error) => {
+                self.short = true;
+                self.tell(Kept::Short(error));
+            }
+            None if self.short => {
+                self.short = false;
+                self.tell(Kept::Enough);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn tell(&self, kept: Kept) {
+        let _ = self.inbox.send(Message::Kept(kept));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Entry;
+    use crate::limits::Limits;
+    use crate::recovery::walk;
+    use crate::time::Time;
+
+    const SERVER: ServerId = ServerId(5);
+
+    fn config(durability: Durability) -> JournalConfig {
+        JournalConfig { durability, segment_bytes: SEGMENT_BYTES_MIN, ..JournalConfig::default() }
+    }
+
+    /// What recovery would say of the journal, without a state: everything on the disk is kept.
+    fn tail(dir: &DataDir) -> Tail {
+        let numbers = dir.segments().unwrap();
+        let walked = walk(dir, &numbers, None, Some(SERVER), &mut |_, _, _| Ok(())).unwrap();
+        Tail {
+            server: SERVER,
+            segments: walked.segments,
+            keep: !numbers.is_empty(),
+            next_seq: walked.next_seq,
+            last_op: walked.last_op,
+            snapshot_op: 0,
+        }
+    }
+
+    fn start(dir: &Arc<DataDir>, durability: Durability) -> FileLog {
+        FileLog::start(dir.clone(), &tail(dir), &config(durability), Box::new(|| ())).unwrap()
+    }
+
+    /// All entries on the disk, in order, with their ops.
+    fn entries(dir: &DataDir) -> Vec<(Op, Entry)> {
+        let mut all = Vec::new();
+        let numbers = dir.segments().unwrap();
+        walk(dir, &numbers, None, Some(SERVER), &mut |_, segment, bytes| {
+            for placed in &segment.batches {
+                let entries = segment.entries(bytes, placed)?;
+                all.extend((placed.header.first_op..).zip(entries));
+            }
+            Ok(())
+        })
+        .unwrap();
+        all
+    }
+
+    fn event(log: &mut FileLog) -> LogEvent {
+        let started = Instant::now();
+        loop {
+            if let Some(event) = log.poll() {
+                return event;
+            }
+            assert!(started.elapsed() < Duration::from_secs(30), "the journal said nothing for 30 s");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn committed(log: &mut FileLog, seq: u64) {
+        loop {
+            match event(log) {
+                LogEvent::Committed { seq: found } if found == seq => return,
+                LogEvent::Failed { sentence } => panic!("{sentence}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// A fault of a file: the only command of free length that needs no session.
+    fn command(bytes: usize) -> Command {
+        let file = crate::name::Name::new("f").unwrap();
+        Command::FileFault { file, generation: 1, reason: "x".repeat(bytes) }
+    }
+
+    fn batch(seq: u64, first_op: Op, count: u64, bytes: usize) -> Arc<Batch> {
+        let entry = |op| Entry { at: Time::from_micros(op), command: command(bytes) };
+        let entries = (first_op..first_op + count).map(entry).collect();
+        Arc::new(Batch { seq, first_op, entries, digest_op: 0, digest: 0 })
+    }
+
+    fn fresh() -> (tempfile::TempDir, Arc<DataDir>) {
+        let path = tempfile::tempdir().unwrap();
+        let dir = Arc::new(DataDir::open(path.path()).unwrap());
+        (path, dir)
+    }
+
+    #[test]
+    fn what_was_committed_is_read_back_from_every_kind_of_stop() {
+        for durability in [Durability::Sync, Durability::Os, Durability::None] {
+            let (_path, dir) = fresh();
+            let mut op = 1;
+            for start_number in 0..4 {
+                let mut log = start(&dir, durability);
+                for seq in 1..=5 {
+                    log.submit(batch(seq, op, 3, 10));
+                    op += 3;
+                }
+                committed(&mut log, 5);
+                match start_number % 2 {
+                    0 => log.close().unwrap(),
+                    _ if durability == Durability::None => log.close().unwrap(),
+                    _ => drop(log),
+                }
+                let ops: Vec<Op> = entries(&dir).iter().map(|(op, _)| *op).collect();
+                assert_eq!(ops, (1..op).collect::<Vec<_>>(), "{durability:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_journal_goes_on_over_many_segments_and_starts() {
+        let (_path, dir) = fresh();
+        let mut op = 1;
+        for _ in 0..3 {
+            let mut log = start(&dir, Durability::Sync);
+            for seq in 1..=20 {
+                log.submit(batch(seq, op, 2, 20_000));
+                op += 2;
+            }
+            committed(&mut log, 20);
+            log.close().unwrap();
+        }
+        assert!(dir.segments().unwrap().len() > 8);
+        assert_eq!(entries(&dir).len() as u64, op - 1);
+    }
+
+    #[test]
+    fn an_idle_journal_seals_its_last_batch() {
+        let (_path, dir) = fresh();
+        let mut log = start(&dir, Durability::Sync);
+        log.submit(batch(1, 1, 1, 10));
+        committed(&mut log, 1);
+        let started = Instant::now();
+        loop {
+            let segment = Segment::read(&dir.read_segment(1).unwrap()).unwrap();
+            if segment.batches.last().unwrap().header.count == 0 {
+                assert_eq!(segment.batches.last().unwrap().header.synced, 1);
+                break;
+            }
+            assert!(started.elapsed() < Duration::from_secs(30), "no seal was written");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_batch_that_begins_a_term_is_synced_before_it_is_told_in_every_durability() {
+        let (_path, dir) = fresh();
+        let mut log = start(&dir, Durability::None);
+        let command = Command::NewTerm {
+            term: 1,
+            limits: Limits::default(),
+            durability: Durability::None,
+            raised: false,
+        };
+        let entries = vec![Entry { at: Time::ZERO, command }];
+        log.submit(Arc::new(Batch { seq: 1, first_op: 1, entries, digest_op: 0, digest: 0 }));
+        log.submit(batch(2, 2, 1, 10));
+        assert_eq!(log.committed, 0, "neither it nor what stands behind it is told at once");
+        committed(&mut log, 2);
+        log.submit(batch(3, 3, 1, 10));
+        assert_eq!(log.poll(), Some(LogEvent::Committed { seq: 3 }), "from here nothing waits");
+    }
+
+    #[test]
+    fn a_start_rewrites_the_tail_under_a_new_id_and_cuts_what_is_torn() {
+        let (_path, dir) = fresh();
+        let mut log = start(&dir, Durability::Sync);
+        log.submit(batch(1, 1, 2, 10));
+        committed(&mut log, 1);
+        drop(log);
+        let mut bytes = dir.read_segment(1).unwrap();
+        let before = Segment::read(&bytes).unwrap();
+        bytes[before.end + 5] = 1;
+        fs::write(dir.segment(1), &bytes).unwrap();
+        assert!(Segment::read(&bytes).unwrap().torn.is_some());
+        drop(start(&dir, Durability::Sync));
+        let after = Segment::read(&dir.read_segment(1).unwrap()).unwrap();
+        assert_eq!(after.torn, None);
+        assert_ne!(after.header.id, before.header.id);
+        assert_eq!(after.batches.last().unwrap().header.count, 0, "the copy is sealed");
+        assert_eq!(after.last_op(), 2);
+    }
+
+    #[test]
+    fn a_fully_written_tail_can_be_rewritten_in_its_place() {
+        let (_path, dir) = fresh();
+        let mut log = start(&dir, Durability::Sync);
+        log.submit(batch(1, 1, 2, 10));
+        committed(&mut log, 1);
+        drop(log);
+        let mut bytes = dir.read_segment(1).unwrap();
+        let end = Segment::read(&bytes).unwrap().end;
+        bytes[end + 5] = 1;
+        fs::write(dir.segment(1), &bytes).unwrap();
+        dir.rewrite_segment(1, &bytes[..end]).unwrap();
+        let after = Segment::read(&dir.read_segment(1).unwrap()).unwrap();
+        assert_eq!((after.torn.clone(), after.last_op()), (None, 2));
+    }
+
+    #[test]
+    fn damage_in_a_closed_segment_is_named_with_its_file_and_offset() {
+        let (_path, dir) = fresh();
+        let mut log = start(&dir, Durability::Sync);
+        for seq in 1..=20 {
+            log.submit(batch(seq, seq * 2 - 1, 2, 20_000));
+        }
+        committed(&mut log, 20);
+        log.close().unwrap();
+        let bytes = dir.read_segment(1).unwrap();
+        let segment = Segment::read(&bytes).unwrap();
+        // The last batch of the segment: only the header of the next segment says that it was synced.
+        let last = *segment.batches.last().unwrap();
+        for at in [last.offset + 3, last.offset + batch::HEADER_BYTES + 7] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 4;
+            fs::write(dir.segment(1), &damaged).unwrap();
+            let numbers = dir.segments().unwrap();
+            let error = walk(&dir, &numbers, None, None, &mut |_, _, _| Ok(())).err().unwrap().sentence;
+            assert!(
+                error.contains("00001.seg") && error.contains(&format!("offset {}", last.offset)),
+                "{error}"
+            );
+        }
+        // An old segment in the place of a newer one.
+        fs::write(dir.segment(1), &bytes).unwrap();
+        let second = dir.read_segment(2).unwrap();
+        fs::write(dir.segment(2), &bytes).unwrap();
+        let numbers = dir.segments().unwrap();
+        assert!(walk(&dir, &numbers, None, None, &mut |_, _, _| Ok(())).is_err());
+        // One of another server.
+        let header = segment::Header { server: ServerId(6), ..segment::Header::decode(&second).unwrap() };
+        let foreign = [&header.encode(), &second[segment::HEADER_BYTES..]].concat();
+        fs::write(dir.segment(2), foreign).unwrap();
+        let error = walk(&dir, &numbers, None, None, &mut |_, _, _| Ok(())).err().unwrap().sentence;
+        assert!(error.contains("belongs to server"), "{error}");
+    }
+
+    #[test]
+    fn the_room_counts_what_is_submitted_and_not_yet_written() {
+        let gauge = Gauge::default();
+        gauge.left.store(100_000, Ordering::Release);
+        assert_eq!(gauge.room(0, 10_000), Room::Ok, "a full disk shows only when it was met");
+        gauge.short.store(true, Ordering::Release);
+        assert_eq!(gauge.room(0, 10_000), Room::Low);
+        assert_eq!(gauge.room(90_000, 10_000), Room::Full);
+        gauge.spare.store(true, Ordering::Release);
+        assert_eq!(gauge.room(90_000, 10_000), Room::Low, "the spare holds a whole segment");
+    }
+}

@@ -1,0 +1,189 @@
+//! Assemblies: the replies to one message, until all of them are there.
+//!
+//! Replies to a batch go out in arrays; a wait answers by itself, later. A read that stands behind something logged is
+//! answered when that has been applied, so that a batch is seen in its order.
+
+use crate::identity::SessionId;
+use crate::limits::REPLY_MAX;
+use crate::wire::{Id, Method};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+/// One element of one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub key: u64,
+    pub index: usize,
+}
+
+/// What is known of the reply to one element.
+#[derive(Debug)]
+pub(super) enum Slot {
+    /// Not looked at yet.
+    Open,
+    /// A command is on its way through the log.
+    Log,
+    /// A file is being read.
+    File,
+    /// A read waits for what stands before it.
+    Read(Option<SessionId>, Box<Method>),
+    /// The reply.
+    Ready(Vec<u8>),
+    /// There is no reply here: the element is a copy of a request under way, or a wait.
+    Silent,
+}
+
+#[derive(Debug)]
+struct Assembly {
+    to: SocketAddr,
+    sealed: bool,
+    batch: bool,
+    ids: Vec<Id>,
+    slots: Vec<Slot>,
+}
+
+/// The messages under way.
+#[derive(Debug, Default)]
+pub(super) struct Assemblies {
+    last: u64,
+    under_way: HashMap<u64, Assembly>,
+    /// Which message will answer a request in flight.
+    tied: HashMap<(SessionId, u64), u64>,
+}
+
+impl Assemblies {
+    pub(super) fn begin(&mut self, to: SocketAddr, sealed: bool, batch: bool, elements: usize) -> u64 {
+        self.last += 1;
+        let slots = (0..elements).map(|_| Slot::Open).collect();
+        self.under_way
+            .insert(self.last, Assembly { to, sealed, batch, ids: vec![Id::null(); elements], slots });
+        self.last
+    }
+
+    pub(super) fn set_id(&mut self, place: Place, id: Id) {
+        self.at(place).ids[place.index] = id;
+    }
+
+    pub(super) fn id(&self, place: Place) -> &Id {
+        &self.under_way[&place.key].ids[place.index]
+    }
+
+    pub(super) fn address(&self, place: Place) -> SocketAddr {
+        self.under_way[&place.key].to
+    }
+
+    pub(super) fn is_sealed(&self, place: Place) -> bool {
+        self.under_way[&place.key].sealed
+    }
+
+    pub(super) fn await_log(&mut self, place: Place) {
+        self.at(place).slots[place.index] = Slot::Log;
+    }
+
+    pub(super) fn await_file(&mut self, place: Place) {
+        self.at(place).slots[place.index] = Slot::File;
+    }
+
+    pub(super) fn silence(&mut self, place: Place) {
+        self.resolve(place, Slot::Silent);
+    }
+
+    pub(super) fn resolve(&mut self, place: Place, slot: Slot) {
+        self.at(place).slots[place.index] = slot;
+    }
+
+    /// Whether something before this element is still on its way through the log.
+    pub(super) fn is_behind_log(&self, place: Place) -> bool {
+        self.under_way[&place.key].slots[..place.index].iter().any(|slot| matches!(slot, Slot::Log))
+    }
+
+    /// Remembers which message answers a request in flight.
+    pub(super) fn tie(&mut self, place: Place, session: SessionId, id: u64) {
+        self.tied.insert((session, id), place.key);
+    }
+
+    pub(super) fn untie(&mut self, session: SessionId, id: u64) {
+        self.tied.remove(&(session, id));
+    }
+
+    /// A copy of a request in flight came from `from`: that is where its reply goes now.
+    pub(super) fn follow(&mut self, session: SessionId, id: u64, from: SocketAddr) {
+        if let Some(assembly) = self.tied.get(&(session, id)).and_then(|key| self.under_way.get_mut(key)) {
+            assembly.to = from;
+        }
+    }
+
+    /// The reads that nothing logged stands before any more.
+    pub(super) fn take_ready_reads(&mut self, key: u64) -> Vec<(Place, Option<SessionId>, Method)> {
+        let mut ready = Vec::new();
+        let Some(assembly) = self.under_way.get_mut(&key) else { return ready };
+        for (index, slot) in assembly.slots.iter_mut().enumerate() {
+            match slot {
+                Slot::Log => break,
+                Slot::Read(..) => {
+                    if let Slot::Read(session, method) = std::mem::replace(slot, Slot::Open) {
+                        ready.push((Place { key, index }, session, *method));
+                    }
+                }
+                Slot::Open | Slot::File | Slot::Ready(_) | Slot::Silent => {}
+            }
+        }
+        ready
+    }
+
+    /// The datagrams of a message whose replies are all there; nothing otherwise.
+    pub(super) fn finish(&mut self, key: u64) -> Vec<(SocketAddr, bool, Vec<u8>)> {
+        let Some(assembly) = self.under_way.get(&key) else { return Vec::new() };
+        let done = assembly.slots.iter().all(|slot| matches!(slot, Slot::Ready(_) | Slot::Silent));
+        if !done {
+            return Vec::new();
+        }
+        let assembly = self.under_way.remove(&key).expect("it was found");
+        let replies = assembly.slots.into_iter().filter_map(|slot| match slot {
+            Slot::Ready(bytes) => Some(bytes),
+            Slot::Open | Slot::Log | Slot::File | Slot::Read(..) | Slot::Silent => None,
+        });
+        let datagrams = if assembly.batch { arrays(replies) } else { replies.collect() };
+        datagrams.into_iter().map(|bytes| (assembly.to, assembly.sealed, bytes)).collect()
+    }
+
+    fn at(&mut self, place: Place) -> &mut Assembly {
+        self.under_way.get_mut(&place.key).expect("a message under way has its assembly")
+    }
+}
+
+/// Packs replies into arrays, each of which fits a datagram.
+fn arrays(replies: impl Iterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut datagrams = Vec::new();
+    let mut bytes = Vec::new();
+    for reply in replies {
+        if !bytes.is_empty() && bytes.len() + reply.len() + 2 > REPLY_MAX {
+            bytes.push(b']');
+            datagrams.push(std::mem::take(&mut bytes));
+        }
+        bytes.push(if bytes.is_empty() { b'[' } else { b',' });
+        bytes.extend_from_slice(&reply);
+    }
+    if !bytes.is_empty() {
+        bytes.push(b']');
+        datagrams.push(bytes);
+    }
+    datagrams
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_to_a_batch_are_packed_into_arrays_that_fit() {
+        let reply = vec![b'1'; REPLY_MAX / 3];
+        let datagrams = arrays(std::iter::repeat_n(reply, 5));
+        assert!(datagrams.len() > 1);
+        for datagram in datagrams {
+            assert!(datagram.len() <= REPLY_MAX);
+            assert!(datagram.starts_with(b"[") && datagram.ends_with(b"]"));
+        }
+        assert!(arrays(std::iter::empty()).is_empty());
+    }
+}

@@ -1,0 +1,1013 @@
+//! The node: joins wire, session, log and state into one server without a clock, a socket or a disk.
+//!
+//! Four kinds of methods, after quinn-proto's fashion:
+//! - getters, `&self`;
+//! - `handle_*(now, …)`: what came from outside (a datagram, a committed batch, a file that was read, time itself);
+//! - `poll_*`: what is to be done outside (datagrams to send, a batch for the log, work for the files, when to wake up);
+//! - `set_*`: how the world is (room on the disk, gauges to show).
+//!
+//! After any `handle_*`, drain every `poll_*` before waiting. `now` is log time, and never goes back.
+//!
+//! ```text
+//! datagram ─► wire ─► admission ─┬─ done before: the kept reply
+//!                                ├─ in line: `pending`
+//!                                ├─ read: from the state, at once
+//!                                └─ new: gathered ─► batch ─► log ══ committed ══► state ─► outcome ─► reply
+//! ```
+//!
+//! Invariants: nothing is answered before the `new_term` of this start is applied; no reply leaves before the batch that
+//! it tells of is committed; a request of one (session, id) is in flight at most once.
+
+mod assembly;
+mod reads;
+mod telling;
+
+use crate::command::{Call, Command, Durability, EndReason, Entry, Request};
+use crate::datagram::{self, Dropped};
+use crate::identity::{Op, SessionId};
+use crate::kind::{Detail, Kind, Refusal};
+use crate::lease::LeaseTable;
+use crate::limits::Limits;
+use crate::log::{Batch, Room, bytes_of, next_op};
+use crate::name::Name;
+use crate::outcome::{Effect, FileEffect, Outcome};
+use crate::proof::{Secrets, is_loopback};
+use crate::state::{Standing, State};
+use crate::time::Time;
+use crate::wire::{self, Element, Id, Method, encode_error, encode_outcome, encode_result};
+use assembly::{Assemblies, Place, Slot};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use telling::Tellings;
+
+/// Batches handed to the log and not yet committed: one being synced, one behind it.
+const BATCHES_IN_FLIGHT: usize = 2;
+
+/// Bytes that may be gathered for the log before new work is told `busy`.
+const GATHERED_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes of appends that may wait for their files before new appends are told `busy`.
+const FILE_BYTES_PENDING_MAX: u64 = 64 << 20;
+
+/// After how much log time without a record a `tick` is logged while a deadline stands, in milliseconds: so much log
+/// time, at most, is lived again after a crash.
+const TICK_MS: u64 = 5_000;
+
+/// How long `busy` tells a client to wait, in milliseconds.
+const BUSY_RETRY_MS: u64 = 50;
+
+/// A datagram to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where.
+    pub to: SocketAddr,
+    /// What, with its trailer if it has one.
+    pub bytes: Vec<u8>,
+}
+
+/// Work for the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileWork {
+    /// Do what a command said.
+    Apply(FileEffect),
+    /// Read bytes; answered by [`Node::handle_file_read`].
+    Read {
+        /// To be given back.
+        tag: u64,
+        /// The file.
+        file: Name,
+        /// Its generation.
+        generation: Op,
+        /// Where, in bytes.
+        offset: u64,
+        /// How many bytes, all of them committed.
+        count: u64,
+        /// How long the file is, in bytes.
+        length: u64,
+    },
+    /// Look what is on disk and bring it right if that is possible; answered by [`Node::handle_file_look`].
+    Look {
+        /// To be given back.
+        tag: u64,
+        /// The file.
+        file: Name,
+        /// Its generation.
+        generation: Op,
+        /// How long it should be, in bytes.
+        length: u64,
+        /// The CRC-32C that it should have.
+        checksum: u32,
+    },
+}
+
+/// What is known of a session beside the state: where it is, and what of it is under way.
+#[derive(Debug)]
+struct Peer {
+    address: SocketAddr,
+    sealed: bool,
+}
+
+/// Requests of one session between their arrival and their outcome.
+#[derive(Debug, Default)]
+struct InFlight {
+    requests: BTreeMap<u64, Flight>,
+    waits: u64,
+}
+
+/// A request on its way through the log.
+#[derive(Debug)]
+struct Flight {
+    fingerprint: u64,
+    /// Whether it may become a wait.
+    may_wait: bool,
+}
+
+/// A command on its way through the log, and who is to be told.
+#[derive(Debug)]
+struct Gathered {
+    entry: Entry,
+    tag: Tag,
+}
+
+/// Who is to be told the outcome of a command.
+#[derive(Debug, Default)]
+struct Tag {
+    place: Option<Place>,
+    asked: Asked,
+}
+
+/// What was asked, as far as the answer depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Asked {
+    /// Nobody asked: the server's own decision.
+    #[default]
+    Nobody,
+    /// A request of a session.
+    Request { session: SessionId, id: u64, fingerprint: u64 },
+    /// `open_session`, `cleanup_expired_locks`: the outcome is the answer.
+    Outcome,
+    /// `close_session`: done, whatever the outcome.
+    Close,
+    /// `kill_session`
+    Kill,
+}
+
+/// A batch that the log has.
+#[derive(Debug)]
+struct Submitted {
+    batch: Arc<Batch>,
+    tags: Vec<Tag>,
+}
+
+/// Something that waits for the files.
+#[derive(Debug)]
+enum FileTag {
+    Read { place: Place, offset: u64, count: u64, length: u64 },
+    Repair { place: Place, session: SessionId, request: Request },
+}
+
+/// One server, as far as it can be one without a clock, a socket and a disk.
+pub struct Node {
+    state: State,
+    leases: LeaseTable,
+    secrets: Secrets,
+    /// Whether `new_term` of this start has been applied.
+    serving: bool,
+    /// When it was applied.
+    serving_since: Time,
+    draining: bool,
+    room: Room,
+    batch_bytes_max: usize,
+
+    gathered: VecDeque<Gathered>,
+    gathered_bytes: usize,
+    submitted: VecDeque<Submitted>,
+    last_op: Op,
+    last_at: Time,
+    last_seq: u64,
+    tick_in_flight: bool,
+
+    in_flight: HashMap<SessionId, InFlight>,
+    peers: HashMap<SessionId, Peer>,
+    assemblies: Assemblies,
+    tellings: Tellings,
+    file_tags: HashMap<u64, FileTag>,
+    last_file_tag: u64,
+    file_bytes_pending: u64,
+
+    transmits: VecDeque<Transmit>,
+    file_work: VecDeque<FileWork>,
+    drops: BTreeMap<&'static str, u64>,
+    counts: BTreeMap<&'static str, u64>,
+    gauges: BTreeMap<&'static str, u64>,
+}
+
+impl Node {
+    /// A node that goes on from `state`. It begins a term of its own: the first batch that it polls holds `new_term`,
+    /// and it answers nothing before that is committed. `raised` says that what was told may have been lost.
+    pub fn new(
+        now: Time,
+        state: State,
+        limits: Limits,
+        durability: Durability,
+        raised: bool,
+        secrets: Secrets,
+        batch_bytes_max: usize,
+    ) -> Node {
+        let term = state.head().term + 1;
+        let (last_op, last_at) = (state.op(), state.at());
+        let mut node = Node {
+            state,
+            leases: LeaseTable::default(),
+            secrets,
+            serving: false,
+            serving_since: now,
+            draining: false,
+            room: Room::Ok,
+            batch_bytes_max,
+            gathered: VecDeque::new(),
+            gathered_bytes: 0,
+            submitted: VecDeque::new(),
+            last_op,
+            last_at,
+            last_seq: 0,
+            tick_in_flight: false,
+            in_flight: HashMap::new(),
+            peers: HashMap::new(),
+            assemblies: Assemblies::default(),
+            tellings: Tellings::default(),
+            file_tags: HashMap::new(),
+            last_file_tag: 0,
+            file_bytes_pending: 0,
+            transmits: VecDeque::new(),
+            file_work: VecDeque::new(),
+            drops: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            gauges: BTreeMap::new(),
+        };
+        node.gather(now, Command::NewTerm { term, limits, durability, raised }, Tag::default());
+        node
+    }
+
+    /// The state: what the committed commands have made of it.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Whether the term has begun, so that datagrams are answered.
+    pub fn is_serving(&self) -> bool {
+        self.serving
+    }
+
+    /// Whether nothing is on its way through the log or the files' readers.
+    pub fn is_idle(&self) -> bool {
+        self.gathered.is_empty() && self.submitted.is_empty() && self.file_tags.is_empty()
+    }
+
+    /// Whether the log is being waited for.
+    pub fn awaits_log(&self) -> bool {
+        !self.submitted.is_empty()
+    }
+
+    /// From here on, what would change the state is refused with `draining`; what is on its way is finished.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Says how much room the log's disk has.
+    pub fn set_room(&mut self, room: Room) {
+        self.room = room;
+    }
+
+    /// Says how many bytes of appends wait for their files.
+    pub fn set_file_bytes_pending(&mut self, bytes: u64) {
+        self.file_bytes_pending = bytes;
+    }
+
+    /// Sets a figure that `status` shows under `counts`.
+    pub fn set_gauge(&mut self, name: &'static str, value: u64) {
+        self.gauges.insert(name, value);
+    }
+
+    /// Sets how many datagrams the kernel has dropped for want of room in the socket's buffer.
+    pub fn set_socket_drops(&mut self, drops: u64) {
+        self.drops.insert("socket_full", drops);
+    }
+
+    /// Takes in a datagram.
+    pub fn handle_datagram(&mut self, now: Time, from: SocketAddr, bytes: &[u8]) {
+        if !self.serving {
+            return;
+        }
+        self.count("datagrams");
+        self.lapse(now);
+        let opened = match datagram::open(bytes) {
+            Ok(opened) => opened,
+            Err(cause) => return self.drop_datagram(cause),
+        };
+        let message = match wire::decode(opened.message) {
+            Ok(message) => message,
+            Err(cause) => return self.drop_datagram(cause),
+        };
+        let cookies = message.elements.iter().filter_map(|element| element.cookie.as_deref());
+        let proven = is_loopback(from)
+            || cookies.into_iter().any(|cookie| self.secrets.is_proven(from, Some(cookie), now));
+        if !proven {
+            return self.ask_for_proof(
+                now,
+                from,
+                bytes.len(),
+                opened.sealed,
+                &message.elements,
+                message.batch,
+            );
+        }
+        for request in message.elements.iter().filter_map(|element| element.request.as_ref().ok()) {
+            self.hear(now, from, opened.sealed, request);
+        }
+        let refusal = self.refuse_batch(now, &message.elements);
+        let key = self.assemblies.begin(from, opened.sealed, message.batch, message.elements.len());
+        let alone = message.elements.len() == 1;
+        for (index, element) in message.elements.into_iter().enumerate() {
+            let place = Place { key, index };
+            self.handle_element(now, from, place, element, refusal.as_ref(), alone);
+        }
+        self.finish(key);
+    }
+
+    /// Takes in that the batch with this tag is committed: applies it and answers.
+    pub fn handle_committed(&mut self, now: Time, seq: u64) {
+        let Submitted { batch, tags } =
+            self.submitted.pop_front().expect("the log commits what it was given");
+        assert_eq!(batch.seq, seq, "the log commits in order");
+        let mut op = batch.first_op;
+        let mut effects = Vec::new();
+        for (entry, tag) in batch.entries.iter().zip(tags) {
+            let outcome = self.state.apply(op, entry.at, &entry.command, &mut effects);
+            self.count("commands");
+            if let Command::NewTerm { .. } = entry.command {
+                self.serving = true;
+                self.serving_since = now;
+            }
+            if let Command::Tick = entry.command {
+                self.tick_in_flight = false;
+            }
+            for effect in effects.drain(..) {
+                self.take_effect(now, effect);
+            }
+            self.answer(now, tag, outcome);
+            op += 1;
+        }
+    }
+
+    /// Takes in that time has passed: ends sessions whose lease ran out, resends what was not heard, lets what is due in
+    /// log time take effect.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if !self.serving {
+            return;
+        }
+        self.lapse(now);
+        let due = self.state.next_due().is_some_and(|due| due <= now);
+        let quiet = self.state.next_due().is_some() && now >= self.last_at.after_ms(TICK_MS);
+        if (due || quiet) && !self.tick_in_flight && self.room != Room::Full {
+            self.tick_in_flight = true;
+            self.gather(now, Command::Tick, Tag::default());
+        }
+        while let Some((session, id)) = self.tellings.pop_due(now) {
+            self.tell(now, session, id);
+        }
+    }
+
+    /// Takes in what was read for [`FileWork::Read`]; an error is a sentence.
+    pub fn handle_file_read(&mut self, tag: u64, read: Result<Vec<u8>, String>) {
+        match self.file_tags.remove(&tag) {
+            Some(FileTag::Read { place, offset, count, length }) => {
+                let reply = match read {
+                    Ok(bytes) => reads::file_page(bytes, offset, count, length),
+                    Err(fault) => Err(Refusal::new(Kind::FileFault, fault)),
+                };
+                self.resolve_with(place, |out, id| match &reply {
+                    Ok(page) => encode_result(out, id, page),
+                    Err(refusal) => encode_error(out, id, refusal),
+                });
+                self.finish(place.key);
+            }
+            tag => panic!("a file was read for {tag:?}"),
+        }
+    }
+
+    /// Takes in what was found for [`FileWork::Look`], length and CRC-32C; an error is a sentence.
+    pub fn handle_file_look(&mut self, now: Time, tag: u64, found: Result<(u64, u32), String>) {
+        match self.file_tags.remove(&tag) {
+            Some(FileTag::Repair { place, session, mut request }) => match found {
+                Ok((found_length, found_checksum)) => {
+                    if let Call::RepairFile { length, checksum, .. } = &mut request.call {
+                        (*length, *checksum) = (found_length, found_checksum);
+                    }
+                    let (id, fingerprint) = (request.id, request.call.fingerprint());
+                    let asked = Asked::Request { session, id, fingerprint };
+                    self.gather(now, Command::Request(request), Tag { place: Some(place), asked });
+                }
+                Err(fault) => {
+                    self.land(session, request.id);
+                    let refusal = Refusal::new(Kind::FileFault, fault);
+                    self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+                    self.finish(place.key);
+                }
+            },
+            tag => panic!("a file was looked at for {tag:?}"),
+        }
+    }
+
+    /// Takes in that the disk could not take what the log says of a file, or that somebody else changed it.
+    pub fn handle_file_fault(&mut self, now: Time, file: Name, generation: Op, reason: String) {
+        self.gather(now, Command::FileFault { file, generation, reason }, Tag::default());
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next work for the files, in order.
+    pub fn poll_file_work(&mut self) -> Option<FileWork> {
+        self.file_work.pop_front()
+    }
+
+    /// The next batch for the log, if something was gathered and the log can take it.
+    pub fn poll_batch(&mut self) -> Option<Arc<Batch>> {
+        if self.gathered.is_empty() || self.submitted.len() >= BATCHES_IN_FLIGHT {
+            return None;
+        }
+        let first_op = next_op(self.last_op, &self.gathered[0].entry.command);
+        let mut bytes = bytes_of(&[]);
+        let (mut entries, mut tags) = (Vec::new(), Vec::new());
+        while let Some(next) = self.gathered.front() {
+            let more = bytes_of(std::slice::from_ref(&next.entry)) - bytes_of(&[]);
+            if !entries.is_empty() && bytes + more > self.batch_bytes_max {
+                break;
+            }
+            bytes += more;
+            self.gathered_bytes -= next.entry.command.weight();
+            let Gathered { entry, tag } = self.gathered.pop_front().expect("it was looked at");
+            entries.push(entry);
+            tags.push(tag);
+        }
+        self.last_op = first_op + entries.len() as u64 - 1;
+        self.last_seq += 1;
+        let batch = Arc::new(Batch {
+            seq: self.last_seq,
+            first_op,
+            entries,
+            digest_op: self.state.op(),
+            digest: self.state.digest(),
+        });
+        self.submitted.push_back(Submitted { batch: batch.clone(), tags });
+        Some(batch)
+    }
+
+    /// When to call [`Node::handle_timeout`] at the latest.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        if !self.serving {
+            return None;
+        }
+        let due = self.state.next_due().filter(|_| !self.tick_in_flight && self.room != Room::Full);
+        let quiet = due.map(|_| self.last_at.after_ms(TICK_MS));
+        [self.leases.next_look(), due, quiet, self.tellings.next()].into_iter().flatten().min()
+    }
+
+    /// Takes a sign of life and what else a request says beside what it asks.
+    fn hear(&mut self, now: Time, from: SocketAddr, sealed: bool, request: &wire::Request) {
+        let Some(session) = request.session else { return };
+        if !self.leases.renew(session, now) {
+            return;
+        }
+        if self.peers.insert(session, Peer { address: from, sealed }).is_none() {
+            let untold =
+                self.state.session(session).map(|session| session.untold_waits().collect::<Vec<_>>());
+            for id in untold.unwrap_or_default() {
+                self.tellings.begin(session, id, now);
+            }
+        }
+        for id in &request.got {
+            self.tellings.end(session, *id);
+        }
+    }
+
+    /// Ends sessions whose lease has run out at `now`: each request is judged by what is true when it is looked at, not
+    /// when the alarm clock rings.
+    fn lapse(&mut self, now: Time) {
+        while self.room != Room::Full
+            && let Some(session) = self.leases.pop_lapsed(now)
+        {
+            let term = self.state.head().term;
+            log::debug!("session {session:?}: no sign of life for its TTL; it ends");
+            self.count("sessions_expired");
+            self.gather(
+                now,
+                Command::EndSession { session, term, reason: EndReason::Expired },
+                Tag::default(),
+            );
+        }
+    }
+
+    fn handle_element(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        place: Place,
+        element: Element,
+        refusal: Option<&Refusal>,
+        alone: bool,
+    ) {
+        self.assemblies.set_id(place, element.id);
+        let request = match element.request {
+            Ok(request) => request,
+            Err(refusal) => {
+                self.count("refused");
+                return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+            }
+        };
+        let session = request.session;
+        match request.method {
+            Method::Logged { id, ack, call } => {
+                let session = session.expect("the wire asks for the session of a logged request");
+                let request = Request { session, id, ack, got: request.got, call };
+                self.admit(now, from, place, request, refusal);
+            }
+            Method::RepairFile { id, ack, file, token, holder } => {
+                let session = session.expect("the wire asks for the session of a logged request");
+                if !alone {
+                    let text = "repair_file looks at the disk before it is logged: send it outside a batch";
+                    let refusal = Refusal::new(Kind::Unsupported, text);
+                    return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+                }
+                let found = self.state.file(&file);
+                let generation = found.map_or(0, |file| file.generation);
+                let call = Call::RepairFile { file, generation, length: 0, checksum: 0, token, holder };
+                self.admit(now, from, place, Request { session, id, ack, got: request.got, call }, refusal);
+            }
+            Method::OpenSession { nonce, name, label, ttl_ms } => {
+                if let Some((session, known)) = self.state.session_by_nonce(nonce) {
+                    let outcome = Outcome::Opened { session, client: known.client, ttl_ms: known.ttl_ms };
+                    return self.resolve_with(place, |out, id| encode_outcome(out, id, &outcome));
+                }
+                let ttl_ms = ttl_ms.unwrap_or(self.state.limits().default_ttl_ms);
+                let session = self.secrets.session_id(nonce);
+                let command = Command::OpenSession { nonce, session, name, label, ttl_ms };
+                self.submit_for(now, place, command, Asked::Outcome, refusal);
+            }
+            Method::CloseSession => {
+                let session = session.expect("the wire asks for the session to close");
+                if !self.state.session(session).is_some_and(|session| session.is_live()) {
+                    return self.resolve_with(place, |out, id| encode_outcome(out, id, &Outcome::Done));
+                }
+                self.leases.lapse(session);
+                let term = self.state.head().term;
+                let command = Command::EndSession { session, term, reason: EndReason::Closed };
+                self.submit_for(now, place, command, Asked::Close, refusal);
+            }
+            Method::KillSession { client } => {
+                if !is_loopback(from) {
+                    let text = "kill_session is for operators: send it from the server's own machine";
+                    let refusal = Refusal::new(Kind::Forbidden, text);
+                    return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+                }
+                let session = self
+                    .state
+                    .session_of(client)
+                    .filter(|id| self.state.session(*id).is_some_and(|session| session.is_live()));
+                let Some(session) = session else {
+                    let result = wire::Killed { killed: false };
+                    return self.resolve_with(place, |out, id| encode_result(out, id, &result));
+                };
+                log::info!("client {client}: killed by an operator at {from}");
+                self.leases.lapse(session);
+                let term = self.state.head().term;
+                let command = Command::EndSession { session, term, reason: EndReason::Killed };
+                self.submit_for(now, place, command, Asked::Kill, refusal);
+            }
+            Method::CleanupExpiredLocks => {
+                self.submit_for(now, place, Command::Tick, Asked::Outcome, refusal);
+            }
+            method => self.handle_read(now, place, session, method),
+        }
+    }
+
+    /// Submits what needs no dedup of its own, unless it must be refused for now.
+    fn submit_for(
+        &mut self,
+        now: Time,
+        place: Place,
+        command: Command,
+        asked: Asked,
+        refusal: Option<&Refusal>,
+    ) {
+        match refusal {
+            Some(refusal) => self.resolve_with(place, |out, id| encode_error(out, id, refusal)),
+            None => {
+                self.assemblies.await_log(place);
+                if matches!(command, Command::Tick) {
+                    self.tick_in_flight = true;
+                }
+                self.gather(now, command, Tag { place: Some(place), asked });
+            }
+        }
+    }
+
+    /// Decides what a logged request is: done, in line, in flight, stale, reused, to be refused for now, or new.
+    fn admit(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        place: Place,
+        request: Request,
+        refusal: Option<&Refusal>,
+    ) {
+        let (session, id, fingerprint) = (request.session, request.id, request.call.fingerprint());
+        if self.answer_from_state(now, from, place, session, id, fingerprint) {
+            return;
+        }
+        let flight = self.in_flight.get(&session).and_then(|flights| flights.requests.get(&id));
+        if let Some(flight) = flight {
+            if flight.fingerprint != fingerprint {
+                return self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &reused(id)));
+            }
+            self.count("duplicates");
+            self.assemblies.follow(session, id, from);
+            return self.assemblies.silence(place);
+        }
+        if let Some(refusal) = refusal {
+            self.count("refused");
+            return self.resolve_with(place, |out, id| encode_error(out, id, refusal));
+        }
+        let may_wait =
+            matches!(request.call, Call::Acquire { wait, .. } if wait != crate::command::Patience::Try);
+        let flights = self.in_flight.entry(session).or_default();
+        flights.requests.insert(id, Flight { fingerprint, may_wait });
+        flights.waits += u64::from(may_wait);
+        self.assemblies.await_log(place);
+        self.assemblies.tie(place, session, id);
+        if let Call::RepairFile { file, .. } = &request.call
+            && let Some(found) = self.state.file(file)
+            && found.fault.is_some()
+        {
+            let (length, checksum, generation) = (found.length, found.checksum, found.generation);
+            let file = file.clone();
+            let tag = self.file_tag(FileTag::Repair { place, session, request });
+            self.file_work.push_back(FileWork::Look { tag, file, generation, length, checksum });
+            return;
+        }
+        let asked = Asked::Request { session, id, fingerprint };
+        self.gather(now, Command::Request(request), Tag { place: Some(place), asked });
+    }
+
+    /// Answers a request that the state knows or can refuse by itself. False if it is new.
+    fn answer_from_state(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        place: Place,
+        session: SessionId,
+        id: u64,
+        fingerprint: u64,
+    ) -> bool {
+        let Some(known) = self.state.session(session) else {
+            self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &no_session()));
+            return true;
+        };
+        match known.standing(id, fingerprint) {
+            Standing::Kept(outcome) => {
+                let outcome = outcome.clone();
+                self.count("duplicates");
+                self.resolve_with(place, |out, reply_id| encode_outcome(out, reply_id, &outcome));
+            }
+            Standing::InLine(op) => {
+                self.count("duplicates");
+                self.send_pending(now, from, self.assemblies.is_sealed(place), session, id, op);
+                self.assemblies.silence(place);
+            }
+            Standing::Reused => {
+                self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &reused(id)));
+            }
+            Standing::Stale => {
+                self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &stale(id)));
+            }
+            Standing::New if !known.is_live() => {
+                self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &no_session()));
+            }
+            Standing::New => return false,
+        }
+        true
+    }
+
+    /// Why the logged elements of a message must all be refused for now, if they must: a batch is admitted whole.
+    fn refuse_batch(&self, now: Time, elements: &[Element]) -> Option<Refusal> {
+        let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::new();
+        for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
+            let (id, ack, call) = match &request.method {
+                Method::Logged { id, ack, call } => (*id, *ack, Some(call)),
+                Method::RepairFile { id, ack, .. } => (*id, *ack, None),
+                Method::OpenSession { .. } => {
+                    if let Some(refusal) = self.refuse_all(false) {
+                        return Some(refusal);
+                    }
+                    continue;
+                }
+                Method::CloseSession | Method::KillSession { .. } | Method::CleanupExpiredLocks => {
+                    if let Some(refusal) = self.refuse_all(true) {
+                        return Some(refusal);
+                    }
+                    continue;
+                }
+                _ => continue,
+            };
+            let Some(session) = request.session else { continue };
+            if let Some(refusal) = self.refuse_all(call.is_some_and(Call::frees)) {
+                return Some(refusal);
+            }
+            if matches!(call, Some(Call::AppendFile { .. }))
+                && self.file_bytes_pending > FILE_BYTES_PENDING_MAX
+            {
+                return Some(busy("the files' disk is behind"));
+            }
+            let Some(known) = self.state.session(session) else { continue };
+            let flights = self.in_flight.get(&session);
+            let (requests, waits) = asked.entry(session).or_insert_with(|| {
+                flights.map_or((0, 0), |flights| (flights.requests.len() as u64, flights.waits))
+            });
+            let limits = self.state.limits();
+            if !known.has_window(ack, *requests, limits) {
+                let text = format!(
+                    "the session has its {} kept replies; say with `ack` which have arrived, and repeat request {id}",
+                    limits.replies
+                );
+                return Some(limit_again("replies", limits.replies, text));
+            }
+            *requests += 1;
+            if let Some(Call::Acquire { wait, .. }) = call
+                && *wait != crate::command::Patience::Try
+            {
+                if known.waits() + *waits >= limits.session_waits && !known.slides() {
+                    let text = format!(
+                        "the session has its {} waits; name the answered ones in `got`, and repeat request {id}",
+                        limits.session_waits
+                    );
+                    return Some(limit_again("session_waits", limits.session_waits, text));
+                }
+                *waits += 1;
+            }
+        }
+        let _ = now;
+        None
+    }
+
+    /// Why nothing new may enter the log now, if it may not. `frees`: what it asks frees something.
+    fn refuse_all(&self, frees: bool) -> Option<Refusal> {
+        if self.draining {
+            let text = "the server is stopping; repeat the request when it is back";
+            return Some(Refusal::new(Kind::Draining, text).with(Detail::Again { retry_ms: 1_000 }));
+        }
+        if self.room == Room::Full || (self.room == Room::Low && !frees) {
+            let text = "the server's disk is full: nothing new can be made durable; free some room, it goes on by itself";
+            return Some(Refusal::new(Kind::NoSpace, text).with(Detail::Again { retry_ms: 1_000 }));
+        }
+        if self.gathered_bytes > GATHERED_BYTES_MAX {
+            return Some(busy("the log is behind"));
+        }
+        None
+    }
+
+    fn gather(&mut self, now: Time, command: Command, tag: Tag) {
+        self.last_at = self.last_at.max(now);
+        self.gathered_bytes += command.weight();
+        self.gathered.push_back(Gathered { entry: Entry { at: self.last_at, command }, tag });
+    }
+
+    /// Does what a command caused beside its outcome.
+    fn take_effect(&mut self, now: Time, effect: Effect) {
+        match effect {
+            Effect::Settled { session, id } => {
+                if self.peers.contains_key(&session) {
+                    self.tellings.begin(session, id, now);
+                    self.tell(now, session, id);
+                }
+            }
+            Effect::Lost { session, loss } => {
+                self.count("grants_expired");
+                log::debug!("session {session:?} lost token {}: {:?}", loss.token, loss.reason);
+                if let Some(peer) = self.peers.get(&session) {
+                    let mut bytes = Vec::new();
+                    wire::encode_notification(&mut bytes, "lost", &reads::lost_shown(&loss));
+                    self.send(peer.address, peer.sealed, bytes);
+                }
+            }
+            Effect::Opened { session } => {
+                let ttl_ms = self.state.session(session).expect("it was opened").ttl_ms;
+                self.leases.begin(session, ttl_ms, now);
+            }
+            Effect::Ended { session } => {
+                self.leases.end(session);
+                self.tellings.end_session(session);
+                self.peers.remove(&session);
+            }
+            Effect::Renewed => {
+                let live: Vec<_> =
+                    self.state.live_sessions(0).map(|(id, session)| (id, session.ttl_ms)).collect();
+                for (session, ttl_ms) in live {
+                    self.leases.begin(session, ttl_ms, now);
+                }
+            }
+            Effect::File(effect) => self.file_work.push_back(FileWork::Apply(effect)),
+        }
+    }
+
+    /// Tells the outcome of a command to whoever asked.
+    fn answer(&mut self, now: Time, tag: Tag, outcome: Outcome) {
+        let place = tag.place;
+        match tag.asked {
+            Asked::Nobody => {}
+            Asked::Request { session, id, fingerprint } => {
+                let place = place.expect("a request has a place");
+                self.land(session, id);
+                match outcome {
+                    Outcome::Void => {
+                        let to = self.assemblies.address(place);
+                        if !self.answer_from_state(now, to, place, session, id, fingerprint) {
+                            panic!("request {id} of {session:?} took no effect and is new to the state");
+                        }
+                    }
+                    Outcome::Waiting(_) => {
+                        let (to, sealed) = (self.assemblies.address(place), self.assemblies.is_sealed(place));
+                        let standing = self.state.session(session).map(|session| session.wait_standing(id));
+                        let Some(Standing::InLine(op)) = standing else {
+                            panic!("request {id} of {session:?} was put in line and stands nowhere");
+                        };
+                        self.send_pending(now, to, sealed, session, id, op);
+                        self.assemblies.silence(place);
+                    }
+                    outcome => self.resolve_with(place, |out, id| encode_outcome(out, id, &outcome)),
+                }
+            }
+            Asked::Outcome => {
+                let place = place.expect("somebody asked");
+                self.resolve_with(place, |out, id| encode_outcome(out, id, &outcome));
+            }
+            Asked::Close => {
+                let place = place.expect("somebody asked");
+                self.resolve_with(place, |out, id| encode_outcome(out, id, &Outcome::Done));
+            }
+            Asked::Kill => {
+                let place = place.expect("somebody asked");
+                let result = wire::Killed { killed: outcome == Outcome::Done };
+                self.resolve_with(place, |out, id| encode_result(out, id, &result));
+            }
+        }
+        if let Some(place) = place {
+            for (place, session, method) in self.assemblies.take_ready_reads(place.key) {
+                self.handle_read_now(now, place, session, method);
+            }
+            self.finish(place.key);
+        }
+    }
+
+    /// Takes a request out of flight.
+    fn land(&mut self, session: SessionId, id: u64) {
+        let flights = self.in_flight.get_mut(&session).expect("a request in flight is known");
+        let flight = flights.requests.remove(&id).expect("a request lands once");
+        flights.waits -= u64::from(flight.may_wait);
+        if flights.requests.is_empty() {
+            self.in_flight.remove(&session);
+        }
+        self.assemblies.untie(session, id);
+    }
+
+    /// Sends the outcome of an answered wait to where its session was last heard of.
+    fn tell(&mut self, now: Time, session: SessionId, id: u64) {
+        let Some(peer) = self.peers.get(&session) else { return self.tellings.end(session, id) };
+        let standing = self.state.session(session).map(|session| session.wait_standing(id));
+        let Some(Standing::Kept(outcome)) = standing else { return self.tellings.end(session, id) };
+        let mut bytes = Vec::new();
+        encode_outcome(&mut bytes, &Id::number(id), outcome);
+        self.send(peer.address, peer.sealed, bytes);
+        self.tellings.told(session, id, now);
+    }
+
+    fn send_pending(&mut self, now: Time, to: SocketAddr, sealed: bool, session: SessionId, id: u64, op: Op) {
+        let blocked = self.state.why_waiting(op, now).expect("a wait in line is there");
+        let client = self.state.session(session).expect("a wait has a session").client;
+        let pending = wire::Pending {
+            client,
+            id,
+            position: blocked.position,
+            reason: blocked.reason,
+            holders: blocked.holders.iter().map(wire::holder_shown).collect(),
+            holders_total: blocked.holders_total,
+        };
+        let mut bytes = Vec::new();
+        wire::encode_notification(&mut bytes, "pending", &pending);
+        self.send(to, sealed, bytes);
+    }
+
+    /// Answers an address that has not shown that it receives: `ping` as asked, everything else with the cookie to show,
+    /// and nothing at all where that would be more than three times what came.
+    fn ask_for_proof(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        received: usize,
+        sealed: bool,
+        elements: &[Element],
+        batch: bool,
+    ) {
+        let cookie = self.secrets.cookie(from, now);
+        let text = "show that this address receives: repeat the request with this `cookie`";
+        let refusal = Refusal::new(Kind::Verify, text).with(Detail::Cookie { cookie });
+        let mut slots = Vec::new();
+        for element in elements {
+            let mut out = Vec::new();
+            match &element.request {
+                Ok(wire::Request { method: Method::Ping, .. }) => {
+                    encode_result(&mut out, &element.id, &reads::ping());
+                }
+                Ok(_) | Err(_) => encode_error(&mut out, &element.id, &refusal),
+            }
+            slots.push(out);
+        }
+        let mut bytes = slots.join(&b","[..]);
+        if batch {
+            bytes.insert(0, b'[');
+            bytes.push(b']');
+        }
+        let trailer = if sealed { datagram::TRAILER } else { 0 };
+        if bytes.len() + trailer > 3 * received {
+            return self.drop_datagram(Dropped::Unproven);
+        }
+        self.count("verify");
+        self.send(from, sealed, bytes);
+    }
+
+    fn resolve_with(&mut self, place: Place, encode: impl FnOnce(&mut Vec<u8>, &Id)) {
+        let mut out = Vec::new();
+        encode(&mut out, self.assemblies.id(place));
+        self.assemblies.resolve(place, Slot::Ready(out));
+    }
+
+    /// Sends the replies of a message if all of them are there.
+    fn finish(&mut self, key: u64) {
+        for (to, sealed, bytes) in self.assemblies.finish(key) {
+            self.send(to, sealed, bytes);
+        }
+    }
+
+    fn send(&mut self, to: SocketAddr, sealed: bool, mut bytes: Vec<u8>) {
+        if sealed {
+            datagram::seal(&mut bytes);
+        }
+        self.count("replies");
+        self.transmits.push_back(Transmit { to, bytes });
+    }
+
+    fn file_tag(&mut self, tag: FileTag) -> u64 {
+        self.last_file_tag += 1;
+        self.file_tags.insert(self.last_file_tag, tag);
+        self.last_file_tag
+    }
+
+    fn count(&mut self, name: &'static str) {
+        *self.counts.entry(name).or_default() += 1;
+    }
+
+    fn drop_datagram(&mut self, cause: Dropped) {
+        *self.drops.entry(cause.as_str()).or_default() += 1;
+    }
+}
+
+fn busy(what: &str) -> Refusal {
+    Refusal::new(Kind::Busy, format!("{what}; repeat the request a little later"))
+        .with(Detail::Again { retry_ms: BUSY_RETRY_MS })
+}
+
+fn limit_again(limit: &str, max: u64, text: String) -> Refusal {
+    Refusal::new(Kind::Limit, text).with(Detail::LimitAgain { limit: limit.into(), max })
+}
+
+fn no_session() -> Refusal {
+    let text = "there is no such session: it was closed, it expired, or this server never had it; open another. This copy \
+                of the request was not executed";
+    Refusal::new(Kind::NoSession, text)
+}
+
+fn stale(id: u64) -> Refusal {
+    let text = format!(
+        "request {id} is below what was acknowledged, or has slid out of the window. This copy was not executed; an earlier \
+         one may have been"
+    );
+    Refusal::new(Kind::StaleRequest, text)
+}
+
+fn reused(id: u64) -> Refusal {
+    let text = format!("id {id} was used before for another request; ids rise, and each is used once");
+    Refusal::new(Kind::RequestReused, text)
+}

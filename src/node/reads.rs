@@ -1,0 +1,413 @@
+//! Reads: answered from the state as it is, which is committed by the rules of the log.
+
+use super::assembly::{Place, Slot};
+use super::{FileTag, FileWork, Node, no_session};
+use crate::identity::SessionId;
+use crate::kind::Refusal;
+use crate::limits::REPLY_PAGE;
+use crate::name::Name;
+use crate::outcome::Loss;
+use crate::state::{File, Grant, Key, LockView, not_found};
+use crate::time::Time;
+use crate::wire::{
+    self, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LockInfo, LockItem, Lost, Method, Page,
+    PageAsk, SessionItem, Status, Under, WaiterShown, encode_error, encode_result, holder_shown, page_bytes,
+};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+
+/// Bytes of a file that a page has if the request does not say.
+const FILE_PAGE: u64 = 1_024;
+
+/// Most bytes of a file in one page: in base64 they fit a reply.
+const FILE_PAGE_MAX: u64 = 40 * 1024;
+
+impl Node {
+    /// Answers a read, or keeps it until what stands before it in its batch has been applied.
+    pub(super) fn handle_read(
+        &mut self,
+        now: Time,
+        place: Place,
+        session: Option<SessionId>,
+        method: Method,
+    ) {
+        if self.assemblies.is_behind_log(place) {
+            self.assemblies.resolve(place, Slot::Read(session, Box::new(method)));
+        } else {
+            self.handle_read_now(now, place, session, method);
+        }
+    }
+
+    pub(super) fn handle_read_now(
+        &mut self,
+        now: Time,
+        place: Place,
+        session: Option<SessionId>,
+        method: Method,
+    ) {
+        match method {
+            Method::Ping => self.reply(place, &ping()),
+            Method::Status => {
+                let status = self.status(now);
+                self.reply(place, &status);
+            }
+            Method::Heartbeat { after } => self.heartbeat(now, place, session, after),
+            Method::IsLocked { key } => {
+                let locked = self.state.lock(&key, now).is_some_and(|lock| lock.holders_total > 0);
+                self.reply(place, &wire::Locked { locked });
+            }
+            Method::GetLockInfo { key, page } => {
+                let info = self.lock_info(now, &key, &page);
+                self.reply(place, &info);
+            }
+            Method::ListLocks { page } => {
+                let items = self.state.locks(&page.prefix, page.cursor.as_deref(), now);
+                let items = items.map(|lock| (lock.key.to_string(), self.lock_item(now, &lock)));
+                let page = fill(items, &page, self.state.op());
+                self.reply(place, &page);
+            }
+            Method::ListGrants { page } => {
+                let after = page.cursor.as_deref().and_then(|cursor| cursor.parse().ok()).unwrap_or(0);
+                let grants = self
+                    .state
+                    .live_grants(after, now)
+                    .filter(|(_, grant)| grant.asks.iter().any(|ask| ask.key.starts_with(&page.prefix)));
+                let items =
+                    grants.map(|(token, grant)| (token.to_string(), self.grant_item(now, token, grant)));
+                let page = fill(items, &page, self.state.op());
+                self.reply(place, &page);
+            }
+            Method::ListSessions { page } => {
+                let after = page.cursor.as_deref().and_then(|cursor| cursor.parse().ok()).unwrap_or(0);
+                let sessions = self
+                    .state
+                    .live_sessions(after)
+                    .filter(|(_, session)| session.name.starts_with(&page.prefix));
+                let items = sessions
+                    .map(|(id, session)| (session.client.to_string(), self.session_item(now, id, session)));
+                let page = fill(items, &page, self.state.op());
+                self.reply(place, &page);
+            }
+            Method::ListFiles { page } => {
+                let items = self.state.files(&page.prefix, page.cursor.as_deref());
+                let items = items.map(|(name, file)| (name.to_string(), file_shown(name, file)));
+                let page = fill(items, &page, self.state.op());
+                self.reply(place, &page);
+            }
+            Method::Get { key, under } => match self.may_read(now, session, under) {
+                Err(refusal) => self.refuse(place, &refusal),
+                Ok(()) => {
+                    let got = match self.state.key(&key) {
+                        None => Got { found: false, value: None, version: None },
+                        Some(key) => Got { found: true, value: Some(raw(key)), version: Some(key.version) },
+                    };
+                    self.reply(place, &got);
+                }
+            },
+            Method::Range { from, to, page, under } => match self.may_read(now, session, under) {
+                Err(refusal) => self.refuse(place, &refusal),
+                Ok(()) => {
+                    let items = self.state.key_range(&from, &to, page.cursor.as_deref());
+                    let page = fill(items.map(key_item), &page, self.state.op());
+                    self.reply(place, &page);
+                }
+            },
+            Method::Prefix { page, under } => match self.may_read(now, session, under) {
+                Err(refusal) => self.refuse(place, &refusal),
+                Ok(()) => {
+                    let items = self.state.keys(&page.prefix, page.cursor.as_deref());
+                    let page = fill(items.map(key_item), &page, self.state.op());
+                    self.reply(place, &page);
+                }
+            },
+            Method::FileInfo { file, under } => match self.may_read(now, session, under) {
+                Err(refusal) => self.refuse(place, &refusal),
+                Ok(()) => match self.state.file(&file).map(|found| file_shown(&file, found)) {
+                    Some(info) => self.reply(place, &info),
+                    None => self.refuse(place, &not_found(&file)),
+                },
+            },
+            Method::ReadFile { file, offset, limit, under } => match self.may_read(now, session, under) {
+                Err(refusal) => self.refuse(place, &refusal),
+                Ok(()) => self.read_file(place, &file, offset, limit),
+            },
+            Method::Logged { .. }
+            | Method::RepairFile { .. }
+            | Method::OpenSession { .. }
+            | Method::CloseSession
+            | Method::KillSession { .. }
+            | Method::CleanupExpiredLocks => panic!("{method:?} is no read"),
+        }
+        self.finish(place.key);
+    }
+
+    fn reply<T: Serialize>(&mut self, place: Place, result: &T) {
+        self.resolve_with(place, |out, id| encode_result(out, id, result));
+    }
+
+    fn refuse(&mut self, place: Place, refusal: &Refusal) {
+        self.resolve_with(place, |out, id| encode_error(out, id, refusal));
+    }
+
+    /// Whether a read on behalf of a grant may go on: the grant must be live and the caller's.
+    fn may_read(&self, now: Time, session: Option<SessionId>, under: Under) -> Result<(), Refusal> {
+        let Some(token) = under.token else { return Ok(()) };
+        let session = session.ok_or_else(|| {
+            let text = "a `token` goes with the `session` that holds it, or acts for its `holder`";
+            Refusal::new(crate::kind::Kind::InvalidParams, text)
+        })?;
+        self.state.grant_of(session, under.holder, token, now).map(|_| ())
+    }
+
+    fn heartbeat(&mut self, now: Time, place: Place, session: Option<SessionId>, after: u64) {
+        let id = session.expect("the wire asks for the session of a heartbeat");
+        let Some(session) = self.state.session(id).filter(|session| session.is_live()) else {
+            return self.refuse(place, &no_session());
+        };
+        if self.leases.is_lapsing(id) {
+            return self.assemblies.silence(place);
+        }
+        let mut reply = Heartbeat {
+            op: self.state.op(),
+            held: self.state.held_by(id, now),
+            lost: Vec::new(),
+            more: false,
+        };
+        let mut bytes = 0;
+        for loss in session.losses_after(after) {
+            let lost = lost_shown(loss);
+            let more = json_len(&lost);
+            if !page_bytes(bytes, more) {
+                reply.more = true;
+                break;
+            }
+            bytes += more;
+            reply.lost.push(lost);
+        }
+        self.reply(place, &reply);
+    }
+
+    fn status(&self, now: Time) -> Status {
+        let head = self.state.head();
+        let owned = |name: &&'static str, value: &u64| (name.to_string(), *value);
+        let mut counts: BTreeMap<String, u64> =
+            self.state.counts().iter().map(|(name, value)| owned(name, value)).collect();
+        counts.extend(self.counts.iter().map(|(name, value)| owned(name, value)));
+        counts.extend(self.gauges.iter().map(|(name, value)| owned(name, value)));
+        let limits = serde_json::to_value(&head.limits).ok();
+        let limits = limits.and_then(|limits| serde_json::from_value(limits).ok()).unwrap_or_default();
+        let mut drops: BTreeMap<String, u64> =
+            crate::datagram::Dropped::ALL.iter().map(|cause| (cause.as_str().to_owned(), 0)).collect();
+        drops.extend(self.drops.iter().map(|(name, value)| owned(name, value)));
+        let durability = match head.durability {
+            crate::command::Durability::Sync => "sync",
+            crate::command::Durability::Os => "os",
+            crate::command::Durability::None => "none",
+        };
+        Status {
+            server_version: env!("CARGO_PKG_VERSION").into(),
+            protocol: wire::PROTOCOL,
+            term: head.term,
+            op: head.op,
+            uptime_ms: now.ms_since(self.serving_since),
+            durability: durability.into(),
+            counts,
+            limits,
+            drops,
+        }
+    }
+
+    fn lock_info(&self, now: Time, key: &Name, page: &PageAsk) -> LockInfo {
+        let view = self.state.lock(key, now);
+        let mut info = LockInfo {
+            key: key.to_string(),
+            locked: view.as_ref().is_some_and(|view| view.holders_total > 0),
+            holders: Vec::new(),
+            holders_total: view.as_ref().map_or(0, |view| view.holders_total),
+            queue: Vec::new(),
+            queue_total: view.as_ref().map_or(0, |view| view.queue_total),
+            next: None,
+            op: self.state.op(),
+        };
+        info.holders = view.map_or_else(Vec::new, |view| self.holders_shown(now, &view));
+        // The cursor is the `op` of the last wait shown: a place in line moves, the order of arrival does not.
+        let after = page.cursor.as_deref().and_then(|cursor| cursor.parse::<u64>().ok()).unwrap_or(0);
+        let mut bytes = info.holders.iter().map(json_len).sum::<usize>();
+        let line = self.state.line(key, now).enumerate().filter(|(_, (op, _))| *op > after);
+        let mut last = after;
+        for (index, (op, wait)) in line {
+            let session = self.state.session(wait.session).expect("a wait has a session");
+            let shown = WaiterShown {
+                position: index as u64 + 1,
+                client: session.client,
+                name: session.name.to_string(),
+                owner: wait.owner.to_string(),
+                label: wait.label.to_string(),
+                mode: wire::mode_shown(wait.asks[0].mode).into(),
+                wait: wait.id,
+                waited_ms: now.ms_since(wait.since),
+                wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
+            };
+            let more = json_len(&shown);
+            let full = page.limit.is_some_and(|limit| info.queue.len() as u64 >= limit);
+            if full || !page_bytes(bytes, more) && !info.queue.is_empty() {
+                info.next = Some(wire::encode_cursor(&last.to_string()));
+                break;
+            }
+            bytes += more;
+            last = op;
+            info.queue.push(shown);
+        }
+        info
+    }
+
+    /// Holders with what their sessions have left, which only the lease table knows.
+    fn holders_shown(&self, now: Time, view: &LockView<'_>) -> Vec<wire::HolderShown> {
+        view.holders
+            .iter()
+            .map(|holder| {
+                let mut shown = holder_shown(holder);
+                let session = self.state.session_of(holder.client).expect("a holder has a session");
+                let left = self.leases.left_ms(session, now);
+                shown.lease_left_ms = [shown.lease_left_ms, left].into_iter().flatten().min();
+                shown
+            })
+            .collect()
+    }
+
+    fn lock_item(&self, now: Time, lock: &LockView<'_>) -> LockItem {
+        LockItem {
+            key: lock.key.to_string(),
+            locked: lock.holders_total > 0,
+            holder: self.holders_shown(now, lock).into_iter().next(),
+            holders_total: lock.holders_total,
+            queue_total: lock.queue_total,
+        }
+    }
+
+    fn grant_item(&self, now: Time, token: u64, grant: &Grant) -> GrantItem {
+        let mut holder = holder_shown(&self.state.holder(token, grant, now));
+        let left = self.leases.left_ms(grant.session, now);
+        holder.lease_left_ms = [holder.lease_left_ms, left].into_iter().flatten().min();
+        GrantItem { keys: wire::keys_shown(&grant.asks), holder }
+    }
+
+    fn session_item(&self, now: Time, id: SessionId, session: &crate::state::Session) -> SessionItem {
+        SessionItem {
+            client: session.client,
+            name: session.name.to_string(),
+            label: session.label.to_string(),
+            ttl_ms: session.ttl_ms,
+            lease_left_ms: self.leases.left_ms(id, now).unwrap_or(0),
+            open_ms: now.ms_since(session.opened),
+            held: self.state.held_by(id, now),
+            waiting: session.waiting(),
+            address: self.peers.get(&id).map(|peer| peer.address.to_string()),
+        }
+    }
+
+    fn read_file(&mut self, place: Place, name: &Name, offset: u64, limit: Option<u64>) {
+        let Some(file) = self.state.file(name) else { return self.refuse(place, &not_found(name)) };
+        let (length, generation) = (file.length, file.generation);
+        let count = limit.unwrap_or(FILE_PAGE).min(FILE_PAGE_MAX).min(length.saturating_sub(offset));
+        if count == 0 {
+            let page = FilePage { data: Some(String::new()), data_b64: None, length, eof: offset >= length };
+            return self.reply(place, &page);
+        }
+        self.assemblies.await_file(place);
+        let tag = self.file_tag(FileTag::Read { place, offset, count, length });
+        self.file_work.push_back(FileWork::Read {
+            tag,
+            file: name.clone(),
+            generation,
+            offset,
+            count,
+            length,
+        });
+    }
+}
+
+/// The reply to `ping`.
+pub(super) fn ping() -> wire::Ping {
+    wire::Ping { server: "tenure".into(), server_version: env!("CARGO_PKG_VERSION").into() }
+}
+
+/// The bytes that were read, as text where they are text.
+pub(super) fn file_page(
+    mut bytes: Vec<u8>,
+    offset: u64,
+    count: u64,
+    length: u64,
+) -> Result<FilePage, Refusal> {
+    assert_eq!(bytes.len() as u64, count, "the files give what was asked for, or an error");
+    // A page ends where a character ends, so that text stays text; the next page begins there.
+    if let Err(error) = std::str::from_utf8(&bytes)
+        && error.error_len().is_none()
+        && error.valid_up_to() > 0
+        && offset + count < length
+    {
+        bytes.truncate(error.valid_up_to());
+    }
+    let eof = offset + bytes.len() as u64 >= length;
+    let base64 = |bytes: &[u8]| FilePage { data: None, data_b64: Some(STANDARD.encode(bytes)), length, eof };
+    Ok(match String::from_utf8(bytes) {
+        // Escaping can make text six times as long; then base64 is the form that fits.
+        Ok(text) if json_len(&text) > FILE_PAGE_MAX as usize * 4 / 3 => base64(text.as_bytes()),
+        Ok(text) => FilePage { data: Some(text), data_b64: None, length, eof },
+        Err(error) => base64(error.as_bytes()),
+    })
+}
+
+/// A loss as results show it.
+pub(super) fn lost_shown(loss: &Loss) -> Lost {
+    Lost {
+        op: loss.op,
+        token: loss.token,
+        keys: loss.keys.iter().map(|key| key.to_string()).collect(),
+        reason: loss.reason,
+    }
+}
+
+fn file_shown(name: &Name, file: &File) -> FileInfo {
+    FileInfo {
+        file: name.to_string(),
+        length: file.length,
+        generation: file.generation,
+        checksum: format!("{:08x}", file.checksum),
+        fault: file.fault.clone(),
+    }
+}
+
+fn key_item((name, key): (&Name, &Key)) -> (String, KeyItem) {
+    (name.to_string(), KeyItem { key: name.to_string(), value: raw(key), version: key.version })
+}
+
+fn raw(key: &Key) -> Box<RawValue> {
+    RawValue::from_string(key.value.to_string()).expect("a value was JSON when it was set")
+}
+
+/// Fills a page: as many items as fit a frame and the limit, at least one, with a cursor if there are more.
+fn fill<T: Serialize>(items: impl Iterator<Item = (String, T)>, ask: &PageAsk, op: u64) -> Page<T> {
+    let mut page = Page { items: Vec::new(), next: None, op };
+    let (mut bytes, mut last) = (0, String::new());
+    for (name, item) in items {
+        let more = json_len(&item) + 1;
+        let full = ask.limit.is_some_and(|limit| page.items.len() as u64 >= limit);
+        if full || !page_bytes(bytes, more) {
+            page.next = Some(wire::encode_cursor(&last));
+            break;
+        }
+        bytes += more;
+        last = name;
+        page.items.push(item);
+    }
+    page
+}
+
+/// How many bytes something takes as JSON.
+fn json_len<T: Serialize>(value: &T) -> usize {
+    serde_json::to_vec(value).map_or(REPLY_PAGE, |bytes| bytes.len())
+}

@@ -1,0 +1,551 @@
+//! Sessions: who asks, which requests of theirs were answered, and what was said.
+
+use super::{Due, State};
+use crate::command::EndReason;
+use crate::identity::{Nonce, Op, SessionId, Term, Token};
+use crate::kind::{Detail, Kind, Refusal};
+use crate::limits::{AFTERLIFE_MS, LOSSES_KEPT, Limits, SWEEP_MAX};
+use crate::outcome::{Effect, Loss, Outcome};
+use crate::state::parts::{ReplyPart, SessionPart, WaitReplyPart};
+use crate::time::Time;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// One client as the server knows it.
+#[derive(Debug)]
+pub struct Session {
+    /// Its public number.
+    pub client: u64,
+    /// The nonce that opened it.
+    pub(super) nonce: Nonce,
+    /// Its client's name for itself.
+    pub name: Arc<str>,
+    /// A note for people.
+    pub label: Arc<str>,
+    /// TTL in milliseconds.
+    pub ttl_ms: u64,
+    /// When it was opened.
+    pub opened: Time,
+    /// When and why it ended, if it did.
+    pub ended: Option<(Time, EndReason)>,
+    /// Ids below this without a record are stale.
+    floor: u64,
+    /// Whether its client has ever sent `ack`. If not, the window of kept replies slides by itself.
+    acks: bool,
+    replies: BTreeMap<u64, Kept>,
+    /// Weight of the kept replies.
+    reply_bytes: u64,
+    waits: BTreeMap<u64, WaitReply>,
+    /// Owners that wait, with the ids of their waits.
+    pub(super) waiting: BTreeMap<Arc<str>, u64>,
+    /// Its grants.
+    pub(super) grants: BTreeSet<Token>,
+    losses: VecDeque<Loss>,
+}
+
+/// A kept reply.
+#[derive(Debug)]
+struct Kept {
+    fingerprint: u64,
+    outcome: Outcome,
+}
+
+/// A wait as its session remembers it.
+#[derive(Debug)]
+struct WaitReply {
+    /// None if the wait was cancelled before it arrived: then any body is the same request.
+    fingerprint: Option<u64>,
+    /// None while it stands in line.
+    outcome: Option<Outcome>,
+    /// Where it stands in line; meaningless once it is answered.
+    op: Op,
+    /// Whether the client has said that it has the reply.
+    got: bool,
+}
+
+/// Where a request stands.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Standing<'a> {
+    /// Not seen before.
+    New,
+    /// Answered: the outcome.
+    Kept(&'a Outcome),
+    /// In line since that command.
+    InLine(Op),
+    /// The id was used before with another body.
+    Reused,
+    /// The id is below what has been acknowledged or has slid out of the window.
+    Stale,
+}
+
+impl Session {
+    /// Whether the session has not ended.
+    pub fn is_live(&self) -> bool {
+        self.ended.is_none()
+    }
+
+    /// Grants it has, those past their own lease and not yet cleaned up included.
+    pub fn grants(&self) -> impl Iterator<Item = Token> + '_ {
+        self.grants.iter().copied()
+    }
+
+    /// How many waits it has in line.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
+    /// How many waits it has, in line or answered and not yet named in `got`.
+    pub fn waits(&self) -> u64 {
+        self.waits.len() as u64
+    }
+
+    /// Whether its client has never sent `ack`, so that the window slides by itself.
+    pub fn slides(&self) -> bool {
+        !self.acks
+    }
+
+    /// Grants it lost after command `after`, in order.
+    pub fn losses_after(&self, after: Op) -> impl Iterator<Item = &Loss> {
+        self.losses.iter().filter(move |loss| loss.op > after)
+    }
+
+    /// Where request `id` with that fingerprint stands.
+    pub fn standing(&self, id: u64, fingerprint: u64) -> Standing<'_> {
+        if let Some(kept) = self.replies.get(&id) {
+            return if kept.fingerprint == fingerprint {
+                Standing::Kept(&kept.outcome)
+            } else {
+                Standing::Reused
+            };
+        }
+        if let Some(wait) = self.waits.get(&id) {
+            return match &wait.outcome {
+                _ if wait.fingerprint.is_some_and(|known| known != fingerprint) => Standing::Reused,
+                Some(outcome) => Standing::Kept(outcome),
+                None => Standing::InLine(wait.op),
+            };
+        }
+        if id < self.floor { Standing::Stale } else { Standing::New }
+    }
+
+    /// Where wait `id` stands, whatever it asked: [`Standing::New`] if there is no such wait.
+    pub fn wait_standing(&self, id: u64) -> Standing<'_> {
+        match self.waits.get(&id) {
+            None => Standing::New,
+            Some(WaitReply { outcome: Some(outcome), .. }) => Standing::Kept(outcome),
+            Some(WaitReply { outcome: None, op, .. }) => Standing::InLine(*op),
+        }
+    }
+
+    /// Whether the client has said that it has the reply to wait `id`, or there is no such reply to have.
+    pub fn has_got(&self, id: u64) -> bool {
+        self.waits.get(&id).is_none_or(|wait| wait.got)
+    }
+
+    /// Answered waits that the client has not named in `got`.
+    pub fn untold_waits(&self) -> impl Iterator<Item = u64> + '_ {
+        self.waits.iter().filter(|(_, wait)| wait.outcome.is_some() && !wait.got).map(|(id, _)| *id)
+    }
+
+    /// Whether the window has room for one more reply beside `in_flight` unanswered requests, once `ack` is taken in.
+    pub fn has_window(&self, ack: u64, in_flight: u64, limits: &Limits) -> bool {
+        if !self.acks && ack == 0 {
+            return true;
+        }
+        let fits = |count: u64, bytes: u64| count + in_flight < limits.replies && bytes < limits.reply_bytes;
+        if fits(self.replies.len() as u64, self.reply_bytes) {
+            return true;
+        }
+        let left = self.replies.range(ack..);
+        let (count, bytes) =
+            left.fold((0, 0), |(count, bytes), (_, kept)| (count + 1, bytes + kept.outcome.weight()));
+        fits(count, bytes)
+    }
+
+    /// Takes in `ack` and `got`: lets go of what the client says it has.
+    pub(super) fn acknowledge(&mut self, ack: u64, got: &[u64]) {
+        for id in got {
+            if let Some(wait) = self.waits.get_mut(id) {
+                wait.got |= wait.outcome.is_some();
+            }
+        }
+        if ack > 0 {
+            self.acks = true;
+            self.floor = self.floor.max(ack);
+            let kept = self.replies.split_off(&ack);
+            let gone = std::mem::replace(&mut self.replies, kept);
+            self.reply_bytes -= gone.values().map(|kept| kept.outcome.weight()).sum::<u64>();
+        }
+        if ack > 0 || !got.is_empty() {
+            let floor = self.floor;
+            self.waits.retain(|id, wait| !(wait.got && *id < floor));
+        }
+    }
+
+    /// Keeps the outcome of request `id`.
+    pub(super) fn keep(&mut self, id: u64, fingerprint: u64, outcome: Outcome, limits: &Limits) {
+        self.reply_bytes += outcome.weight();
+        self.replies.insert(id, Kept { fingerprint, outcome });
+        while !self.acks
+            && (self.replies.len() as u64 > limits.replies || self.reply_bytes > limits.reply_bytes)
+        {
+            let (oldest, kept) = self.replies.pop_first().expect("the window is over its cap, so not empty");
+            self.reply_bytes -= kept.outcome.weight();
+            self.floor = self.floor.max(oldest + 1);
+        }
+    }
+
+    /// Whether one more wait can be remembered. For a client that never sends `ack` the oldest answered one makes room.
+    pub(super) fn has_wait_room(&mut self, limits: &Limits) -> bool {
+        if (self.waits.len() as u64) < limits.session_waits {
+            return true;
+        }
+        if self.acks {
+            return false;
+        }
+        let oldest = self.waits.iter().find(|(_, wait)| wait.outcome.is_some()).map(|(id, _)| *id);
+        if let Some(id) = oldest {
+            self.waits.remove(&id);
+            self.floor = self.floor.max(id + 1);
+        }
+        oldest.is_some()
+    }
+
+    /// Remembers that wait `id` stands in line since command `op`.
+    pub(super) fn begin_wait(&mut self, id: u64, fingerprint: u64, owner: Arc<str>, op: Op) {
+        self.waiting.insert(owner, id);
+        let reply = WaitReply { fingerprint: Some(fingerprint), outcome: None, op, got: false };
+        assert!(self.waits.insert(id, reply).is_none(), "wait {id} of client {} began twice", self.client);
+    }
+
+    /// Answers wait `id`.
+    pub(super) fn end_wait(&mut self, id: u64, owner: &str, outcome: Outcome) {
+        self.waiting.remove(owner);
+        let wait = self.waits.get_mut(&id).expect("a wait in line is remembered by its session");
+        assert!(wait.outcome.is_none(), "wait {id} of client {} was answered twice", self.client);
+        wait.outcome = Some(outcome);
+    }
+
+    /// Records an answer for a wait that has not arrived.
+    pub(super) fn refuse_wait(&mut self, id: u64, outcome: Outcome) {
+        let reply = WaitReply { fingerprint: None, outcome: Some(outcome), op: 0, got: false };
+        assert!(self.waits.insert(id, reply).is_none(), "wait {id} of client {} was known", self.client);
+    }
+
+    /// Where request `id` stands, whatever it asked.
+    pub(super) fn record(&self, id: u64) -> Standing<'_> {
+        match self.replies.get(&id) {
+            Some(kept) => Standing::Kept(&kept.outcome),
+            None => match self.wait_standing(id) {
+                Standing::New if id < self.floor => Standing::Stale,
+                standing => standing,
+            },
+        }
+    }
+
+    pub(super) fn lose(&mut self, loss: Loss) {
+        if self.losses.len() == LOSSES_KEPT {
+            self.losses.pop_front();
+        }
+        self.losses.push_back(loss);
+    }
+
+    pub(super) fn part(&self, id: SessionId) -> SessionPart {
+        SessionPart {
+            client: self.client,
+            session: id,
+            nonce: self.nonce,
+            name: self.name.clone(),
+            label: self.label.clone(),
+            ttl_ms: self.ttl_ms,
+            opened: self.opened,
+            floor: self.floor,
+            acks: self.acks,
+            ended: self.ended,
+            replies: self
+                .replies
+                .iter()
+                .map(|(id, kept)| ReplyPart {
+                    id: *id,
+                    fingerprint: kept.fingerprint,
+                    outcome: kept.outcome.clone(),
+                })
+                .collect(),
+            waits: self
+                .waits
+                .iter()
+                .map(|(id, wait)| WaitReplyPart {
+                    id: *id,
+                    fingerprint: wait.fingerprint,
+                    outcome: wait.outcome.clone(),
+                    got: wait.got,
+                })
+                .collect(),
+            losses: self.losses.iter().cloned().collect(),
+        }
+    }
+}
+
+impl State {
+    /// The session, if it is known; it may have ended.
+    pub fn session(&self, id: SessionId) -> Option<&Session> {
+        self.sessions.get(&id)
+    }
+
+    /// The id of the session with that public number.
+    pub fn session_of(&self, client: u64) -> Option<SessionId> {
+        self.clients.get(&client).copied()
+    }
+
+    /// The session that this nonce opened, with its id.
+    pub fn session_by_nonce(&self, nonce: Nonce) -> Option<(SessionId, &Session)> {
+        let id = *self.nonces.get(&nonce)?;
+        Some((id, &self.sessions[&id]))
+    }
+
+    /// Sessions that are live, after the one with that number, in the order of their numbers.
+    pub fn live_sessions(&self, after: u64) -> impl Iterator<Item = (SessionId, &Session)> {
+        self.clients
+            .range(after.saturating_add(1)..)
+            .map(|(_, id)| (*id, &self.sessions[id]))
+            .filter(|(_, session)| session.is_live())
+    }
+
+    pub(super) fn open_session(
+        &mut self,
+        nonce: Nonce,
+        id: SessionId,
+        name: &str,
+        label: &str,
+        ttl_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Outcome {
+        if let Some((session, known)) = self.session_by_nonce(nonce) {
+            return Outcome::Opened { session, client: known.client, ttl_ms: known.ttl_ms };
+        }
+        let max = self.head.limits.sessions;
+        if self.sessions.len() as u64 >= max {
+            let text = format!("the server has its {max} sessions; close one, or raise --max-sessions");
+            return Outcome::Refused(Box::new(Refusal::limit("sessions", max, text)));
+        }
+        // Two servers cannot draw the same 128 bits; if they did, a stranger would get this session.
+        assert!(!self.sessions.contains_key(&id), "a session id was drawn twice");
+        self.head.last_client += 1;
+        let client = self.head.last_client;
+        self.clients.insert(client, id);
+        self.nonces.insert(nonce, id);
+        self.sessions.insert(
+            id,
+            Session {
+                client,
+                nonce,
+                name: name.into(),
+                label: label.into(),
+                ttl_ms,
+                opened: self.head.at,
+                ended: None,
+                floor: 1,
+                acks: false,
+                replies: BTreeMap::new(),
+                reply_bytes: 0,
+                waits: BTreeMap::new(),
+                waiting: BTreeMap::new(),
+                grants: BTreeSet::new(),
+                losses: VecDeque::new(),
+            },
+        );
+        effects.push(Effect::Opened { session: id });
+        Outcome::Opened { session: id, client, ttl_ms }
+    }
+
+    pub(super) fn end_session(
+        &mut self,
+        id: SessionId,
+        term: Term,
+        reason: EndReason,
+        effects: &mut Vec<Effect>,
+    ) -> Outcome {
+        if term != self.head.term {
+            return Outcome::Void;
+        }
+        let at = self.head.at;
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.is_live()) else {
+            return Outcome::Void;
+        };
+        session.ended = Some((at, reason));
+        self.due.insert((at.after_ms(AFTERLIFE_MS), Due::Gone(session.client)));
+        if !session.grants.is_empty() || !session.waiting.is_empty() {
+            self.leaving.insert(session.client);
+        }
+        effects.push(Effect::Ended { session: id });
+        self.sweep(effects);
+        Outcome::Done
+    }
+
+    /// Hands over what ended sessions held, at most [`SWEEP_MAX`] grants and waits.
+    pub(super) fn sweep(&mut self, effects: &mut Vec<Effect>) {
+        for _ in 0..SWEEP_MAX {
+            let Some(&client) = self.leaving.first() else { return };
+            let session = &self.sessions[&self.clients[&client]];
+            // Waits first: a wait of the ended session must not be handed what the session held.
+            let in_line = session.waiting.values().next().map(|id| session.wait_standing(*id));
+            match (in_line, session.grants.first().copied()) {
+                (Some(Standing::InLine(op)), _) => self.give_up(op, effects),
+                (Some(standing), _) => {
+                    panic!("a waiting owner of client {client} has a wait that is {standing:?}")
+                }
+                (None, Some(token)) => self.end_grant(token, effects),
+                (None, None) => {
+                    self.leaving.remove(&client);
+                }
+            }
+        }
+    }
+
+    /// Lets go of an ended session for good.
+    pub(super) fn forget_session(&mut self, client: u64) {
+        if self.leaving.contains(&client) {
+            self.due.insert((self.head.at.after_ms(1), Due::Gone(client)));
+            return;
+        }
+        let id = self.clients.remove(&client).expect("a session is forgotten once");
+        let session = self.sessions.remove(&id).expect("a numbered session is known");
+        assert!(
+            session.grants.is_empty() && session.waiting.is_empty(),
+            "client {client} left something behind"
+        );
+        self.nonces.remove(&session.nonce);
+    }
+
+    pub(super) fn cancel_wait(
+        &mut self,
+        id: SessionId,
+        wait: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Outcome, Refusal> {
+        enum Found {
+            InLine(Op),
+            Unseen,
+        }
+        let session = &self.sessions[&id];
+        let found = match session.record(wait) {
+            Standing::InLine(op) => Found::InLine(op),
+            Standing::New => Found::Unseen,
+            Standing::Kept(grant @ Outcome::Granted { .. }) => return Ok(grant.clone()),
+            Standing::Kept(Outcome::NotGranted(_) | Outcome::Refused(_)) => return Ok(Outcome::Cancelled),
+            Standing::Kept(_) => {
+                let text = format!("request {wait} is not an acquire_lock, so there is no wait to cancel");
+                return Err(Refusal::new(Kind::InvalidParams, text));
+            }
+            Standing::Stale => {
+                let text =
+                    format!("request {wait} was acknowledged before, so its outcome is not kept any more");
+                return Err(Refusal::new(Kind::StaleRequest, text));
+            }
+            Standing::Reused => unreachable!("a record is looked up without a body to compare"),
+        };
+        match found {
+            Found::InLine(op) => self.cancel(op, effects),
+            Found::Unseen => {
+                let session = self.sessions.get_mut(&id).expect("it asks");
+                let max = self.head.limits.session_waits;
+                if !session.has_wait_room(&self.head.limits) {
+                    let text = format!("the session has its {max} waits; name the answered ones in `got`");
+                    return Err(Refusal::limit("session_waits", max, text));
+                }
+                session.refuse_wait(wait, super::locks::cancelled());
+            }
+        }
+        Ok(Outcome::Cancelled)
+    }
+
+    pub(super) fn add_session(&mut self, part: SessionPart) -> Result<(), String> {
+        let client = part.client;
+        let fault = |text: &str| format!("session of client {client}: {text}");
+        if client == 0 || client > self.head.last_client {
+            return Err(fault("its number was never given"));
+        }
+        let mut session = Session {
+            client,
+            nonce: part.nonce,
+            name: part.name,
+            label: part.label,
+            ttl_ms: part.ttl_ms,
+            opened: part.opened,
+            ended: part.ended,
+            floor: part.floor,
+            acks: part.acks,
+            replies: BTreeMap::new(),
+            reply_bytes: 0,
+            waits: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            grants: BTreeSet::new(),
+            losses: part.losses.into(),
+        };
+        for reply in part.replies {
+            session.reply_bytes += reply.outcome.weight();
+            let kept = Kept { fingerprint: reply.fingerprint, outcome: reply.outcome };
+            if session.replies.insert(reply.id, kept).is_some() {
+                return Err(fault(&format!("request {} has two replies", reply.id)));
+            }
+        }
+        for wait in part.waits {
+            let reply =
+                WaitReply { fingerprint: wait.fingerprint, outcome: wait.outcome, op: 0, got: wait.got };
+            if session.waits.insert(wait.id, reply).is_some() || session.replies.contains_key(&wait.id) {
+                return Err(fault(&format!("request {} has two records", wait.id)));
+            }
+        }
+        if let Some((at, _)) = session.ended {
+            self.due.insert((at.after_ms(AFTERLIFE_MS), Due::Gone(client)));
+        }
+        let id = part.session;
+        if self.nonces.insert(session.nonce, id).is_some()
+            || self.clients.insert(client, id).is_some()
+            || self.sessions.insert(id, session).is_some()
+        {
+            return Err(fault("its number, id or nonce stands twice"));
+        }
+        Ok(())
+    }
+
+    /// Ties a wait that stands in line to its session.
+    pub(super) fn tie_wait(
+        &mut self,
+        id: SessionId,
+        wait: u64,
+        owner: Arc<str>,
+        op: Op,
+    ) -> Result<(), String> {
+        let session = self.sessions.get_mut(&id).ok_or("it has no session")?;
+        match session.waits.get_mut(&wait) {
+            Some(reply) if reply.outcome.is_none() && reply.op == 0 => reply.op = op,
+            Some(_) | None => return Err("its session does not remember it as in line".into()),
+        }
+        match session.waiting.insert(owner, wait) {
+            None => Ok(()),
+            Some(_) => Err("its owner waits twice".into()),
+        }
+    }
+
+    /// Checks what can only be checked when everything is there, and finds who is leaving.
+    pub(super) fn check_sessions(&mut self) -> Result<(), String> {
+        for session in self.sessions.values() {
+            if session.waits.values().any(|wait| wait.outcome.is_none() && wait.op == 0) {
+                return Err(format!("client {} remembers a wait that stands in no line", session.client));
+            }
+            if !session.is_live() && (!session.grants.is_empty() || !session.waiting.is_empty()) {
+                self.leaving.insert(session.client);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The refusal of a request whose owner waits already.
+pub(super) fn waits_already(wait: u64) -> Refusal {
+    let text = format!(
+        "this owner waits already, in request {wait}; cancel that wait first, or name another `owner` for this one"
+    );
+    Refusal::new(Kind::AlreadyHeld, text).with(Detail::Waits { wait })
+}
