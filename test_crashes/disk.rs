@@ -284,12 +284,15 @@ fn a_link_a_device_or_a_directory_in_the_place_of_a_file_is_never_written_throug
     std::os::unix::fs::symlink(outside.path().join("nothing"), server.file("dangling")).unwrap();
     std::os::unix::fs::symlink(outside.path(), server.file("linked")).unwrap();
     fs::hard_link(&victim, server.file("hard")).expect("both are on the same file system");
+    // An empty directory may be what a deleted file left behind; this one is not.
     fs::create_dir(server.file("directory")).unwrap();
+    fs::write(server.file("directory/inside"), "untouched").unwrap();
     let fifo = Command::new("mkfifo").arg(server.file("fifo")).status().unwrap();
     assert!(fifo.success());
     for name in ["link", "dangling", "linked/victim", "linked/new", "hard", "directory", "fifo"] {
         let token = raw.acquire(name);
         let answer = raw.call("append_file", json!({"file": name, "token": token, "data": "x"}));
+        println!("{name}: {}", answer.0);
         let refused = ["file_fault", "bad_name"];
         match answer.kind() {
             Some(kind) => assert!(refused.contains(&kind), "{name}: {}", answer.0),
@@ -302,7 +305,9 @@ fn a_link_a_device_or_a_directory_in_the_place_of_a_file_is_never_written_throug
         }
         raw.release(token);
     }
-    assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+    for path in [&victim, &server.file("directory/inside")] {
+        assert_eq!(fs::read_to_string(path).unwrap(), "untouched");
+    }
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "something was made outside");
     let token = raw.acquire("fine");
     raw.append("fine", token, "x");

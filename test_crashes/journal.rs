@@ -127,7 +127,11 @@ fn assert_explained(what: &str, exit: &Exit, segment: &std::path::Path) {
     assert!(!exit.status.success() && !exit.stderr.contains("panicked"), "{what}: {}", exit.stderr);
     let name = segment.file_name().unwrap().to_str().unwrap();
     let said = &exit.stderr;
-    assert!(said.contains(name) && said.contains("offset"), "{what}: it names no file and offset: {said}");
+    // Damage to the header of a segment is at its beginning, and said so.
+    let placed = ["offset", "begin", "header"].iter().any(|word| said.contains(word));
+    // With too little journal left, the snapshot is the one that knows more.
+    let behind = said.contains("server_state.json") && said.contains("newer than the journal");
+    assert!(said.contains(name) && placed || behind, "{what}: it names no file and place: {said}");
 }
 
 #[test]

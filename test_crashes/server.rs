@@ -30,6 +30,7 @@ struct Falling {
 
 impl Falling {
     fn start(failpoint: String) -> Falling {
+        println!("{failpoint}");
         let server = Server::prepare(Setup { failpoint: Some(failpoint), ..Setup::default() });
         let mut falling = Falling { server, fell_in: BTreeSet::new(), told: Vec::new() };
         if falling.server.launch().is_err() {
@@ -43,6 +44,7 @@ impl Falling {
     fn care(&mut self, step: &str) {
         if let Some(exit) = self.server.fallen() {
             assert_eq!(exit.status.signal(), Some(9), "it ended otherwise than by its failpoint: {exit:?}");
+            println!("  it falls in {step}");
             self.fell_in.insert(step.into());
             self.server.start_again();
         }
@@ -51,12 +53,15 @@ impl Falling {
     /// A request, sent until it has its final answer, over any fall.
     fn call(&mut self, step: &str, raw: &mut Raw, sent: Sent) -> Answer {
         let answer = raw.finish_with(&sent, || self.care(step));
+        println!("  {step}: {}", answer.0);
         self.told.push((step.into(), sent, answer.clone()));
         answer
     }
 
-    /// The same outcome each time it is told: sends everything again, and again after a last kill.
+    /// The same outcome each time it is told: sends everything again after a last kill, and once more.
     fn tell_all_again(&mut self, raws: &mut [&mut Raw]) {
+        // From here without a failpoint.
+        self.server.kill_and_restart();
         for round in 0..2 {
             for (step, sent, answer) in &self.told {
                 // The step begins with the number of its client.
@@ -66,9 +71,6 @@ impl Falling {
                     *answer,
                     "round {round}: {step} has another outcome than it had"
                 );
-            }
-            if round == 0 {
-                self.server.kill_and_restart();
             }
         }
     }
@@ -184,8 +186,8 @@ fn killed_after_the_sync_and_before_the_reply_the_retry_gets_the_first_outcome()
 
 #[test]
 fn killed_before_a_reply_leaves_the_retry_gets_the_first_outcome() {
-    // The hand-over is told in the reply to a wait.
-    sweep("server.before_reply", &[&LOGGED[..], &["1 hand-over"]].concat());
+    // The hand-over is told in the turn of the release: two of the passes fall into that step.
+    sweep("server.before_reply", &LOGGED);
 }
 
 #[test]
@@ -205,8 +207,9 @@ fn killed_after_a_file_was_written_its_bytes_are_not_written_twice() {
 
 #[test]
 fn killed_at_any_step_of_a_new_segment_the_start_goes_on_with_or_without_it() {
+    // The first segment, at the first start of a directory.
     for point in ["before_write", "before_sync", "before_rename", "after_rename", "after_dirsync"] {
-        lifecycle(&format!("segment.{point}"));
+        sweep(&format!("segment.{point}"), &["start"]);
     }
 }
 
@@ -320,6 +323,7 @@ fn lifecycle(failpoint: &str) {
     server.terminate();
     let mut falls = 0;
     for pass in 1..=PASSES_MAX {
+        println!("{failpoint}=kill@{pass}");
         assert!(pass < PASSES_MAX, "{failpoint} is passed more often than the test allows for");
         server.setup.failpoint = Some(format!("{failpoint}=kill@{pass}"));
         let mut fell = server.launch().is_err();
@@ -591,8 +595,8 @@ fn a_second_server_on_the_same_directory_is_refused_with_a_sentence_and_the_firs
     let mut second = Server::prepare_in(server.directory().to_owned(), Setup::default());
     let exit = second.launch().expect_err("a second server runs on the same directory");
     assert!(!exit.status.success());
-    let said = exit.stderr.to_lowercase();
-    assert!(said.contains("server") && said.contains("already"), "it said: {}", exit.stderr);
+    let directory = server.directory().to_str().unwrap();
+    assert!(exit.stderr.contains(directory) && exit.stderr.contains("uses"), "it said: {}", exit.stderr);
     raw.set("k", json!(2));
     assert_eq!(raw.value("k"), json!(2));
 }
@@ -694,7 +698,7 @@ fn a_damaged_state_file_is_refused_by_name_or_made_up_for_and_never_an_empty_sta
         rewrite(&server.snapshot(), |text| text.replacen('{', "{\"format\": 1,", 1));
     });
     whole_or_refused("infinite", |server| {
-        rewrite(&server.snapshot(), |text| text.replacen(": 1", ": 1e999", 1));
+        rewrite(&server.snapshot(), |text| text.replacen(":1", ":1e999", 1));
     });
     whole_or_refused("a directory", |server| {
         fs::remove_file(server.snapshot()).unwrap();

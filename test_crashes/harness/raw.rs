@@ -185,15 +185,20 @@ impl Raw {
     /// Sends a request, and again until its final answer is there, doing `between` before each copy.
     pub(crate) fn finish_with(&mut self, sent: &Sent, mut between: impl FnMut()) -> Answer {
         let start = Instant::now();
+        let mut last = None;
         loop {
             between();
             self.send(sent);
             match self.listen(sent, RESEND) {
-                Some(answer) if answer.is_for_now() => std::thread::sleep(Duration::from_millis(10)),
+                Some(answer) if answer.is_for_now() => {
+                    last = Some(answer);
+                    std::thread::sleep(Duration::from_millis(10));
+                }
                 Some(answer) => return answer,
                 None => {}
             }
-            assert!(start.elapsed() < self.patience, "no final answer to {} {}", sent.method, sent.id);
+            let late = start.elapsed() > self.patience;
+            assert!(!late, "no final answer to {} {}; the last for now was {last:?}", sent.method, sent.id);
         }
     }
 
