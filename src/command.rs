@@ -197,7 +197,8 @@ pub enum Call {
     RepairFile {
         /// The file.
         file: Name,
-        /// The generation that was looked at; void if the file has another by now.
+        /// The generation that was looked at, or 0 if nothing was: then the request repairs nothing, and is refused if the
+        /// file is closed.
         generation: u64,
         /// The length found on disk, in bytes.
         length: u64,
@@ -266,8 +267,20 @@ pub enum Durability {
 impl Call {
     /// A hash of what is asked: two requests of one id are the same request if these agree.
     pub fn fingerprint(&self) -> u64 {
+        // What was found on the disk is not asked by the client, and differs from copy to copy.
+        let asked = match self {
+            Call::RepairFile { file, token, holder, .. } => &Call::RepairFile {
+                file: file.clone(),
+                generation: 0,
+                length: 0,
+                checksum: 0,
+                token: *token,
+                holder: *holder,
+            },
+            call => call,
+        };
         let bytes =
-            postcard::to_stdvec(self).expect("a call always encodes: it has no maps of unknown length");
+            postcard::to_stdvec(asked).expect("a call always encodes: it has no maps of unknown length");
         let mut hasher = SipHasher13::new();
         hasher.write(&bytes);
         hasher.finish()

@@ -4,7 +4,7 @@
 //! restart would replay, so damage is found while the state still lives in memory.
 
 use crate::identity::Op;
-use crate::log::SafeFiles;
+use crate::image::record::Record;
 use crate::outcome::FileEffect;
 use crate::recovery::{self, Known, Replay};
 use crate::snapshot::{ServerId, Snapshot};
@@ -18,7 +18,7 @@ pub(crate) struct Order {
     pub(crate) server: ServerId,
     /// The segments, from the oldest; the last one up to its `end`, which is synced.
     pub(crate) segments: Vec<Known>,
-    pub(crate) safe: SafeFiles,
+    pub(crate) safe: Record,
 }
 
 /// What was folded.
@@ -73,20 +73,18 @@ pub(crate) fn fold(dir: &DataDir, order: &Order, stop: &AtomicBool) -> Result<Do
         )));
     }
     let Replay { state, mut redo, .. } = replay;
-    redo.retain(|work| !is_safe(work, &order.safe));
+    redo.retain(|work| !order.safe.is_safe(work));
     let op = state.op();
     let parts = state.parts();
     drop(state);
     if stop.load(Ordering::Relaxed) {
         return Err(DiskError::new("the server is stopping"));
     }
+    if !notes.is_empty() {
+        dir.put_damaged_aside()?;
+    }
     let bytes = dir.write_snapshot(&Snapshot { server: order.server, clean: false, parts, redo })?;
     Ok(Done { op, previous_op, bytes })
-}
-
-/// Whether work for the disk is done and synced.
-fn is_safe(work: &FileEffect, safe: &SafeFiles) -> bool {
-    work.op <= safe.upto && !safe.except.contains(&work.file)
 }
 
 /// Writes the snapshot of a clean stop from the loop's own state. The log must be closed. `redo` is the work for the

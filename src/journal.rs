@@ -26,7 +26,8 @@ use crate::batch::{self, SegmentId};
 use crate::command::{Command, Durability};
 use crate::fold::{self, Done, Order};
 use crate::identity::Op;
-use crate::log::{Batch, Log, LogEvent, Room, SafeFiles, bytes_of, next_op};
+use crate::image::record::Record;
+use crate::log::{Batch, Log, LogEvent, Room, bytes_of, next_op};
 use crate::record;
 use crate::recovery::{Known, Tail, random};
 use crate::segment::{self, Segment};
@@ -125,7 +126,7 @@ enum Message {
     /// A batch, and whether it is committed already.
     Batch(Arc<Batch>, bool),
     Flush,
-    Fold(SafeFiles),
+    Fold(Record),
     Close,
     /// The log was dropped: end, and leave the disk as it is.
     Abandon,
@@ -171,10 +172,10 @@ impl FileLog {
         let (events_in, events) = unbounded();
         let gauge = Arc::new(Gauge::default());
         gauge.left.store(opened.size - opened.offset, Ordering::Release);
-        let helpers = Helpers::start(&dir, config.segment_bytes, &inbox)?;
-        let snapshot_bytes = fs::metadata(dir.path().join(SNAPSHOT)).map_or(0, |found| found.len());
+        gauge.short.store(opened.short, Ordering::Release);
+        let helpers = Helpers::start(&dir, config.segment_bytes, opened.short, &inbox)?;
         helpers.keep(Keep::Spare);
-        helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes)));
+        helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes(&dir))));
         let now = Instant::now();
         let writer = Writer {
             dir,
@@ -221,6 +222,11 @@ fn batch_bytes_max(segment_bytes: u64) -> u64 {
 
 fn reserve_for(snapshot_bytes: u64) -> u64 {
     RESERVE_BYTES_MIN.max(snapshot_bytes.saturating_mul(2))
+}
+
+/// The size of the last snapshot, 0 if there is none.
+fn snapshot_bytes(dir: &DataDir) -> u64 {
+    fs::metadata(dir.path().join(SNAPSHOT)).map_or(0, |found| found.len())
 }
 
 fn spawn<T: Send + 'static>(
@@ -291,7 +297,7 @@ impl Log for FileLog {
         let _ = self.inbox.send(Message::Flush);
     }
 
-    fn fold(&mut self, safe: SafeFiles) {
+    fn fold(&mut self, safe: Record) {
         let _ = self.inbox.send(Message::Fold(safe));
     }
 
@@ -348,6 +354,8 @@ struct Opened {
     last_op: Op,
     /// The segments before it.
     closed: VecDeque<Known>,
+    /// Whether the disk was found full.
+    short: bool,
 }
 
 impl Opened {
@@ -375,7 +383,7 @@ impl Opened {
         let header = segment::Header::new(tail.server, number, id, tail.next_seq, tail.last_op, size);
         let file = dir.begin_segment(number, &header.encode())?;
         let offset = segment::HEADER_BYTES as u64;
-        Ok(Opened::at(dir, tail, file, number, id, offset, size, tail.next_seq - 1))
+        Ok(Opened::at(dir, tail, file, number, id, offset, size, tail.next_seq.saturating_sub(1)))
     }
 
     /// Writes the last segment anew: its whole batches and a seal.
@@ -400,7 +408,9 @@ impl Opened {
                 let file = dir.rewrite_segment(last.number, &bytes[..end])?;
                 let size = file.metadata().map_err(|error| DiskError::io("look at", &path, &error))?.len();
                 let offset = end as u64;
-                Ok(Opened::at(dir, tail, file, last.number, old.header.id, offset, size, tail.next_seq - 1))
+                let seq = tail.next_seq.saturating_sub(1);
+                let at = Opened::at(dir, tail, file, last.number, old.header.id, offset, size, seq);
+                Ok(Opened { short: true, ..at })
             }
             Err(error) => Err(error),
         }
@@ -423,7 +433,19 @@ impl Opened {
             VecDeque::new()
         };
         let path = dir.segment(number);
-        Opened { file, path, number, id, offset, size, seq, synced: seq, last_op: tail.last_op, closed }
+        Opened {
+            file,
+            path,
+            number,
+            id,
+            offset,
+            size,
+            seq,
+            synced: seq,
+            last_op: tail.last_op,
+            closed,
+            short: false,
+        }
     }
 }
 
@@ -436,7 +458,7 @@ fn sealed_copy(old: &Segment, bytes: &[u8], id: SegmentId, size: u64) -> (Vec<u8
         let body = &bytes[start..start + placed.header.body_bytes as usize];
         batch::encode(id, &placed.header, body, &mut out);
     }
-    let mut seq = old.next_seq() - 1;
+    let mut seq = old.next_seq().saturating_sub(1);
     let sealed = old.batches.last().is_none_or(|last| last.header.count == 0);
     if !sealed && out.len() as u64 + batch::bytes(0) as u64 <= size {
         batch::encode(id, &seal(seq + 1, old.last_op(), (0, 0)), &[], &mut out);
@@ -456,6 +478,18 @@ fn seal(seq: u64, last_op: Op, digest: (Op, u32)) -> batch::Header {
         digest: digest.1,
         body_bytes: 0,
         body_crc: 0,
+    }
+}
+
+/// Writes bytes; where failpoints are compiled in, in two parts with one of them between.
+fn write_in_halves(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    if cfg!(any(debug_assertions, feature = "failpoints")) {
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        write_at(file, first, offset)?;
+        crate::failpoint::hit("journal.half_write")?;
+        write_at(file, second, offset + first.len() as u64)
+    } else {
+        write_at(file, bytes, offset)
     }
 }
 
@@ -507,13 +541,12 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) -> Result<(), String> {
-        let ended = self.serve();
-        self.helpers.stop();
-        ended.map_err(|error| {
-            let sentence = error.sentence;
+        let ended = self.serve().map_err(|error| error.sentence);
+        if let Err(sentence) = &ended {
             self.outbox.tell(LogEvent::Failed { sentence: sentence.clone() });
-            sentence
-        })
+        }
+        self.helpers.stop();
+        ended
     }
 
     fn serve(&mut self) -> Result<(), DiskError> {
@@ -655,7 +688,7 @@ impl Writer {
             return Ok(());
         }
         point("journal.before_write", &self.at.path)?;
-        write_at(&self.at.file, out, self.at.offset).map_err(|error| DiskError {
+        write_in_halves(&self.at.file, out, self.at.offset).map_err(|error| DiskError {
             no_space: false,
             ..DiskError::io("write", &self.at.path, &error)
         })?;
@@ -724,24 +757,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes on in the next segment, which says by its header that all before it is synced. Waits for the spare if it
-    /// must: batches that wait with it are not committed, and not refused either.
+    /// Goes on in the next segment, which says by its header that all before it is synced.
     fn rotate(&mut self) -> Result<(), DiskError> {
         self.sync()?;
-        while !self.gauge.spare.load(Ordering::Acquire) {
-            match self.messages.recv() {
-                Ok(Message::Kept(kept)) => self.kept(kept)?,
-                Ok(Message::Folded(folded)) => self.folded(folded),
-                Ok(Message::Fold(safe)) => self.fold(safe)?,
-                Ok(Message::Close | Message::Abandon) | Err(_) => {
-                    return Err(DiskError::new(format!(
-                        "the disk of {} was full to the end: what waited for room was neither committed nor answered",
-                        self.dir.path().display()
-                    )));
-                }
-                Ok(other) => self.backlog.push_back(other),
-            }
-        }
+        self.await_spare()?;
         let (number, size) = (self.at.number + 1, self.config.segment_bytes);
         let id = SegmentId(random()?);
         let header = segment::Header::new(self.server, number, id, self.at.seq + 1, self.at.last_op, size);
@@ -756,6 +775,36 @@ impl Writer {
         self.sealed = true;
         self.helpers.keep(Keep::Spare);
         self.fold_due = true;
+        Ok(())
+    }
+
+    /// Waits for the spare if it must: batches that wait with it are not committed, and not refused either. Messages
+    /// that came before are heard first, since the keeper's word may be among them; what must wait keeps its order.
+    fn await_spare(&mut self) -> Result<(), DiskError> {
+        let mut before = std::mem::take(&mut self.backlog);
+        let mut closing = false;
+        while !self.gauge.spare.load(Ordering::Acquire) {
+            if closing && self.gauge.short.load(Ordering::Acquire) {
+                return Err(DiskError::new(format!(
+                    "the disk of {} was full to the end: what waited for room was neither committed nor answered",
+                    self.dir.path().display()
+                )));
+            }
+            match before.pop_front().or_else(|| self.messages.recv().ok()) {
+                Some(Message::Kept(kept)) => self.kept(kept)?,
+                Some(Message::Folded(folded)) => self.folded(folded),
+                Some(Message::Fold(safe)) => self.fold(safe)?,
+                Some(Message::Close) => {
+                    closing = true;
+                    self.backlog.push_back(Message::Close);
+                }
+                Some(message @ (Message::Batch(..) | Message::Flush)) => self.backlog.push_back(message),
+                Some(Message::Abandon) | None => {
+                    return Err(DiskError::new("the log was dropped while it waited for room on the disk"));
+                }
+            }
+        }
+        self.backlog.append(&mut before);
         Ok(())
     }
 
@@ -801,7 +850,7 @@ impl Writer {
     }
 
     /// Sends the fold thread off, up to what is synced now.
-    fn fold(&mut self, safe: SafeFiles) -> Result<(), DiskError> {
+    fn fold(&mut self, safe: Record) -> Result<(), DiskError> {
         self.fold_told = false;
         if self.folding || self.at.last_op == self.snapshot_op {
             return Ok(());
@@ -828,6 +877,8 @@ impl Writer {
             }
             Err(error) => {
                 self.fold_due = true;
+                // The reserve may have been spent on the attempt.
+                self.helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes(&self.dir))));
                 self.fold_again = Some(Instant::now() + FOLD_RETRY);
                 self.outbox.tell(LogEvent::SnapshotFailed { sentence: error.sentence });
             }
@@ -868,7 +919,12 @@ struct Helpers {
 }
 
 impl Helpers {
-    fn start(dir: &Arc<DataDir>, segment_bytes: u64, inbox: &Sender<Message>) -> Result<Helpers, DiskError> {
+    fn start(
+        dir: &Arc<DataDir>,
+        segment_bytes: u64,
+        short: bool,
+        inbox: &Sender<Message>,
+    ) -> Result<Helpers, DiskError> {
         let stop = Arc::new(AtomicBool::new(false));
         let (keep, jobs) = unbounded();
         let (fold, orders) = unbounded::<Order>();
@@ -879,7 +935,7 @@ impl Helpers {
             inbox: inbox.clone(),
             spare: None,
             reserve: None,
-            short: false,
+            short,
         };
         let keeper = spawn("keeper", move || keeper.run(&jobs))?;
         let (dir, halt, inbox) = (dir.clone(), stop.clone(), inbox.clone());
@@ -1130,6 +1186,22 @@ mod tests {
         }
         assert!(dir.segments().unwrap().len() > 8);
         assert_eq!(entries(&dir).len() as u64, op - 1);
+    }
+
+    #[test]
+    fn a_close_right_behind_many_batches_waits_for_all_of_them() {
+        for _ in 0..10 {
+            let (_path, dir) = fresh();
+            let mut log = start(&dir, Durability::Sync);
+            for seq in 1..=30 {
+                log.submit(batch(seq, seq * 2 - 1, 2, 20_000));
+            }
+            log.close().unwrap();
+            assert_eq!(entries(&dir).len(), 60);
+            let told =
+                std::iter::from_fn(|| log.poll()).filter(|event| matches!(event, LogEvent::Committed { .. }));
+            assert_eq!(told.count(), 30);
+        }
     }
 
     #[test]

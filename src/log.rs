@@ -9,8 +9,7 @@
 
 use crate::command::{Command, Entry};
 use crate::identity::{Op, RAISE};
-use crate::name::Name;
-use std::collections::BTreeSet;
+use crate::image::record::Record;
 use std::sync::Arc;
 
 /// Commands that are to become durable together.
@@ -69,15 +68,6 @@ pub enum Room {
     Full,
 }
 
-/// What the snapshot need not carry for the files, because it is safely in them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SafeFiles {
-    /// All work for the disk up to this op is done and synced, ...
-    pub upto: Op,
-    /// ... but not for these files.
-    pub except: BTreeSet<Name>,
-}
-
 /// What makes commands durable, in order.
 pub trait Log {
     /// Takes a batch. Must have at least one entry, fit [`Log::batch_bytes_max`], and not come while
@@ -97,8 +87,8 @@ pub trait Log {
     fn flush(&mut self);
 
     /// Asks for a snapshot of all that is durable now. Answered by `SnapshotDone` or `SnapshotFailed`; nothing if there is
-    /// nothing new or one is being written already.
-    fn fold(&mut self, safe: SafeFiles);
+    /// nothing new or one is being written already. Writes to files that are not `safe` in them are carried along.
+    fn fold(&mut self, safe: Record);
 
     /// Makes all that was submitted durable, seals the log, and ends its threads. Waits for that. What was committed is
     /// still there to be polled.
@@ -133,6 +123,7 @@ mod tests {
     use crate::command::{Call, Durability, Request};
     use crate::identity::SessionId;
     use crate::limits::Limits;
+    use crate::name::Name;
     use crate::time::Time;
 
     #[test]

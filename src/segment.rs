@@ -170,29 +170,42 @@ impl Segment {
     /// A sentence without the name of the file, if its header is broken, or if a batch is broken that a later header in
     /// it names as synced, or if batches stand in the wrong order.
     pub fn read(bytes: &[u8]) -> Result<Segment, String> {
+        match Segment::salvage(bytes)? {
+            (segment, None) => Ok(segment),
+            (_, Some(fault)) => Err(fault),
+        }
+    }
+
+    /// Reads what is whole at the start of a segment file, and says what speaks against taking it for all there was.
+    ///
+    /// # Errors
+    /// A sentence, if its header is broken.
+    pub fn salvage(bytes: &[u8]) -> Result<(Segment, Option<String>), String> {
         let header = Header::decode(bytes)?;
         let mut segment = Segment { header, batches: Vec::new(), end: HEADER_BYTES, torn: None };
-        let fault = loop {
+        let why = loop {
             let rest = &bytes[segment.end..];
             let read = batch::decode_header(header.id, rest)
                 .and_then(|found| batch::decode_body(header.id, &found, rest).map(|_| found));
-            match read {
-                Ok(found) => segment.push(found)?,
-                Err(fault) => break fault,
+            match read.map(|found| segment.push(found)) {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => return Ok((segment, Some(fault))),
+                Err(why) => break why,
             }
         };
         let rest = &bytes[segment.end..];
+        let mut fault = None;
         if let Some(last) = rest.iter().rposition(|&byte| byte != 0) {
-            let torn = Torn { seq: segment.next_seq(), offset: segment.end, bytes: last + 1, why: fault };
-            refute(header.id, rest, &torn)?;
+            let torn = Torn { seq: segment.next_seq(), offset: segment.end, bytes: last + 1, why };
+            fault = refute(header.id, rest, &torn).err();
             segment.torn = Some(torn);
         }
-        Ok(segment)
+        Ok((segment, fault))
     }
 
     /// The number of the batch that comes next.
     pub fn next_seq(&self) -> u64 {
-        self.batches.last().map_or(self.header.first_seq, |last| last.header.seq + 1)
+        self.batches.last().map_or(self.header.first_seq, |last| last.header.seq.saturating_add(1))
     }
 
     /// The last op in it, or before it if it has none.
@@ -215,7 +228,7 @@ impl Segment {
 
     /// Takes a whole batch as the next one.
     fn push(&mut self, found: batch::Header) -> Result<(), String> {
-        let (seq, op, offset) = (self.next_seq(), self.last_op() + 1, self.end);
+        let (seq, op, offset) = (self.next_seq(), self.last_op().saturating_add(1), self.end);
         if found.seq != seq {
             return Err(format!("at offset {offset} stands batch {} where batch {seq} belongs", found.seq));
         }

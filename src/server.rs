@@ -17,15 +17,17 @@ use crate::clock::LogClock;
 use crate::command::Durability;
 use crate::expiry::Alarm;
 use crate::failpoint;
+use crate::fold;
 use crate::identity::Op;
+use crate::image::record::Record;
 use crate::image::{Event as ImageEvent, Handle as ImageHandle, Image, Look};
 use crate::journal::{FileLog, JournalConfig};
 use crate::limits::{DATAGRAM_MAX, Limits};
-use crate::log::{Log, LogEvent, SafeFiles};
+use crate::log::{Log, LogEvent};
 use crate::node::{FileWork, Node};
 use crate::proof::Secrets;
 use crate::recovery;
-use crate::snapshot::{ServerId, Snapshot};
+use crate::snapshot::ServerId;
 use crate::storage::DataDir;
 use crate::time::Time;
 use mio::net::{UdpSocket, UnixStream};
@@ -81,6 +83,8 @@ pub fn run(config: &Config, on_ready: &mut dyn FnMut(SocketAddr)) -> Result<(), 
     let address =
         socket.local_addr().map_err(|error| format!("cannot tell the address of the socket: {error}"))?;
     let mut server = Server::start(config, socket)?;
+    // The first batch holds `new_term`; until it is committed nothing else wakes the loop.
+    server.hand_over()?;
     while !server.node.is_serving() {
         server.turn(false)?;
     }
@@ -150,7 +154,7 @@ struct Server {
     readable: bool,
     /// Bytes read since the socket was last found empty.
     read_since_empty: usize,
-    safe: SafeFiles,
+    safe: Record,
     /// The last command that had work for the files.
     last_file_op: Op,
     gauges_read: Instant,
@@ -241,7 +245,7 @@ impl Server {
             now,
             readable: false,
             read_since_empty: 0,
-            safe: SafeFiles::default(),
+            safe: Record::default(),
             last_file_op,
             gauges_read: began,
             stopping: None,
@@ -289,23 +293,20 @@ impl Server {
         // A deadline that had passed before the sleep is no reason to stop the clock.
         self.clock.slept(asked.map(|asked| asked.max(slept_from)));
         self.alarm.take_ring();
+        let mut signalled = false;
         for event in &self.events {
             match event.token() {
                 SOCKET => self.readable = true,
-                SIGNALS => {
-                    if drain(&mut self.signals) {
-                        if self.stopping.is_some() {
-                            return Err(
-                                "a second signal: the server ends at once; nothing acknowledged is lost"
-                                    .into(),
-                            );
-                        }
-                        log::info!("a signal asks the server to stop");
-                        self.stopping = Some(Instant::now());
-                    }
-                }
+                SIGNALS => signalled = drain(&mut self.signals),
                 _ => {}
             }
+        }
+        if signalled && self.stopping.is_some() {
+            return Err("a second signal: the server ends at once; nothing acknowledged is lost".into());
+        }
+        if signalled {
+            log::info!("a signal asks the server to stop");
+            self.stopping = Some(Instant::now());
         }
         if self.read_since_empty == 0 || self.read_since_empty >= RECEIVE_BUFFER {
             self.now = self.now.max(self.clock.now());
@@ -425,6 +426,7 @@ impl Server {
             self.turn(true)?;
         }
         let Server { mut node, mut log, image, dir, server, now, mut safe, last_file_op, .. } = self;
+        image.sync(node.state().op());
         let (events, ended) = image.stop(STOP_PATIENCE);
         for event in events {
             take_image_event(&mut node, &mut safe, now, event);
@@ -438,25 +440,23 @@ impl Server {
                 node.handle_committed(now, seq);
             }
         }
-        let files_safe = ended && safe.except.is_empty() && safe.upto >= last_file_op;
+        let files_safe = ended && safe.kept.is_empty() && safe.op >= last_file_op;
         if !node.is_idle() || !files_safe {
             log::warn!(
                 "stopped without a last snapshot, since some files are behind: the journal holds everything"
             );
             return Ok(());
         }
-        let parts = node.state().parts();
-        let op = parts.head.op;
-        let snapshot = Snapshot { server, clean: true, parts, redo: Vec::new() };
-        match dir.write_snapshot(&snapshot) {
-            Ok(bytes) => log::info!("stopped at op {op}; the snapshot has {bytes} bytes"),
+        let op = node.state().op();
+        match fold::write_final(&dir, server, node.state(), Vec::new()) {
+            Ok(()) => log::info!("stopped at op {op}; the snapshot holds everything"),
             Err(error) => log::warn!("stopped at op {op} without a last snapshot: {}", error.sentence),
         }
         Ok(())
     }
 }
 
-fn take_image_event(node: &mut Node, safe: &mut SafeFiles, now: Time, event: ImageEvent) {
+fn take_image_event(node: &mut Node, safe: &mut Record, now: Time, event: ImageEvent) {
     match event {
         ImageEvent::ReadDone { tag, result } => node.handle_file_read(tag, result),
         ImageEvent::Looked { tag, result } => {
@@ -466,7 +466,7 @@ fn take_image_event(node: &mut Node, safe: &mut SafeFiles, now: Time, event: Ima
             log::warn!("file {file:?}: {reason}");
             node.handle_file_fault(now, file, generation, reason);
         }
-        ImageEvent::Watermark { op, kept, needed_from: _ } => *safe = SafeFiles { upto: op, except: kept },
+        ImageEvent::Watermark(record) => *safe = record,
     }
 }
 
@@ -487,19 +487,12 @@ fn report_files(redone: &crate::image::Recovery) {
 
 /// A stream that has a byte for each SIGTERM and SIGINT.
 fn signals() -> io::Result<UnixStream> {
-    let (reader, writer) = UnixStream::pair()?;
+    let (reader, writer) = std::os::unix::net::UnixStream::pair()?;
+    reader.set_nonblocking(true)?;
     for signal in [SIGTERM, SIGINT] {
-        signal_hook::low_level::pipe::register(
-            signal,
-            std::os::fd::OwnedFd::from(std::os::unix::net::UnixStream::from(writer_clone(&writer)?)),
-        )?;
+        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
     }
-    Ok(reader)
-}
-
-fn writer_clone(writer: &UnixStream) -> io::Result<std::os::fd::OwnedFd> {
-    use std::os::fd::AsFd;
-    writer.as_fd().try_clone_to_owned()
+    Ok(UnixStream::from_std(reader))
 }
 
 /// Empties a stream; whether there was anything in it.

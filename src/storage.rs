@@ -5,6 +5,7 @@
 //!     lock                               one server a directory; holds its process id
 //!     server_state.json                  the snapshot
 //!     server_state.json.previous         the one before it
+//!     server_state.json.damaged          one that the previous one had to serve for
 //!     snapshot.reserve                   room for the next one on a disk that is full
 //!     journal/00000000000000000001.seg   segments, by number
 //!     journal/spare                      the next segment, allocated and filled with zeros
@@ -30,6 +31,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub const SNAPSHOT: &str = "server_state.json";
 /// The snapshot before it.
 pub const PREVIOUS: &str = "server_state.json.previous";
+/// A snapshot that was found damaged, kept for who wants to know why.
+const DAMAGED: &str = "server_state.json.damaged";
 const SNAPSHOT_TMP: &str = "server_state.json.tmp";
 const PREVIOUS_TMP: &str = "server_state.json.previous.tmp";
 const RESERVE: &str = "snapshot.reserve";
@@ -229,14 +232,23 @@ impl DataDir {
             }
             other => other,
         };
-        let bytes = bytes.map_err(|error| DiskError::io("write", &tmp, &error))?;
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                // Half a snapshot is of no use, and takes room.
+                remove(&tmp)?;
+                return Err(DiskError::io("write", &tmp, &error));
+            }
+        };
         let (current, previous) = (self.path.join(SNAPSHOT), self.path.join(PREVIOUS));
         let previous_tmp = self.path.join(PREVIOUS_TMP);
         remove(&previous_tmp)?;
         match fs::hard_link(&current, &previous_tmp) {
             Ok(()) => {
                 sync_dir(&self.path)?;
+                point("snapshot.after_link", &previous_tmp)?;
                 rename(&previous_tmp, &previous)?;
+                point("snapshot.after_previous", &previous)?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // A file system without hard links: the last snapshot is not kept, which is a second line only.
@@ -248,6 +260,15 @@ impl DataDir {
         sync_dir(&self.path)?;
         point("snapshot.after_dirsync", &current)?;
         Ok(bytes)
+    }
+
+    /// Puts a damaged snapshot aside, so that it does not become the previous one, which served in its place.
+    ///
+    /// # Errors
+    /// A sentence; it may still be there.
+    pub fn put_damaged_aside(&self) -> Result<(), DiskError> {
+        let path = self.path.join(SNAPSHOT);
+        if path.exists() { rename(&path, &self.path.join(DAMAGED)) } else { Ok(()) }
     }
 
     /// Removes the previous snapshot.
@@ -414,12 +435,11 @@ fn make_dir(path: &Path) -> Result<(), DiskError> {
     if path.is_dir() {
         return Ok(());
     }
-    let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_dir(parent)?;
+    let made = DirBuilder::new().mode(0o700).create(path);
     made.map_err(|error| DiskError::io("make the directory", path, &error))?;
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => sync_dir(parent),
-        None => sync_dir(Path::new(".")),
-    }
+    sync_dir(parent)
 }
 
 /// Others who may write here could put another state in the place of ours.

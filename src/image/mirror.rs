@@ -379,8 +379,7 @@ impl Mirror {
             return Ok(());
         }
         record.write(&self.directory)?;
-        let kept = record.kept.iter().map(|kept| kept.file.clone()).collect();
-        self.events.push(Event::Watermark { op: record.op, kept, needed_from: record.needed_from() });
+        self.events.push(Event::Watermark(record.clone()));
         self.recorded = record;
         Ok(())
     }
@@ -412,6 +411,11 @@ impl Mirror {
     pub(super) fn rotate(&mut self, from: &Name, generation: u64, to: &Name) {
         let known = self.files.get(from).is_some_and(|file| file.generation == generation);
         let expected = known.then(|| self.move_entry(from, to)).flatten();
+        // The log may have rotated before it was told of the fault, which it then could not place.
+        if let Some(File { fault: Some(reason), .. }) = self.files.get(to) {
+            let (file, reason) = (to.clone(), reason.clone());
+            self.events.push(Event::Fault { file, generation, reason });
+        }
         if !known {
             // The content is nobody's that we know; the name moves all the same, as the log says.
             self.files.insert(to.clone(), File { generation, ..File::default() });

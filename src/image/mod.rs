@@ -33,9 +33,10 @@ use crate::outcome::FileEffect;
 use crate::state::FilePart;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use mirror::{Mirror, weight};
+use record::Record;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -122,15 +123,8 @@ pub enum Event {
         /// Why, as a sentence.
         reason: String,
     },
-    /// Every effect up to `op` is safe on disk, those of the files in `kept` aside.
-    Watermark {
-        /// The command.
-        op: Op,
-        /// Files with a fault and with effects that are only in the journal.
-        kept: BTreeSet<Name>,
-        /// The first command whose effects a restart would need: journal from here on must stay.
-        needed_from: Op,
-    },
+    /// The safe watermark moved, durably: what [`Record::is_safe`] says of an effect now holds over any crash.
+    Watermark(Record),
 }
 
 /// The running image. All methods return at once, however slow the disk is.
@@ -152,8 +146,8 @@ pub(crate) struct Gauges {
 
 impl Image {
     /// Brings the files to the state after a stop. `files` is the state; `redo` are the effects of the log in
-    /// order, at least those from [`Record::needed_from`](record::Record::needed_from) on up to the state's `op`;
-    /// earlier ones do no harm. `trust_surplus`: the log may have lost records whose bytes had reached the files (an
+    /// order, at least those that [`Record::is_safe`] does not know to be safe, up to the state's `op`; others do no
+    /// harm. `trust_surplus`: the log may have lost records whose bytes had reached the files (an
     /// unclean stop under `--durability os` or `none`), so bytes past the state's length are cut, not refused.
     ///
     /// Lengths are checked here, checksums in the background once the image runs. No state of a file makes this fail.

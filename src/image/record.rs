@@ -6,6 +6,7 @@
 
 use crate::identity::Op;
 use crate::name::Name;
+use crate::outcome::FileEffect;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -59,6 +60,13 @@ impl Record {
             return Err(damaged(&format_args!("its checksum is {crc:08x}, not {:08x}", stored.crc)));
         }
         Ok(record)
+    }
+
+    /// Whether a restart can do without this effect. Goes by the generation, not by the name: a file that is kept may
+    /// have been rotated since, and its earlier effects stand under the name that it had.
+    pub fn is_safe(&self, effect: &FileEffect) -> bool {
+        let held = |kept: &Kept| kept.generation == effect.generation && kept.from <= effect.op;
+        effect.op <= self.op && !self.kept.iter().any(held)
     }
 
     /// The first command whose effects a restart would need again: the journal keeps everything from it on.

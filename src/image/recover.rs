@@ -255,6 +255,7 @@ impl Redone {
             length: part.length,
             checksum: part.checksum,
         };
+        mirror.events.retain(|event| !matches!(event, Event::Fault { file, .. } if *file == part.file));
         let looked = mirror.look(&look);
         if let Some(file) = mirror.files.get_mut(&part.file) {
             file.fault = None;

@@ -145,14 +145,16 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         let limit = self.head.limits.file_bytes;
         let file = self.files.get_mut(name).ok_or_else(|| not_found(name))?;
-        if file.generation != generation {
-            let text =
-                format!("file {name:?} was deleted or rotated while it was looked at; repair it again");
-            return Err(Refusal::new(Kind::NotFound, text));
-        }
-        if file.fault.is_none() {
+        let Some(fault) = &file.fault else {
             // Appends may have gone on since the file was looked at, so what was found says nothing about it now.
-            return Ok(Outcome::FileChanged { length: file.length, generation });
+            return Ok(Outcome::FileChanged { length: file.length, generation: file.generation });
+        };
+        if file.generation != generation {
+            let text = format!(
+                "file {name:?} is closed to writes: {fault}; it could not be looked at, or changed while it was: repair it \
+                 again"
+            );
+            return Err(Refusal::new(Kind::FileFault, text));
         }
         if length > limit {
             let text = format!(

@@ -11,8 +11,8 @@
 //! - Every outcome of a request is kept until the client has acknowledged it, so that a copy of the request takes no
 //!   effect and is told the same.
 //!
-//! One file a noun: [`sessions`] (requests, kept replies), [`locks`] (grants, waits, lines), [`keys`], [`files`], and
-//! [`parts`] (what a snapshot holds).
+//! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `keys`, `files`, and `parts`
+//! (what a snapshot holds).
 
 mod files;
 mod keys;
@@ -310,7 +310,7 @@ impl State {
     pub fn parts(&self) -> Parts {
         Parts {
             head: self.head.clone(),
-            sessions: self.clients.iter().map(|(_, id)| self.sessions[id].part(*id)).collect(),
+            sessions: self.clients.values().map(|id| self.sessions[id].part(*id)).collect(),
             grants: self.grants.iter().map(|(token, grant)| self.grant_part(*token, grant)).collect(),
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),

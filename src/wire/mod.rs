@@ -34,6 +34,44 @@ pub const PROTOCOL: u64 = 1;
 /// Most items, or bytes of a file, that one page gives.
 pub const PAGE_LIMIT_MAX: u64 = 10_000;
 
+/// Every method that this version knows by name, in the order of `docs/protocol.md`. The last five answer `unsupported`.
+pub const METHODS: [&str; 34] = [
+    "ping",
+    "status",
+    "open_session",
+    "heartbeat",
+    "close_session",
+    "list_sessions",
+    "kill_session",
+    "acquire_lock",
+    "cancel_wait",
+    "release_lock",
+    "abandon",
+    "renew_lease",
+    "is_locked",
+    "get_lock_info",
+    "list_locks",
+    "list_grants",
+    "cleanup_expired_locks",
+    "get",
+    "set",
+    "delete",
+    "range",
+    "prefix",
+    "append_file",
+    "read_file",
+    "file_info",
+    "list_files",
+    "delete_file",
+    "rotate_file",
+    "repair_file",
+    "watch",
+    "convert_lock",
+    "break_lock",
+    "ask_release",
+    "transaction",
+];
+
 /// The `id` of a request as its JSON text: what the reply echoes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Id(Box<str>);
@@ -269,7 +307,8 @@ pub fn decode(message: &[u8]) -> Result<Message, Dropped> {
     if elements.len() > BATCH_ELEMENTS_MAX {
         let text =
             format!("the batch has {} elements; at most {BATCH_ELEMENTS_MAX} are allowed", elements.len());
-        return Ok(broken(Kind::Limit, text));
+        let refusal = Refusal::limit("batch_elements", BATCH_ELEMENTS_MAX as u64, text);
+        return Ok(single(Element { id: Id::null(), cookie: None, request: Err(refusal) }));
     }
     let elements: Vec<Element> = elements.into_iter().filter_map(|raw| decode_element(raw).ok()).collect();
     if elements.is_empty() {
@@ -541,6 +580,7 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
             format!("there is no method {:?}; docs/protocol.md lists them", shorten(name)),
         )),
     }?;
+    debug_assert!(METHODS.contains(&name), "{name} is read but not listed in METHODS");
     Ok(Request { session: params.session, got: reader.got()?, method })
 }
 

@@ -86,6 +86,9 @@ macro_rules! params {
         }
 
         impl Params {
+            /// The name of every parameter.
+            pub const NAMES: &[&str] = &[$(stringify!($name),)*];
+
             /// The names of the parameters that were given.
             fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
                 [$((stringify!($name), self.$name.is_some()),)*]

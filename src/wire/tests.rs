@@ -90,6 +90,15 @@ fn methods_refuse_what_they_do_not_take_and_ask_for_what_they_need() {
 }
 
 #[test]
+fn every_listed_method_is_known_and_no_other_is() {
+    let known = |name| call(name, "{}").map_or_else(|refusal| refusal.kind != Kind::UnknownMethod, |_| true);
+    for name in METHODS {
+        assert!(known(name), "{name}");
+    }
+    assert!(!known("fetch"));
+}
+
+#[test]
 fn spans_of_time_have_bounds() {
     for (ttl, good) in [("99", false), ("100", true), ("86400000", true), ("86400001", false), ("0", false)] {
         let params = format!(r#"{{"nonce":"{S}","ttl_ms":{ttl}}}"#);

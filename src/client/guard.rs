@@ -1,0 +1,429 @@
+//! Asking for a lock, and the guard that stands for the grant.
+
+use super::tenure::Tenure;
+use super::{Client, Error, Fence, GrantState, LostGrant, Result};
+use crate::outcome::Reason;
+use crate::wire::{Acquired, Appended, FileChanged, HolderShown, Int, Params, Pending, WaitMs};
+use crossbeam_channel::{Receiver, Sender};
+use serde::Serialize;
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A request for a lock, from [`Client::lock`]: say how, then [`acquire`](LockRequest::acquire).
+///
+/// Without [`wait`](LockRequest::wait) it tries once.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is asked before `acquire`, `try_acquire` or `with`"]
+pub struct LockRequest {
+    client: Client,
+    params: Params,
+    wait: Patience,
+    deadline: Option<Duration>,
+    progress: Option<Sender<Pending>>,
+}
+
+/// How long to stand in line.
+#[derive(Clone, Copy, Debug)]
+enum Patience {
+    Try,
+    Within(Duration),
+    Forever,
+}
+
+/// What came of asking for a lock.
+#[derive(Debug)]
+pub enum Attempt {
+    /// It is held.
+    Granted(Guard),
+    /// It is not, and here is why. Nothing changed.
+    Refused(Blocked),
+}
+
+/// Why a lock was not granted.
+#[derive(Clone, Debug)]
+pub struct Blocked {
+    /// Why.
+    pub reason: Reason,
+    /// Who is in the way, at most 8.
+    pub holders: Vec<HolderShown>,
+    /// How many there are.
+    pub holders_total: u64,
+    /// The place in line that the request had or would have had, from 1.
+    pub position: Option<u64>,
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = match self.reason {
+            Reason::Held => "it is held",
+            Reason::Queued => "others stand in line",
+            Reason::Timeout => "the wait took too long",
+            Reason::Cancelled => "the wait was cancelled",
+            Reason::SessionEnded => "the session ended",
+        };
+        f.write_str(reason)?;
+        if let Some(holder) = self.holders.first() {
+            write!(f, " by client {}", holder.client)?;
+            if !holder.name.is_empty() {
+                write!(f, " ({})", holder.name)?;
+            }
+            write!(f, " for {} ms", holder.held_ms)?;
+        }
+        match self.position {
+            Some(position) => write!(f, ", position {position}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl LockRequest {
+    pub(super) fn new(client: Client, key: String) -> LockRequest {
+        let params = Params { key: Some(key), ..Params::default() };
+        LockRequest { client, params, wait: Patience::Try, deadline: None, progress: None }
+    }
+
+    /// Stands in line for at most so long. In whole milliseconds, at most 30 days.
+    pub fn wait(mut self, limit: Duration) -> LockRequest {
+        self.wait = Patience::Within(limit);
+        self
+    }
+
+    /// Stands in line until granted.
+    pub fn wait_forever(mut self) -> LockRequest {
+        self.wait = Patience::Forever;
+        self
+    }
+
+    /// Gives the grant a lease of its own: it ends after that, unless [`renewed`](Guard::renew), even while the session's
+    /// heartbeats go on. In whole milliseconds, 100 ms to 24 h.
+    pub fn lease(mut self, lease: Duration) -> LockRequest {
+        self.params.lease_ms = Some(Int(millis(lease)));
+        self
+    }
+
+    /// A note for people, shown to those who ask who holds the lock. At most 128 bytes.
+    pub fn label(mut self, label: impl Into<String>) -> LockRequest {
+        self.params.label = Some(label.into());
+        self
+    }
+
+    /// The owner inside the session; by default each thread is one. Name one for a guard that is handed to another thread,
+    /// or empty for the session itself. At most 128 bytes.
+    pub fn owner(mut self, owner: impl Into<String>) -> LockRequest {
+        self.params.owner = Some(owner.into());
+        self
+    }
+
+    /// How long to go on without an answer, on top of the wait. By default the client's own deadline.
+    pub fn deadline(mut self, deadline: Duration) -> LockRequest {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Sends word each time that the server says the request stands in line: where, and who is in the way. What does not
+    /// fit the channel is dropped.
+    pub fn progress(mut self, to: Sender<Pending>) -> LockRequest {
+        self.progress = Some(to);
+        self
+    }
+
+    /// Asks for the lock, and tells whether it was granted.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyHeld`] if this owner has it. [`Error::OutcomeUnknown`] if no answer came: the client then takes the
+    /// request back as soon as the server answers, so no grant is left behind. Others as [`Error`] says.
+    pub fn try_acquire(self) -> Result<Attempt> {
+        let mut params = self.params;
+        params.wait_ms = match self.wait {
+            Patience::Try => None,
+            Patience::Within(limit) => Some(WaitMs(Some(Int(millis(limit))))),
+            Patience::Forever => Some(WaitMs(None)),
+        };
+        if params.owner.is_none() {
+            params.owner = Some(thread_owner());
+        }
+        let answer_within = self.deadline.unwrap_or(self.client.deadline());
+        let within = match self.wait {
+            Patience::Try => Some(answer_within),
+            Patience::Within(limit) => Some(answer_within.saturating_add(limit)),
+            Patience::Forever => None,
+        };
+        if within.is_none() {
+            // Without a deadline of its own it must not hang on a server that was never there.
+            self.client.session()?;
+        }
+        let answer =
+            self.client.request("acquire_lock", params, within, self.progress).map_err(already_held)?;
+        let acquired: Acquired = answer.read("acquire_lock")?;
+        match (acquired.granted, acquired.token, answer.tenure) {
+            (Some(true), Some(token), _) if acquired.again => {
+                Err(Error::AlreadyHeld { tokens: vec![token], wait: None })
+            }
+            (Some(true), Some(_), Some(tenure)) => {
+                Ok(Attempt::Granted(Guard { client: self.client, tenure, held: true }))
+            }
+            (Some(true), ..) => Err(Error::Protocol {
+                method: "acquire_lock".into(),
+                message: "a grant without a token".into(),
+            }),
+            (Some(false) | None, ..) => Ok(Attempt::Refused(Blocked {
+                reason: acquired.reason.unwrap_or(Reason::Cancelled),
+                holders_total: acquired.holders_total.unwrap_or(acquired.holders.len() as u64),
+                holders: acquired.holders,
+                position: acquired.position,
+            })),
+        }
+    }
+
+    /// Asks for the lock and gives its guard.
+    ///
+    /// # Errors
+    /// [`Error::NotGranted`] if somebody is in the way or the wait ended; else as [`try_acquire`](LockRequest::try_acquire).
+    pub fn acquire(self) -> Result<Guard> {
+        match self.try_acquire()? {
+            Attempt::Granted(guard) => Ok(guard),
+            Attempt::Refused(blocked) => Err(Error::NotGranted(Box::new(blocked))),
+        }
+    }
+
+    /// Runs `work` while holding the lock, and releases it.
+    ///
+    /// # Errors
+    /// As [`acquire`](LockRequest::acquire): `work` did not run. As [`Guard::release`]: it did run, and with [`Error::Lost`]
+    /// a part of it may have run without the lock (what it wrote through the guard did not).
+    pub fn with<T>(self, work: impl FnOnce(&Guard) -> T) -> Result<T> {
+        let guard = self.acquire()?;
+        let value = work(&guard);
+        guard.release()?;
+        Ok(value)
+    }
+}
+
+/// A grant that is held. Dropping it releases it, as well as that can be done in a moment; [`release`](Guard::release)
+/// does it surely.
+///
+/// Writes through the guard carry its token: after a loss the server refuses them, and so does the guard.
+#[derive(Debug)]
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct Guard {
+    client: Client,
+    tenure: Arc<Tenure>,
+    /// Whether drop still has to release.
+    held: bool,
+}
+
+impl Guard {
+    /// The fencing token, to be carried by everything that the lock protects.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] once the grant is lost by this client's own clock or the server's word.
+    pub fn token(&self) -> Result<u64> {
+        self.check()?;
+        Ok(self.tenure.token())
+    }
+
+    /// The names of the locks held.
+    pub fn keys(&self) -> &[String] {
+        self.tenure.keys()
+    }
+
+    /// How sure it is that the grant is held, now.
+    pub fn state(&self) -> GrantState {
+        self.tenure.state()
+    }
+
+    /// How long the grant can still be relied on without further proof, from now; zero once it is lost.
+    pub fn remaining(&self) -> Duration {
+        self.tenure.remaining()
+    }
+
+    /// A channel that gives the loss when it happens, at once if it has. It closes without one when the grant is released.
+    pub fn lost(&self) -> Receiver<LostGrant> {
+        self.tenure.lost()
+    }
+
+    /// Blocks until the grant is lost, for at most so long.
+    pub fn wait_lost(&self, within: Duration) -> Option<LostGrant> {
+        self.lost().recv_timeout(within).ok()
+    }
+
+    /// Calls back at each change of [`state`](Guard::state), from the client's background thread: return soon, and do not
+    /// call the client from it.
+    pub fn on_change(&self, call: impl Fn(GrantState) + Send + 'static) {
+        self.tenure.on_change(Box::new(call));
+    }
+
+    /// The same token as a [`Fence`], for all that can be done under it.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] once the grant is lost.
+    pub fn fence(&self) -> Result<Fence> {
+        Ok(self.client.fence(self.token()?))
+    }
+
+    /// Sets the grant's own lease to end so long from now. In whole milliseconds, 100 ms to 24 h. Gives what it has left.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says. With an unknown outcome the earlier of both ends counts.
+    pub fn renew(&self, lease: Duration) -> Result<Duration> {
+        self.fence()?.renew(lease).map_err(|error| self.explain(error))
+    }
+
+    /// Sets the key of the same name as the first lock. Gives the key's version.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn set_own<T: Serialize + ?Sized>(&self, value: &T) -> Result<u64> {
+        self.set(self.own(), value)
+    }
+
+    /// Sets a key under this grant. Gives the key's version.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn set<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<u64> {
+        self.fence()?.set(key, value).map_err(|error| self.explain(error))
+    }
+
+    /// Sets a key to JSON text under this grant, if it has that version (0: if it does not exist). Gives its version.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; [`Error::Refused`] with `version_mismatch`; others as [`Error`] says.
+    pub fn set_raw(&self, key: &str, json: &str, if_version: Option<u64>) -> Result<u64> {
+        self.fence()?.set_raw(key, json, if_version).map_err(|error| self.explain(error))
+    }
+
+    /// Reads a key on behalf of this grant.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn get(&self, key: &str) -> Result<Option<super::Entry>> {
+        self.fence()?.get(key).map_err(|error| self.explain(error))
+    }
+
+    /// Deletes a key under this grant. Gives the version removed, if there was one.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn delete(&self, key: &str) -> Result<Option<u64>> {
+        self.fence()?.delete(key).map_err(|error| self.explain(error))
+    }
+
+    /// Appends to the file of the same name as the first lock. Tells where.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn append(&self, data: impl AsRef<[u8]>) -> Result<Appended> {
+        self.append_file(self.own(), data)
+    }
+
+    /// Appends to a file, whole and once. Tells where.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn append_file(&self, file: &str, data: impl AsRef<[u8]>) -> Result<Appended> {
+        self.fence()?.append_file(file, data).map_err(|error| self.explain(error))
+    }
+
+    /// Deletes a file: the next append begins a new generation.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn delete_file(&self, file: &str) -> Result<FileChanged> {
+        self.fence()?.delete_file(file).map_err(|error| self.explain(error))
+    }
+
+    /// Gives a file another name, which must be free.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn rotate_file(&self, file: &str, to: &str) -> Result<FileChanged> {
+        self.fence()?.rotate_file(file, to).map_err(|error| self.explain(error))
+    }
+
+    /// Opens a file that has a fault to appends again.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn repair_file(&self, file: &str) -> Result<FileChanged> {
+        self.fence()?.repair_file(file).map_err(|error| self.explain(error))
+    }
+
+    /// Releases the grant, and waits until that is so.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if it was lost before. [`Error::OutcomeUnknown`] if no answer came: the client goes on telling the
+    /// server in the background. Either way the grant is not to be relied on any more.
+    pub fn release(mut self) -> Result<()> {
+        self.held = false;
+        if let Err(lost) = self.check() {
+            self.client.core.release_on_drop(&self.tenure);
+            return Err(lost);
+        }
+        self.client.fence(self.tenure.token()).release().map(|_| ()).map_err(|error| self.explain(error))
+    }
+
+    /// Gives the token and keeps the grant: it lives on with the client's session until it is released by
+    /// [`Client::fence`], and nothing watches over its loss.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] once the grant is lost.
+    pub fn into_token(mut self) -> Result<u64> {
+        let token = self.token()?;
+        self.held = false;
+        Ok(token)
+    }
+
+    fn own(&self) -> &str {
+        self.tenure.keys().first().map_or("", String::as_str)
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.tenure.loss() {
+            None => Ok(()),
+            Some(loss) => Err(Error::Lost(loss)),
+        }
+    }
+
+    /// A refusal for want of the grant is its loss.
+    fn explain(&self, error: Error) -> Error {
+        match (self.tenure.loss(), error) {
+            (Some(loss), Error::Refused { kind, .. }) if kind == "not_holder" => Error::Lost(loss),
+            (_, error) => error,
+        }
+    }
+}
+
+impl Drop for Guard {
+    /// Releases in the background; waits a moment for the answer. Never fails: an unanswered release is repeated as long as
+    /// the client lives, and after that the session's TTL ends the grant.
+    fn drop(&mut self) {
+        if self.held {
+            self.client.core.release_on_drop(&self.tenure);
+        }
+    }
+}
+
+/// The owner of the calling thread, one for each thread of the process.
+fn thread_owner() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local!(static MINE: Cell<u64> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed)));
+    format!("t{}", MINE.get())
+}
+
+fn already_held(error: Error) -> Error {
+    match error {
+        Error::Refused { kind, data, .. } if kind == "already_held" => {
+            Error::AlreadyHeld { tokens: data.tokens, wait: data.wait }
+        }
+        error => error,
+    }
+}
+
+/// Whole milliseconds, rounded up, so that a lease or wait is never 0 by rounding.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX).min(crate::identity::INTEGER_MAX)
+}

@@ -1,0 +1,179 @@
+//! What a guard and the background thread share about one grant.
+
+use super::lease::{GrantState, LostCause, LostGrant, Span};
+use super::socket::boot_time;
+use crate::time::Time;
+use crossbeam_channel::{Receiver, Sender};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A [`Span`] that one thread moves and others read.
+///
+/// The two moments are not read as one: each alone is a moment that was true, and the later ones only ever follow a proof.
+#[derive(Debug)]
+pub(super) struct Clock {
+    at_risk: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Clock {
+    pub(super) fn new(span: Span) -> Clock {
+        Clock {
+            at_risk: AtomicU64::new(span.at_risk.as_micros()),
+            lost: AtomicU64::new(span.lost.as_micros()),
+        }
+    }
+
+    pub(super) fn set(&self, span: Span) {
+        self.at_risk.store(span.at_risk.as_micros(), Ordering::Release);
+        self.lost.store(span.lost.as_micros(), Ordering::Release);
+    }
+
+    fn span(&self) -> Span {
+        Span {
+            at_risk: Time::from_micros(self.at_risk.load(Ordering::Acquire)),
+            lost: Time::from_micros(self.lost.load(Ordering::Acquire)),
+        }
+    }
+}
+
+/// One grant, as its guard sees it. It reads the clock itself: after a stall of the whole process it says lost before the
+/// background thread has had its turn.
+pub(super) struct Tenure {
+    token: u64,
+    keys: Vec<String>,
+    session: Arc<Clock>,
+    lease: Clock,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    loss: Option<LostGrant>,
+    over: bool,
+    told: Option<GrantState>,
+    watchers: Vec<Sender<LostGrant>>,
+    callbacks: Vec<Box<dyn Fn(GrantState) + Send>>,
+}
+
+impl fmt::Debug for Tenure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tenure").field("token", &self.token).field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+impl Tenure {
+    pub(super) fn new(token: u64, keys: Vec<String>, session: Arc<Clock>, lease: Span) -> Tenure {
+        Tenure { token, keys, session, lease: Clock::new(lease), shared: Mutex::default() }
+    }
+
+    pub(super) fn token(&self) -> u64 {
+        self.token
+    }
+
+    pub(super) fn keys(&self) -> &[String] {
+        &self.keys
+    }
+
+    pub(super) fn state(&self) -> GrantState {
+        match self.loss() {
+            Some(_) => GrantState::Lost,
+            None => self.span().state(boot_time()),
+        }
+    }
+
+    pub(super) fn remaining(&self) -> Duration {
+        match self.loss() {
+            Some(_) => Duration::ZERO,
+            None => Duration::from_micros(self.span().lost.us_since(boot_time())),
+        }
+    }
+
+    /// The loss, if it is lost; by the clock of this moment too, and then for good.
+    pub(super) fn loss(&self) -> Option<LostGrant> {
+        let now = boot_time();
+        let lease = self.lease.span();
+        let mut shared = self.shared();
+        if shared.loss.is_none() && !shared.over && self.span().state(now) == GrantState::Lost {
+            let over = lease.state(now) == GrantState::Lost;
+            let cause = if over { LostCause::LeaseOver } else { LostCause::Unproven };
+            shared.lose(LostGrant { token: self.token, keys: self.keys.clone(), cause });
+        }
+        shared.loss.clone()
+    }
+
+    pub(super) fn lost(&self) -> Receiver<LostGrant> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let mut shared = self.shared();
+        match (&shared.loss, shared.over) {
+            // The channel is new and has room for one.
+            (Some(loss), _) => drop(sender.try_send(loss.clone())),
+            (None, true) => {}
+            (None, false) => shared.watchers.push(sender),
+        }
+        receiver
+    }
+
+    pub(super) fn on_change(&self, call: Box<dyn Fn(GrantState) + Send>) {
+        self.shared().callbacks.push(call);
+    }
+
+    /// The server or the engine says that it is lost.
+    pub(super) fn lose(&self, loss: LostGrant) {
+        self.shared().lose(loss);
+        self.changed(GrantState::Lost);
+    }
+
+    /// It was released: there is nothing to lose any more.
+    pub(super) fn released(&self) {
+        let mut shared = self.shared();
+        shared.over = true;
+        shared.watchers.clear();
+        shared.callbacks.clear();
+    }
+
+    pub(super) fn set_lease(&self, span: Span) {
+        self.lease.set(span);
+    }
+
+    /// Calls back, from the background thread, if that is news.
+    pub(super) fn changed(&self, state: GrantState) {
+        let mut shared = self.shared();
+        if shared.told.replace(state) == Some(state) {
+            return;
+        }
+        // Called without the lock held, so that a callback may ask the guard.
+        let callbacks = std::mem::take(&mut shared.callbacks);
+        drop(shared);
+        for call in &callbacks {
+            call(state);
+        }
+        let mut shared = self.shared();
+        let newer = std::mem::replace(&mut shared.callbacks, callbacks);
+        shared.callbacks.extend(newer);
+    }
+
+    fn span(&self) -> Span {
+        self.session.span().and(self.lease.span())
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        // What it guards is whole between any two statements, so a panic elsewhere has not harmed it.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn lose(&mut self, loss: LostGrant) {
+        if self.loss.is_some() || self.over {
+            return;
+        }
+        for watcher in self.watchers.drain(..) {
+            // A watcher that is gone wants to know nothing.
+            drop(watcher.try_send(loss.clone()));
+        }
+        self.loss = Some(loss);
+    }
+}
