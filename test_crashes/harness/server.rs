@@ -22,13 +22,15 @@ pub(crate) struct Setup {
     pub(crate) args: Vec<String>,
     /// `TENURE_FAILPOINT`, for one start: [`Server::start_again`] clears it.
     pub(crate) failpoint: Option<String>,
+    /// Whether the failpoint waits for [`Server::arm`].
+    pub(crate) disarmed: bool,
     /// `TENURE_LOG`.
     pub(crate) log: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { durability: "sync", args: Vec::new(), failpoint: None, log: "debug" }
+        Setup { durability: "sync", args: Vec::new(), failpoint: None, disarmed: false, log: "debug" }
     }
 }
 
@@ -116,11 +118,16 @@ impl Server {
         }
         if let Some(failpoint) = &self.setup.failpoint {
             command.env("TENURE_FAILPOINT", failpoint);
+            if self.setup.disarmed {
+                command.env("TENURE_FAILPOINT_WHILE", self.armed());
+            }
         }
         command
             .args(["serve", "--bind", &self.address.to_string(), "--durability", self.setup.durability])
             .arg("--data-dir")
             .arg(&self.directory)
+            // The smallest: they are filled with zeros ahead, and no test writes much.
+            .args(["--segment-bytes", "256KiB"])
             .args(&self.setup.args)
             .env("TENURE_LOG", self.setup.log)
             .stdin(Stdio::null())
@@ -170,6 +177,16 @@ impl Server {
     pub(crate) fn start_again(&mut self) {
         self.setup.failpoint = None;
         self.must_launch();
+    }
+
+    /// From now on the failpoint acts.
+    pub(crate) fn arm(&self) {
+        fs::write(self.armed(), "").unwrap();
+    }
+
+    /// The file that arms the failpoint, beside the data directory.
+    fn armed(&self) -> PathBuf {
+        self.directory.with_extension("armed")
     }
 
     /// SIGKILL, and a new start.
