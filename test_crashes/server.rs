@@ -308,11 +308,11 @@ fn journal_grows(failpoint: &str) {
             lines.push_str(&line);
         }
         fell |= rise(&mut server);
-        assert_eq!((raw.read("f").len(), raw.held()), (lines.len(), 1));
         for clean in [false, true] {
             if clean {
                 assert!(server.terminate().status.success());
             } else {
+                // It may be falling by itself just now.
                 server.kill();
             }
             server.start_again();
