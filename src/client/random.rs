@@ -97,6 +97,7 @@ impl Model {
             return self.refuse(from, id, "no_session", true);
         }
         self.sessions[at].deadline = self.now + TTL_MS;
+        assert!(number.is_none() || params["ack"].as_u64() <= number, "`ack` above the id that carries it");
         let Some(number) = number else {
             let after = params["after"].as_u64().unwrap();
             let held = self.locks.values().filter(|(_, owner)| *owner == at).count();

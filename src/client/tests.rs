@@ -362,6 +362,13 @@ fn ack_names_the_lowest_id_still_open_and_may_pass_a_wait_only_once_the_server_h
     hand.result(&json!(5), json!({"version": 1}));
     hand.call("set", set("z"), Some(60_000));
     assert_eq!(hand.sent()[0].params["ack"], json!(6));
+    let sent = hand.pass(2 * PROBE_MS);
+    let probe = of(&sent, "acquire_lock")[0];
+    assert_eq!(
+        (&probe.id, &probe.params["ack"]),
+        (&json!(1), &json!(1)),
+        "never above the id that carries it"
+    );
 }
 
 #[test]

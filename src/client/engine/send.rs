@@ -18,7 +18,8 @@ impl Engine {
         if call.in_session {
             call.params.session = session;
             call.params.got = (!got.is_empty()).then(|| got.iter().map(|id| Int(*id)).collect());
-            call.params.ack = matches!(tag, Tag::Logged(_)).then_some(Int(ack));
+            // At most its own id: a wait that `ack` has passed is still sent.
+            call.params.ack = matches!(tag, Tag::Logged(_)).then(|| Int(ack.min(tag.number())));
         }
         call.params.cookie = cookie;
         call.cookie_number = self.cookie_number;
