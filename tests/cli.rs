@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -50,9 +50,14 @@ impl Bench {
         (self.server, self.addr) = serve(self.data.path(), &self.addr);
     }
 
+    /// The private directory, which the first `acquire` makes.
+    fn private(&self) -> PathBuf {
+        self.home.path().join("kept")
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = tenure();
-        command.args(args).env("TENURE_ADDR", &self.addr).env("TENURE_HOME", self.home.path());
+        command.args(args).env("TENURE_ADDR", &self.addr).env("TENURE_HOME", self.private());
         command
     }
 
@@ -86,7 +91,7 @@ impl Bench {
     }
 
     fn kept(&self) -> usize {
-        let names = fs::read_dir(self.home.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = fs::read_dir(self.private()).unwrap().map(|entry| entry.unwrap().file_name());
         names.filter(|name| name.to_string_lossy().ends_with(".json")).count()
     }
 
@@ -422,7 +427,7 @@ fn status_ping_and_version_answer_in_both_formats() {
 fn secrets_stay_in_private_files() {
     let bench = Bench::start();
     bench.ok(&["acquire", "a"]);
-    let file = fs::read_dir(bench.home.path())
+    let file = fs::read_dir(bench.private())
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .find(|path| path.extension().is_some_and(|extension| extension == "json"))
