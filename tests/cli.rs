@@ -476,6 +476,36 @@ fn a_flag_wins_over_its_variable() {
 }
 
 #[test]
+fn the_shell_runs_a_command_a_line_and_goes_on_after_a_failure_and_a_restart() {
+    let mut bench = Bench::start();
+    let mut child = bench
+        .command(&["shell"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut say = |line: &str| {
+        writeln!(stdin, "{line}").unwrap();
+        let mut answer = String::new();
+        stdout.read_line(&mut answer).unwrap();
+        answer.trim_end().to_owned()
+    };
+    let version = say("SET k '{\"a\": 1}'");
+    assert_eq!(say("get k"), "{\"a\": 1}");
+    bench.kill_and_restart();
+    assert_eq!(
+        say("get none\nGET k -o json"),
+        format!("{{\"key\":\"k\",\"value\":{{\"a\": 1}},\"version\":{version}}}")
+    );
+    writeln!(stdin, "shell\nget none\nquit\nget k").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "the code of the last command: {}", told(&output));
+}
+
+#[test]
 fn a_second_server_on_the_same_directory_or_port_says_so() {
     let bench = Bench::start();
     let run = |bind: &str, data: &Path| {

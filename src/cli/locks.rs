@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 use tenure::client::{Attempt, Blocked, Client, Guard};
 use tenure::kind::Kind;
+use tenure::outcome::Reason;
 use tenure::wire::{HolderShown, LockInfo, LockItem, Params, WaiterShown};
 
 /// After so long without a grant the person is told who is in the way.
@@ -203,17 +204,33 @@ fn stand_in_line(context: &Context, client: &Client, args: &Acquire) -> Result<G
 }
 
 fn refusal(context: &Context, args: &Acquire, blocked: &Blocked) -> Failure {
-    let mut sentence = format!("{:?} was not acquired: {}", args.name, printable(&blocked.to_string()));
-    if let Some(label) = blocked.holders.first().map(|holder| &holder.label).filter(|label| !label.is_empty())
-    {
-        sentence.push_str(&format!(", label \"{}\"", printable(label)));
-    }
+    let mut sentence = not_acquired(&args.name, blocked);
     if let Ok(Some(kept)) = context.kept(&args.name, None)
         && blocked.holders.iter().any(|holder| holder.token == kept.token)
     {
         sentence.push_str("; this user left it held: `tenure renew` or `tenure release` it");
     }
     Failure::new(args.conflict_exit_code, sentence)
+}
+
+/// Why a lock was not acquired, and who is in the way.
+pub(crate) fn not_acquired(name: &str, blocked: &Blocked) -> String {
+    let mut sentence = format!("{name:?} was not acquired");
+    match blocked.reason {
+        Reason::Held => {}
+        Reason::Queued => sentence.push_str(": others stand in line"),
+        Reason::Timeout => sentence.push_str(": the time to wait is over"),
+        Reason::Cancelled => sentence.push_str(": the wait was cancelled"),
+        Reason::SessionEnded => sentence.push_str(": the session ended"),
+    }
+    if let Some(holder) = blocked.holders.first() {
+        sentence.push_str(&format!("; held by {}", holder_words(holder)));
+        push_label(&mut sentence, &holder.label);
+    }
+    if let (Reason::Held | Reason::Queued, Some(position)) = (blocked.reason, blocked.position) {
+        sentence.push_str(&format!("; with --wait it would stand in place {position}"));
+    }
+    sentence
 }
 
 /// Tells on stderr where in line the command stands, once, if it stands there for long enough to wonder.
