@@ -10,6 +10,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 use tenure::client::{Attempt, Blocked, Client, Guard};
@@ -139,10 +141,14 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
         .deadline(context.timeout())
         .reopen(false)
         .connect(server)?;
-    close_on_signal(&client)?;
+    let interrupted = close_on_signal(&client)?;
     let guard = match stand_in_line(context, &client, args) {
         Ok(guard) => guard,
         Err(failure) => {
+            // After a signal the other thread closes the session, which is how this one got here, and ends the process.
+            while interrupted.load(Ordering::SeqCst) {
+                thread::park();
+            }
             context.finish(&client);
             return Err(failure);
         }
@@ -247,21 +253,25 @@ fn tell_place(client: Client, name: String) {
     });
 }
 
-/// Ctrl-C in line, or just after the grant: the session is closed, so that nobody waits for one that has gone away.
-fn close_on_signal(client: &Client) -> Result<()> {
+/// Ctrl-C in line, or just after the grant: the session is closed, so that nobody waits for one that has gone away. Then
+/// the process ends. The answer tells whether that has begun.
+fn close_on_signal(client: &Client) -> Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
     let broken = |error| Failure::new(REFUSED, format!("signals cannot be waited for: {error}"));
     for signal in [SIGINT, SIGTERM] {
         let (mut woken, wake) = UnixStream::pair().map_err(broken)?;
         pipe::register(signal, wake).map_err(broken)?;
-        let client = client.clone();
+        let (client, interrupted) = (client.clone(), interrupted.clone());
         thread::spawn(move || {
             if woken.read_exact(&mut [0]).is_ok() {
+                interrupted.store(true, Ordering::SeqCst);
+                // Unanswered, the TTL ends the session.
                 let _ = client.close();
                 std::process::exit(128 + signal);
             }
         });
     }
-    Ok(())
+    Ok(interrupted)
 }
 
 /// `tenure release`
