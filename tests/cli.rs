@@ -191,14 +191,38 @@ fn a_waiting_acquire_gets_the_lock_when_it_is_released_and_the_file_is_its_own()
 #[test]
 fn ctrl_c_in_line_leaves_the_line_at_once() {
     let bench = Bench::start();
-    bench.ok(&["acquire", "a"]);
-    let mut waiting =
-        bench.command(&["-q", "acquire", "a", "--wait-forever", "--ttl", "1h"]).spawn().unwrap();
-    bench.until("it stands in line", || bench.waiting("a") == 1);
-    let pid = rustix::process::Pid::from_child(&waiting);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    assert_eq!(waiting.wait().unwrap().code(), Some(130));
-    bench.until("it has left", || bench.waiting("a") == 0);
+    bench.ok(&["acquire", "a", "--ttl", "1h"]);
+    let stranger = tempfile::tempdir().unwrap();
+    for args in [
+        &["-q", "acquire", "a", "--wait-forever", "--ttl", "1h"][..],
+        &["-q", "append", "a", "x", "--wait", "forever"],
+    ] {
+        let mut waiting =
+            bench.command(args).env("TENURE_HOME", stranger.path().join("kept")).spawn().unwrap();
+        bench.until("it stands in line", || bench.waiting("a") == 1);
+        let pid = rustix::process::Pid::from_child(&waiting);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        assert_eq!(waiting.wait().unwrap().code(), Some(130));
+        bench.until("it has left", || bench.waiting("a") == 0);
+    }
+}
+
+#[test]
+fn a_file_that_somebody_else_changed_is_repaired_under_its_lock() {
+    let bench = Bench::start();
+    bench.ok(&["append", "f", "one"]);
+    let path = bench.data.path().join("files/f");
+    bench.until("it is on disk", || fs::read(&path).is_ok_and(|text| text == b"one\n"));
+    fs::write(&path, "changed by hand\n").unwrap();
+    bench.until("it is noticed", || {
+        bench.run(&["append", "f", "two"]);
+        bench.json(&["files", "info", "f"])["fault"].is_string()
+    });
+    let sentence = bench.fails(1, &["append", "f", "three"]);
+    assert!(sentence.contains("repair"), "{sentence}");
+    let length: u64 = bench.ok(&["files", "repair", "f"]).parse().unwrap();
+    assert_eq!(bench.ok(&["append", "f", "four"]).parse::<u64>().unwrap(), length);
+    assert!(bench.ok(&["cat", "f"]).starts_with("changed by hand\n"));
 }
 
 #[test]

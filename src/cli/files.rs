@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::exit::{Failure, NOT_ACQUIRED, REFUSED, Result, USAGE};
-use super::locks::{List, Token, Wait, not_acquired};
+use super::locks::{List, Token, Wait, close_on_signal, not_acquired};
 use super::output::printable;
 use super::parse_wait;
 use serde_json::json;
@@ -171,7 +171,8 @@ fn under_own_lock<T>(
         Wait::Within(limit) => request.wait(limit),
         Wait::Forever => request.wait_forever(),
     };
-    let guard = match request.try_acquire()? {
+    let interrupted = close_on_signal(client)?;
+    let guard = match request.try_acquire().inspect_err(|_| interrupted.wait_for_the_end())? {
         Attempt::Granted(guard) => guard,
         Attempt::Refused(blocked) => {
             return Err(Failure::new(args.conflict_exit_code, not_acquired(file, &blocked)));

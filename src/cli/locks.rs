@@ -145,10 +145,7 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
     let guard = match stand_in_line(context, &client, args) {
         Ok(guard) => guard,
         Err(failure) => {
-            // After a signal the other thread closes the session, which is how this one got here, and ends the process.
-            while interrupted.load(Ordering::SeqCst) {
-                thread::park();
-            }
+            interrupted.wait_for_the_end();
             context.finish(&client);
             return Err(failure);
         }
@@ -253,10 +250,24 @@ fn tell_place(client: Client, name: String) {
     });
 }
 
-/// Ctrl-C in line, or just after the grant: the session is closed, so that nobody waits for one that has gone away. Then
-/// the process ends. The answer tells whether that has begun.
-fn close_on_signal(client: &Client) -> Result<Arc<AtomicBool>> {
-    let interrupted = Arc::new(AtomicBool::new(false));
+/// Whether a signal has begun to end this command.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Interrupted(Arc<AtomicBool>);
+
+impl Interrupted {
+    /// Returns if there was no signal. After one another thread closes the session, which is how this one came to fail, and
+    /// then ends the process, with the code that says so.
+    pub(crate) fn wait_for_the_end(&self) {
+        while self.0.load(Ordering::SeqCst) {
+            thread::park();
+        }
+    }
+}
+
+/// Ctrl-C while in line, or just after the grant: the session is closed, so that nobody waits for one that has gone away.
+/// Then the process ends.
+pub(crate) fn close_on_signal(client: &Client) -> Result<Interrupted> {
+    let interrupted = Interrupted::default();
     let broken = |error| Failure::new(REFUSED, format!("signals cannot be waited for: {error}"));
     for signal in [SIGINT, SIGTERM] {
         let (mut woken, wake) = UnixStream::pair().map_err(broken)?;
@@ -264,7 +275,7 @@ fn close_on_signal(client: &Client) -> Result<Arc<AtomicBool>> {
         let (client, interrupted) = (client.clone(), interrupted.clone());
         thread::spawn(move || {
             if woken.read_exact(&mut [0]).is_ok() {
-                interrupted.store(true, Ordering::SeqCst);
+                interrupted.0.store(true, Ordering::SeqCst);
                 // Unanswered, the TTL ends the session.
                 let _ = client.close();
                 std::process::exit(128 + signal);
