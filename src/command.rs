@@ -1,6 +1,6 @@
 //! Commands: requests and the server's own decisions once they have their place in the log.
 
-use crate::identity::{Nonce, SessionId, Term, Token};
+use crate::identity::{INTEGER_MAX, Nonce, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::time::Time;
@@ -265,7 +265,8 @@ pub enum Durability {
 }
 
 impl Call {
-    /// A hash of what is asked: two requests of one id are the same request if these agree.
+    /// A hash of what is asked, of 53 bits so that every reader of a snapshot can hold it: two requests of one id are the
+    /// same request if these agree.
     pub fn fingerprint(&self) -> u64 {
         // What was found on the disk is not asked by the client, and differs from copy to copy.
         let asked = match self {
@@ -283,7 +284,7 @@ impl Call {
             postcard::to_stdvec(asked).expect("a call always encodes: it has no maps of unknown length");
         let mut hasher = SipHasher13::new();
         hasher.write(&bytes);
-        hasher.finish()
+        hasher.finish() & INTEGER_MAX
     }
 
     /// Whether the request frees something, so that it may use the room held in reserve on a full disk.

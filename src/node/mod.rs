@@ -479,9 +479,11 @@ impl Node {
         if !self.serving {
             return None;
         }
+        // Without any room nothing can be decided: waking up for it would only spin.
         let due = self.state.next_due().filter(|_| !self.tick_in_flight && self.room != Room::Full);
         let quiet = due.map(|_| self.last_at.after_ms(TICK_MS));
-        [self.leases.next_look(), due, quiet, self.tellings.next()].into_iter().flatten().min()
+        let lapse = self.leases.next_look().filter(|_| self.room != Room::Full);
+        [lapse, due, quiet, self.tellings.next()].into_iter().flatten().min()
     }
 
     /// Takes a sign of life and what else a request says beside what it asks.
@@ -647,7 +649,7 @@ impl Node {
             }
             self.count("duplicates");
             self.assemblies.follow(session, id, from);
-            return self.assemblies.silence(place);
+            return self.assemblies.resolve(place, Slot::Copy);
         }
         if let Some(refusal) = refusal {
             self.count("refused");
@@ -724,9 +726,9 @@ impl Node {
     fn refuse_batch(&self, elements: &[Element]) -> Option<Refusal> {
         let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::new();
         for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
-            let (id, ack, call) = match &request.method {
-                Method::Logged { id, ack, call } => (*id, *ack, Some(call)),
-                Method::RepairFile { id, ack, .. } => (*id, *ack, None),
+            let (ack, call) = match &request.method {
+                Method::Logged { ack, call, .. } => (*ack, Some(call)),
+                Method::RepairFile { ack, .. } => (*ack, None),
                 Method::OpenSession { .. } => {
                     if let Some(refusal) = self.refuse_all(false) {
                         return Some(refusal);
@@ -758,7 +760,7 @@ impl Node {
             let limits = self.state.limits();
             if !known.has_window(ack, *requests, limits) {
                 let text = format!(
-                    "the session has its {} kept replies; say with `ack` which have arrived, and repeat request {id}",
+                    "the session has its {} kept replies; say with `ack` which have arrived, and repeat the request",
                     limits.replies
                 );
                 return Some(limit_again("replies", limits.replies, text));
@@ -767,7 +769,7 @@ impl Node {
             if call.is_some_and(|call| self.takes_wait(session, call)) {
                 if !known.has_wait_window(ack, &request.got, *waits, limits) {
                     let text = format!(
-                        "the session has its {} waits; name the answered ones in `got`, and repeat request {id}",
+                        "the session has its {} waits; name the answered ones in `got`, and repeat the request",
                         limits.session_waits
                     );
                     return Some(limit_again("session_waits", limits.session_waits, text));

@@ -75,14 +75,13 @@ impl State {
                 }
             }
             Some(File { fault: Some(fault), .. }) => return Err(at_fault(name, fault)),
-            Some(file) if file.length + data.len() as u64 > limits.file_bytes => {
-                let max = limits.file_bytes;
-                let text = format!(
-                    "file {name:?} would have over {max} bytes; rotate it, or raise --max-file-bytes"
-                );
-                return Err(Refusal::limit("file_bytes", max, text));
-            }
             Some(_) => {}
+        }
+        let (old, max) = (self.files.get(name).map_or(0, |file| file.length), self.head.limits.file_bytes);
+        if old + data.len() as u64 > max {
+            let text =
+                format!("file {name:?} would have over {max} bytes; rotate it, or raise --max-file-bytes");
+            return Err(Refusal::limit("file_bytes", max, text));
         }
         let op = self.head.op;
         let file = self.files.entry(name.clone()).or_insert(File {
