@@ -413,10 +413,6 @@ impl State {
 
     /// Lets go of an ended session for good.
     pub(super) fn forget_session(&mut self, client: u64) {
-        if self.leaving.contains(&client) {
-            self.due.insert((self.head.at.after_ms(1), Due::Gone(client)));
-            return;
-        }
         let id = self.clients.remove(&client).expect("a session is forgotten once");
         let session = self.sessions.remove(&id).expect("a numbered session is known");
         assert!(
