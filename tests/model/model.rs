@@ -313,11 +313,11 @@ impl Model {
     pub(crate) fn standing(&self, request: &Request) -> String {
         let Some(session) = self.sessions.get(&request.session) else { return "none".into() };
         if let Some((call, out)) = session.replies.get(&request.id) {
-            return if *call == request.call { format!("{out:?}") } else { "reused".into() };
+            return if same(call, &request.call) { format!("{out:?}") } else { "reused".into() };
         }
         if let Some(wait) = session.waits.get(&request.id) {
             return match (&wait.call, &wait.outcome) {
-                (Some(call), _) if *call != request.call => "reused".into(),
+                (Some(call), _) if !same(call, &request.call) => "reused".into(),
                 (_, Some(out)) => format!("{out:?}"),
                 (_, None) => format!("in line since {}", wait.op),
             };
@@ -774,6 +774,17 @@ impl Model {
             ("files", self.files.len() as u64),
             ("leaving", 0),
         ]
+    }
+}
+
+/// Whether two calls ask the same. What the server found on the disk for a repair is not asked by the client.
+fn same(one: &Call, other: &Call) -> bool {
+    match (one, other) {
+        (
+            Call::RepairFile { file, token, holder, .. },
+            Call::RepairFile { file: other_file, token: other_token, holder: other_holder, .. },
+        ) => (file, token, holder) == (other_file, other_token, other_holder),
+        (one, other) => one == other,
     }
 }
 
