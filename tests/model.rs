@@ -124,7 +124,7 @@ impl Run {
         if let Command::Request(request) = &command {
             self.check_standing(request);
         }
-        if number % 16 == 0 {
+        if number.is_multiple_of(16) {
             self.check_all();
         }
         self.trouble();

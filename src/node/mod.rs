@@ -347,9 +347,8 @@ impl Node {
         let Submitted { batch, tags } =
             self.submitted.pop_front().expect("the log commits what it was given");
         assert_eq!(batch.seq, seq, "the log commits in order");
-        let mut op = batch.first_op;
         let mut effects = Vec::new();
-        for (entry, tag) in batch.entries.iter().zip(tags) {
+        for (op, (entry, tag)) in (batch.first_op..).zip(batch.entries.iter().zip(tags)) {
             let outcome = self.state.apply(op, entry.at, &entry.command, &mut effects);
             self.count("commands");
             if let Command::NewTerm { .. } = entry.command {
@@ -366,7 +365,6 @@ impl Node {
                 self.take_effect(now, effect);
             }
             self.answer(now, tag, outcome);
-            op += 1;
         }
     }
 

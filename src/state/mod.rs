@@ -313,7 +313,7 @@ impl State {
     pub fn parts(&self) -> Parts {
         Parts {
             head: self.head.clone(),
-            sessions: self.clients.iter().map(|(_, id)| self.sessions[id].part(*id)).collect(),
+            sessions: self.clients.values().map(|id| self.sessions[id].part(*id)).collect(),
             grants: self.grants.iter().map(|(token, grant)| self.grant_part(*token, grant)).collect(),
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
