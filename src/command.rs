@@ -1,6 +1,6 @@
 //! Commands: requests and the server's own decisions once they have their place in the log.
 
-use crate::identity::{Nonce, SessionId, Term, Token};
+use crate::identity::{INTEGER_MAX, Nonce, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::time::Time;
@@ -197,7 +197,8 @@ pub enum Call {
     RepairFile {
         /// The file.
         file: Name,
-        /// The generation that was looked at; void if the file has another by now.
+        /// The generation that was looked at, or 0 if nothing was: then the request repairs nothing, and is refused if the
+        /// file is closed.
         generation: u64,
         /// The length found on disk, in bytes.
         length: u64,
@@ -264,13 +265,26 @@ pub enum Durability {
 }
 
 impl Call {
-    /// A hash of what is asked: two requests of one id are the same request if these agree.
+    /// A hash of what is asked, of 53 bits so that every reader of a snapshot can hold it: two requests of one id are the
+    /// same request if these agree.
     pub fn fingerprint(&self) -> u64 {
+        // What was found on the disk is not asked by the client, and differs from copy to copy.
+        let asked = match self {
+            Call::RepairFile { file, token, holder, .. } => &Call::RepairFile {
+                file: file.clone(),
+                generation: 0,
+                length: 0,
+                checksum: 0,
+                token: *token,
+                holder: *holder,
+            },
+            call => call,
+        };
         let bytes =
-            postcard::to_stdvec(self).expect("a call always encodes: it has no maps of unknown length");
+            postcard::to_stdvec(asked).expect("a call always encodes: it has no maps of unknown length");
         let mut hasher = SipHasher13::new();
         hasher.write(&bytes);
-        hasher.finish()
+        hasher.finish() & INTEGER_MAX
     }
 
     /// Whether the request frees something, so that it may use the room held in reserve on a full disk.

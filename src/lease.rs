@@ -41,10 +41,10 @@ impl LeaseTable {
         }
     }
 
-    /// Takes a sign of life. False if there is no such lease or it is lapsing: then nothing was extended.
+    /// Takes a sign of life. False if there is no such lease, it has run out or it is lapsing: then nothing was extended.
     pub fn renew(&mut self, session: SessionId, now: Time) -> bool {
         match self.leases.get_mut(&session) {
-            Some(lease) if !lease.lapsing => {
+            Some(lease) if !lease.lapsing && now < lease.deadline => {
                 lease.deadline = lease.deadline.max(now.after_ms(lease.ttl_ms));
                 true
             }
@@ -64,9 +64,9 @@ impl LeaseTable {
         }
     }
 
-    /// Whether the end of the session is submitted.
-    pub fn is_lapsing(&self, session: SessionId) -> bool {
-        self.leases.get(&session).is_some_and(|lease| lease.lapsing)
+    /// Whether the end of the session is submitted, or due: on a full disk it cannot be submitted yet.
+    pub fn is_lapsing(&self, session: SessionId, now: Time) -> bool {
+        self.leases.get(&session).is_some_and(|lease| lease.lapsing || lease.deadline <= now)
     }
 
     /// What the session has left at `now`, in milliseconds; none if there is no such lease.
@@ -128,7 +128,16 @@ mod tests {
         assert_eq!(table.pop_lapsed(at(189)), None);
         assert_eq!(table.pop_lapsed(at(190)), Some(A));
         assert!(!table.renew(A, at(190)), "a lapsing session is not revived");
-        assert!(table.is_lapsing(A));
+        assert!(table.is_lapsing(A, at(190)));
+    }
+
+    #[test]
+    fn what_has_run_out_is_not_revived_before_its_end_is_submitted() {
+        let mut table = LeaseTable::default();
+        table.begin(A, 100, at(0));
+        assert!(!table.renew(A, at(100)));
+        assert!(table.is_lapsing(A, at(100)) && !table.is_lapsing(A, at(99)));
+        assert_eq!(table.pop_lapsed(at(100)), Some(A));
     }
 
     #[test]

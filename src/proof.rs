@@ -39,10 +39,13 @@ impl Secrets {
         })
     }
 
-    /// The id of the session that a nonce opens here: nobody can guess it, and a retry gets the same.
-    pub fn session_id(&self, nonce: Nonce) -> SessionId {
+    /// The id of a session that a nonce opens here: nobody can guess it. `draw` is another number each time, so that a
+    /// nonce that comes again when its session has been forgotten does not bring back an id under which requests of then
+    /// would be taken for new ones. (A retry gets the same session all the same: the first id applied wins.)
+    pub fn session_id(&self, nonce: Nonce, draw: u64) -> SessionId {
         let mut hasher = SipHasher24::new_with_key(&self.session);
         hasher.write(&nonce.0.to_be_bytes());
+        hasher.write(&draw.to_be_bytes());
         SessionId(hasher.finish128().as_u128())
     }
 

@@ -1,7 +1,8 @@
 //! Recovery: from what stands on the disk to the state that was committed, or to a sentence why not.
 //!
-//! The snapshot is read, the segments behind it are replayed in order. Nothing is written here: [`FileLog::start`]
-//! (crate::journal::FileLog::start) rewrites the tail before anything is answered. What recovery insists on:
+//! The snapshot is read, the segments behind it are replayed in order. Nothing is written here:
+//! [`FileLog::start`](crate::journal::FileLog::start) rewrites the tail before anything is answered. What recovery insists
+//! on:
 //!
 //! - The journal is one chain: segment numbers, batch numbers and ops follow one another without a gap, from an op that
 //!   the snapshot has to an op that the snapshot does not exceed (that of a clean stop excepted).

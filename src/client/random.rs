@@ -97,6 +97,7 @@ impl Model {
             return self.refuse(from, id, "no_session", true);
         }
         self.sessions[at].deadline = self.now + TTL_MS;
+        assert!(number.is_none() || params["ack"].as_u64() <= number, "`ack` above the id that carries it");
         let Some(number) = number else {
             let after = params["after"].as_u64().unwrap();
             let held = self.locks.values().filter(|(_, owner)| *owner == at).count();
@@ -368,8 +369,7 @@ fn run(seed: u64) {
             datagram::seal(&mut bytes);
             send(&mut random, to, CLIENTS, bytes);
         }
-        for number in 0..CLIENTS {
-            let client = &mut clients[number];
+        for (number, client) in clients.iter_mut().enumerate() {
             if client.stalled_until > now {
                 continue;
             }
@@ -473,6 +473,16 @@ fn run(seed: u64) {
             known.contains(token),
             "seed {seed}: nobody knows of grant {token} of {lock} in session {at}"
         );
+    }
+    for (number, client) in clients.iter().enumerate() {
+        for (life, token, lock) in &client.held {
+            let state = client.engines[*life].grant_state(at(now), *token);
+            let holds = model.locks.get(lock).is_some_and(|(held, _)| held == token);
+            assert!(
+                holds || state.is_none(),
+                "seed {seed}: client {number} still believes in {token} of {lock}"
+            );
+        }
     }
     let done = sets.values().filter(|outcome| outcome.is_ok()).count();
     assert!(

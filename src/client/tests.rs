@@ -362,6 +362,13 @@ fn ack_names_the_lowest_id_still_open_and_may_pass_a_wait_only_once_the_server_h
     hand.result(&json!(5), json!({"version": 1}));
     hand.call("set", set("z"), Some(60_000));
     assert_eq!(hand.sent()[0].params["ack"], json!(6));
+    let sent = hand.pass(2 * PROBE_MS);
+    let probe = of(&sent, "acquire_lock")[0];
+    assert_eq!(
+        (&probe.id, &probe.params["ack"]),
+        (&json!(1), &json!(1)),
+        "never above the id that carries it"
+    );
 }
 
 #[test]
@@ -769,4 +776,22 @@ fn what_does_not_fit_a_datagram_is_not_sent() {
     let call = hand.call("append_file", params, None);
     assert!(matches!(hand.done(call), Some(Err(Failure::TooLarge { .. }))));
     assert!(hand.sent().is_empty());
+}
+
+#[test]
+fn an_owner_asks_for_more_only_when_its_earlier_wait_is_taken_back_or_answered() {
+    for by_cancel in [true, false] {
+        let mut hand = Hand::open();
+        hand.call("acquire_lock", acquire("a", FOREVER), Some(1_000));
+        let sent = hand.pass(1_000);
+        let cancel = of(&sent, "cancel_wait")[0].id.clone();
+        hand.call("acquire_lock", acquire("b", None), Some(10_000));
+        assert!(of(&hand.pass(1_000), "acquire_lock").is_empty());
+        match by_cancel {
+            true => hand.result(&cancel, json!({"cancelled": true})),
+            false => hand.result(&json!(1), json!({"granted": false, "reason": "held"})),
+        }
+        assert_eq!(of(&hand.sent(), "acquire_lock")[0].params["key"], json!("b"));
+        assert!(of(&hand.pass(3_000), "cancel_wait").is_empty());
+    }
 }

@@ -29,8 +29,10 @@ pub(super) enum Slot {
     Read(Option<SessionId>, Box<Method>),
     /// The reply.
     Ready(Vec<u8>),
-    /// There is no reply here: the element is a copy of a request under way, or a wait.
+    /// There is no reply here: a wait answers by itself.
     Silent,
+    /// There is no reply here: the element is a copy of a request under way, which answers where that came in.
+    Copy,
 }
 
 #[derive(Debug)]
@@ -97,6 +99,12 @@ impl Assemblies {
         self.under_way[&place.key].slots[..place.index].iter().any(|slot| matches!(slot, Slot::Log))
     }
 
+    /// Whether something before this element is a copy of a request under way: what is read behind it is read where the
+    /// request came in first, or would show the state before the request.
+    pub(super) fn is_behind_copy(&self, place: Place) -> bool {
+        self.under_way[&place.key].slots[..place.index].iter().any(|slot| matches!(slot, Slot::Copy))
+    }
+
     /// Remembers which message answers a request in flight.
     pub(super) fn tie(&mut self, place: Place, session: SessionId, id: u64) {
         self.tied.insert((session, id), place.key);
@@ -125,7 +133,7 @@ impl Assemblies {
                         ready.push((Place { key, index }, session, *method));
                     }
                 }
-                Slot::Open | Slot::File | Slot::Ready(_) | Slot::Silent => {}
+                Slot::Open | Slot::File | Slot::Ready(_) | Slot::Silent | Slot::Copy => {}
             }
         }
         ready
@@ -134,14 +142,15 @@ impl Assemblies {
     /// The datagrams of a message whose replies are all there; nothing otherwise.
     pub(super) fn finish(&mut self, key: u64) -> Vec<(SocketAddr, bool, Vec<u8>)> {
         let Some(assembly) = self.under_way.get(&key) else { return Vec::new() };
-        let done = assembly.slots.iter().all(|slot| matches!(slot, Slot::Ready(_) | Slot::Silent));
+        let done =
+            assembly.slots.iter().all(|slot| matches!(slot, Slot::Ready(_) | Slot::Silent | Slot::Copy));
         if !done {
             return Vec::new();
         }
         let assembly = self.under_way.remove(&key).expect("it was found");
         let replies = assembly.slots.into_iter().filter_map(|slot| match slot {
             Slot::Ready(bytes) => Some(bytes),
-            Slot::Open | Slot::Log | Slot::File | Slot::Read(..) | Slot::Silent => None,
+            Slot::Open | Slot::Log | Slot::File | Slot::Read(..) | Slot::Silent | Slot::Copy => None,
         });
         let datagrams = if assembly.batch { arrays(replies) } else { replies.collect() };
         datagrams.into_iter().map(|bytes| (assembly.to, assembly.sealed, bytes)).collect()

@@ -22,7 +22,7 @@ mod assembly;
 mod reads;
 mod telling;
 
-use crate::command::{Call, Command, Durability, EndReason, Entry, Request};
+use crate::command::{Call, Command, Durability, EndReason, Entry, Patience, Request};
 use crate::datagram::{self, Dropped};
 use crate::identity::{Op, SessionId};
 use crate::kind::{Detail, Kind, Refusal};
@@ -36,7 +36,7 @@ use crate::state::{Standing, State};
 use crate::time::Time;
 use crate::wire::{self, Element, Id, Method, encode_error, encode_outcome, encode_result};
 use assembly::{Assemblies, Place, Slot};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use telling::Tellings;
@@ -164,7 +164,7 @@ struct Submitted {
 #[derive(Debug)]
 enum FileTag {
     Read { place: Place, offset: u64, count: u64, length: u64 },
-    Repair { place: Place, session: SessionId, request: Request },
+    Repair { place: Place, looked_at: Op, request: Request },
 }
 
 /// One server, as far as it can be one without a clock, a socket and a disk.
@@ -194,7 +194,11 @@ pub struct Node {
     tellings: Tellings,
     file_tags: HashMap<u64, FileTag>,
     last_file_tag: u64,
+    /// How many session ids were drawn.
+    last_draw: u64,
     file_bytes_pending: u64,
+    /// Files that are looked at for a repair that is not applied yet.
+    repairing: BTreeSet<Name>,
 
     transmits: VecDeque<Transmit>,
     file_work: VecDeque<FileWork>,
@@ -239,7 +243,9 @@ impl Node {
             tellings: Tellings::default(),
             file_tags: HashMap::new(),
             last_file_tag: 0,
+            last_draw: 0,
             file_bytes_pending: 0,
+            repairing: BTreeSet::new(),
             transmits: VecDeque::new(),
             file_work: VecDeque::new(),
             drops: BTreeMap::new(),
@@ -326,7 +332,7 @@ impl Node {
         for request in message.elements.iter().filter_map(|element| element.request.as_ref().ok()) {
             self.hear(now, from, opened.sealed, request);
         }
-        let refusal = self.refuse_batch(now, &message.elements);
+        let refusal = self.refuse_batch(&message.elements);
         let key = self.assemblies.begin(from, opened.sealed, message.batch, message.elements.len());
         let alone = message.elements.len() == 1;
         for (index, element) in message.elements.into_iter().enumerate() {
@@ -351,6 +357,9 @@ impl Node {
             }
             if let Command::Tick = entry.command {
                 self.tick_in_flight = false;
+            }
+            if let Command::Request(Request { call: Call::RepairFile { file, .. }, .. }) = &entry.command {
+                self.repairing.remove(file);
             }
             for effect in effects.drain(..) {
                 self.take_effect(now, effect);
@@ -398,22 +407,22 @@ impl Node {
     /// Takes in what was found for [`FileWork::Look`], length and CRC-32C; an error is a sentence.
     pub fn handle_file_look(&mut self, now: Time, tag: u64, found: Result<(u64, u32), String>) {
         match self.file_tags.remove(&tag) {
-            Some(FileTag::Repair { place, session, mut request }) => match found {
-                Ok((found_length, found_checksum)) => {
-                    if let Call::RepairFile { length, checksum, .. } = &mut request.call {
-                        (*length, *checksum) = (found_length, found_checksum);
+            Some(FileTag::Repair { place, looked_at, mut request }) => {
+                match (found, &mut request.call) {
+                    (
+                        Ok((found_length, found_checksum)),
+                        Call::RepairFile { generation, length, checksum, .. },
+                    ) => {
+                        (*generation, *length, *checksum) = (looked_at, found_length, found_checksum);
                     }
-                    let (id, fingerprint) = (request.id, request.call.fingerprint());
-                    let asked = Asked::Request { session, id, fingerprint };
-                    self.gather(now, Command::Request(request), Tag { place: Some(place), asked });
+                    // Logged all the same: the refusal is the one final answer, and no later copy repairs anything.
+                    (Err(fault), call) => log::warn!("{call:?}: {fault}"),
+                    (Ok(_), call) => panic!("a file was looked at for {call:?}"),
                 }
-                Err(fault) => {
-                    self.land(session, request.id);
-                    let refusal = Refusal::new(Kind::FileFault, fault);
-                    self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
-                    self.finish(place.key);
-                }
-            },
+                let (session, id, fingerprint) = (request.session, request.id, request.call.fingerprint());
+                let asked = Asked::Request { session, id, fingerprint };
+                self.gather(now, Command::Request(request), Tag { place: Some(place), asked });
+            }
             tag => panic!("a file was looked at for {tag:?}"),
         }
     }
@@ -470,9 +479,11 @@ impl Node {
         if !self.serving {
             return None;
         }
+        // Without any room nothing can be decided: waking up for it would only spin.
         let due = self.state.next_due().filter(|_| !self.tick_in_flight && self.room != Room::Full);
         let quiet = due.map(|_| self.last_at.after_ms(TICK_MS));
-        [self.leases.next_look(), due, quiet, self.tellings.next()].into_iter().flatten().min()
+        let lapse = self.leases.next_look().filter(|_| self.room != Room::Full);
+        [lapse, due, quiet, self.tellings.next()].into_iter().flatten().min()
     }
 
     /// Takes a sign of life and what else a request says beside what it asks.
@@ -541,9 +552,7 @@ impl Node {
                     let refusal = Refusal::new(Kind::Unsupported, text);
                     return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
                 }
-                let found = self.state.file(&file);
-                let generation = found.map_or(0, |file| file.generation);
-                let call = Call::RepairFile { file, generation, length: 0, checksum: 0, token, holder };
+                let call = Call::RepairFile { file, generation: 0, length: 0, checksum: 0, token, holder };
                 self.admit(now, from, place, Request { session, id, ack, got: request.got, call }, refusal);
             }
             Method::OpenSession { nonce, name, label, ttl_ms } => {
@@ -552,7 +561,8 @@ impl Node {
                     return self.resolve_with(place, |out, id| encode_outcome(out, id, &outcome));
                 }
                 let ttl_ms = ttl_ms.unwrap_or(self.state.limits().default_ttl_ms);
-                let session = self.secrets.session_id(nonce);
+                self.last_draw += 1;
+                let session = self.secrets.session_id(nonce, self.last_draw);
                 let command = Command::OpenSession { nonce, session, name, label, ttl_ms };
                 self.submit_for(now, place, command, Asked::Outcome, refusal);
             }
@@ -561,7 +571,10 @@ impl Node {
                 if !self.state.session(session).is_some_and(|session| session.is_live()) {
                     return self.resolve_with(place, |out, id| encode_outcome(out, id, &Outcome::Done));
                 }
-                self.leases.lapse(session);
+                // A session whose end is refused for now lives on as before.
+                if refusal.is_none() {
+                    self.leases.lapse(session);
+                }
                 let term = self.state.head().term;
                 let command = Command::EndSession { session, term, reason: EndReason::Closed };
                 self.submit_for(now, place, command, Asked::Close, refusal);
@@ -580,8 +593,10 @@ impl Node {
                     let result = wire::Killed { killed: false };
                     return self.resolve_with(place, |out, id| encode_result(out, id, &result));
                 };
-                log::info!("client {client}: killed by an operator at {from}");
-                self.leases.lapse(session);
+                if refusal.is_none() {
+                    log::info!("client {client}: killed by an operator at {from}");
+                    self.leases.lapse(session);
+                }
                 let term = self.state.head().term;
                 let command = Command::EndSession { session, term, reason: EndReason::Killed };
                 self.submit_for(now, place, command, Asked::Kill, refusal);
@@ -634,26 +649,33 @@ impl Node {
             }
             self.count("duplicates");
             self.assemblies.follow(session, id, from);
-            return self.assemblies.silence(place);
+            return self.assemblies.resolve(place, Slot::Copy);
         }
         if let Some(refusal) = refusal {
             self.count("refused");
             return self.resolve_with(place, |out, id| encode_error(out, id, refusal));
         }
-        let may_wait =
-            matches!(request.call, Call::Acquire { wait, .. } if wait != crate::command::Patience::Try);
+        if let Call::RepairFile { file, .. } = &request.call
+            && self.repairing.contains(file)
+        {
+            // What a second look finds could be old when its turn comes behind the first.
+            let refusal = busy("a repair of this file is on its way");
+            return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+        }
+        let may_wait = self.takes_wait(session, &request.call);
         let flights = self.in_flight.entry(session).or_default();
         flights.requests.insert(id, Flight { fingerprint, may_wait });
         flights.waits += u64::from(may_wait);
         self.assemblies.await_log(place);
         self.assemblies.tie(place, session, id);
-        if let Call::RepairFile { file, .. } = &request.call
-            && let Some(found) = self.state.file(file)
-            && found.fault.is_some()
+        if let Call::RepairFile { file, token, holder, .. } = &request.call
+            && let Some(found) = self.state.file(file).filter(|found| found.fault.is_some())
+            && self.state.grant_of(session, *holder, *token, now).is_ok()
         {
             let (length, checksum, generation) = (found.length, found.checksum, found.generation);
             let file = file.clone();
-            let tag = self.file_tag(FileTag::Repair { place, session, request });
+            self.repairing.insert(file.clone());
+            let tag = self.file_tag(FileTag::Repair { place, looked_at: generation, request });
             self.file_work.push_back(FileWork::Look { tag, file, generation, length, checksum });
             return;
         }
@@ -701,12 +723,12 @@ impl Node {
     }
 
     /// Why the logged elements of a message must all be refused for now, if they must: a batch is admitted whole.
-    fn refuse_batch(&self, now: Time, elements: &[Element]) -> Option<Refusal> {
+    fn refuse_batch(&self, elements: &[Element]) -> Option<Refusal> {
         let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::new();
         for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
-            let (id, ack, call) = match &request.method {
-                Method::Logged { id, ack, call } => (*id, *ack, Some(call)),
-                Method::RepairFile { id, ack, .. } => (*id, *ack, None),
+            let (ack, call) = match &request.method {
+                Method::Logged { ack, call, .. } => (*ack, Some(call)),
+                Method::RepairFile { ack, .. } => (*ack, None),
                 Method::OpenSession { .. } => {
                     if let Some(refusal) = self.refuse_all(false) {
                         return Some(refusal);
@@ -738,18 +760,16 @@ impl Node {
             let limits = self.state.limits();
             if !known.has_window(ack, *requests, limits) {
                 let text = format!(
-                    "the session has its {} kept replies; say with `ack` which have arrived, and repeat request {id}",
+                    "the session has its {} kept replies; say with `ack` which have arrived, and repeat the request",
                     limits.replies
                 );
                 return Some(limit_again("replies", limits.replies, text));
             }
             *requests += 1;
-            if let Some(Call::Acquire { wait, .. }) = call
-                && *wait != crate::command::Patience::Try
-            {
-                if known.waits() + *waits >= limits.session_waits && !known.slides() {
+            if call.is_some_and(|call| self.takes_wait(session, call)) {
+                if !known.has_wait_window(ack, &request.got, *waits, limits) {
                     let text = format!(
-                        "the session has its {} waits; name the answered ones in `got`, and repeat request {id}",
+                        "the session has its {} waits; name the answered ones in `got`, and repeat the request",
                         limits.session_waits
                     );
                     return Some(limit_again("session_waits", limits.session_waits, text));
@@ -757,8 +777,29 @@ impl Node {
                 *waits += 1;
             }
         }
-        let _ = now;
         None
+    }
+
+    /// Whether a request may come to be remembered among the session's waits: an acquire that waits, or the cancel of an id
+    /// that has not been seen.
+    fn takes_wait(&self, session: SessionId, call: &Call) -> bool {
+        match call {
+            Call::Acquire { wait, .. } => *wait != Patience::Try,
+            Call::CancelWait { wait } => {
+                let under_way =
+                    self.in_flight.get(&session).is_some_and(|flights| flights.requests.contains_key(wait));
+                !under_way && self.state.session(session).is_some_and(|session| session.is_unseen(*wait))
+            }
+            Call::Release { .. }
+            | Call::Abandon { .. }
+            | Call::RenewLease { .. }
+            | Call::Set { .. }
+            | Call::Delete { .. }
+            | Call::AppendFile { .. }
+            | Call::DeleteFile { .. }
+            | Call::RotateFile { .. }
+            | Call::RepairFile { .. } => false,
+        }
     }
 
     /// Why nothing new may enter the log now, if it may not. `frees`: what it asks frees something.

@@ -34,7 +34,9 @@ impl Node {
         session: Option<SessionId>,
         method: Method,
     ) {
-        if self.assemblies.is_behind_log(place) {
+        if self.assemblies.is_behind_copy(place) {
+            self.assemblies.silence(place);
+        } else if self.assemblies.is_behind_log(place) {
             self.assemblies.resolve(place, Slot::Read(session, Box::new(method)));
         } else {
             self.handle_read_now(now, place, session, method);
@@ -64,7 +66,9 @@ impl Node {
                 self.reply(place, &info);
             }
             Method::ListLocks { page } => {
-                let items = self.state.locks(&page.prefix, page.cursor.as_deref(), now);
+                let locks = self.state.locks(&page.prefix, page.cursor.as_deref(), now);
+                // What has ended and is not swept yet is held by nobody, and leaves no trace.
+                let items = locks.filter(|lock| lock.holders_total > 0 || lock.queue_total > 0);
                 let items = items.map(|lock| (lock.key.to_string(), self.lock_item(now, &lock)));
                 let page = fill(items, &page, self.state.op());
                 self.reply(place, &page);
@@ -167,7 +171,7 @@ impl Node {
         let Some(session) = self.state.session(id).filter(|session| session.is_live()) else {
             return self.refuse(place, &no_session());
         };
-        if self.leases.is_lapsing(id) {
+        if self.leases.is_lapsing(id, now) {
             return self.assemblies.silence(place);
         }
         let mut reply = Heartbeat {
@@ -180,7 +184,9 @@ impl Node {
         for loss in session.losses_after(after) {
             let lost = lost_shown(loss);
             let more = json_len(&lost);
-            if !page_bytes(bytes, more) {
+            // The client goes on behind an op, so the losses of one op are told together.
+            let goes_on = reply.lost.last().is_some_and(|last| last.op == lost.op);
+            if !goes_on && !page_bytes(bytes, more) {
                 reply.more = true;
                 break;
             }

@@ -75,14 +75,13 @@ impl State {
                 }
             }
             Some(File { fault: Some(fault), .. }) => return Err(at_fault(name, fault)),
-            Some(file) if file.length + data.len() as u64 > limits.file_bytes => {
-                let max = limits.file_bytes;
-                let text = format!(
-                    "file {name:?} would have over {max} bytes; rotate it, or raise --max-file-bytes"
-                );
-                return Err(Refusal::limit("file_bytes", max, text));
-            }
             Some(_) => {}
+        }
+        let (old, max) = (self.files.get(name).map_or(0, |file| file.length), self.head.limits.file_bytes);
+        if old + data.len() as u64 > max {
+            let text =
+                format!("file {name:?} would have over {max} bytes; rotate it, or raise --max-file-bytes");
+            return Err(Refusal::limit("file_bytes", max, text));
         }
         let op = self.head.op;
         let file = self.files.entry(name.clone()).or_insert(File {
@@ -145,14 +144,16 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         let limit = self.head.limits.file_bytes;
         let file = self.files.get_mut(name).ok_or_else(|| not_found(name))?;
-        if file.generation != generation {
-            let text =
-                format!("file {name:?} was deleted or rotated while it was looked at; repair it again");
-            return Err(Refusal::new(Kind::NotFound, text));
-        }
-        if file.fault.is_none() {
+        let Some(fault) = &file.fault else {
             // Appends may have gone on since the file was looked at, so what was found says nothing about it now.
-            return Ok(Outcome::FileChanged { length: file.length, generation });
+            return Ok(Outcome::FileChanged { length: file.length, generation: file.generation });
+        };
+        if file.generation != generation {
+            let text = format!(
+                "file {name:?} is closed to writes: {fault}; it could not be looked at, or changed while it was: repair it \
+                 again"
+            );
+            return Err(Refusal::new(Kind::FileFault, text));
         }
         if length > limit {
             let text = format!(

@@ -11,8 +11,8 @@
 //! - Every outcome of a request is kept until the client has acknowledged it, so that a copy of the request takes no
 //!   effect and is told the same.
 //!
-//! One file a noun: [`sessions`] (requests, kept replies), [`locks`] (grants, waits, lines), [`keys`], [`files`], and
-//! [`parts`] (what a snapshot holds).
+//! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `keys`, `files`, and `parts`
+//! (what a snapshot holds).
 
 mod files;
 mod keys;

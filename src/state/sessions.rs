@@ -94,16 +94,6 @@ impl Session {
         self.waiting.len() as u64
     }
 
-    /// How many waits it has, in line or answered and not yet named in `got`.
-    pub fn waits(&self) -> u64 {
-        self.waits.len() as u64
-    }
-
-    /// Whether its client has never sent `ack`, so that the window slides by itself.
-    pub fn slides(&self) -> bool {
-        !self.acks
-    }
-
     /// Grants it lost after command `after`, in order.
     pub fn losses_after(&self, after: Op) -> impl Iterator<Item = &Loss> {
         self.losses.iter().filter(move |loss| loss.op > after)
@@ -193,6 +183,25 @@ impl Session {
             self.reply_bytes -= kept.outcome.weight();
             self.floor = self.floor.max(oldest + 1);
         }
+    }
+
+    /// Whether one more wait will find room beside `in_flight` ones on their way, once `ack` and `got` are taken in.
+    pub fn has_wait_window(&self, ack: u64, got: &[u64], in_flight: u64, limits: &Limits) -> bool {
+        if self.waits.len() as u64 + in_flight < limits.session_waits {
+            return true;
+        }
+        let (slides, floor) = (!self.acks && ack == 0, self.floor.max(ack));
+        let stays = |id: u64, wait: &WaitReply| match wait.outcome {
+            None => true,
+            Some(_) => !slides && !(id < floor && (wait.got || got.contains(&id))),
+        };
+        let left = self.waits.iter().filter(|(id, wait)| stays(**id, wait)).count() as u64;
+        left + in_flight < limits.session_waits
+    }
+
+    /// Whether nothing is known of request `id`, so that cancelling it would be remembered like a wait.
+    pub fn is_unseen(&self, id: u64) -> bool {
+        matches!(self.record(id), Standing::New)
     }
 
     /// Whether one more wait can be remembered. For a client that never sends `ack` the oldest answered one makes room.

@@ -288,9 +288,8 @@ pub struct PageAsk {
 pub fn decode(message: &[u8]) -> Result<Message, Dropped> {
     let first = message.iter().find(|byte| !byte.is_ascii_whitespace());
     let single = |element| Message { elements: vec![element], batch: false };
-    let broken = |kind, text: String| {
-        single(Element { id: Id::null(), cookie: None, request: Err(Refusal::new(kind, text)) })
-    };
+    let refused = |refusal| single(Element { id: Id::null(), cookie: None, request: Err(refusal) });
+    let broken = |kind, text: String| refused(Refusal::new(kind, text));
     if first != Some(&b'[') {
         return match serde_json::from_slice::<&RawValue>(message) {
             Ok(raw) => decode_element(raw).map(single),
@@ -307,8 +306,7 @@ pub fn decode(message: &[u8]) -> Result<Message, Dropped> {
     if elements.len() > BATCH_ELEMENTS_MAX {
         let text =
             format!("the batch has {} elements; at most {BATCH_ELEMENTS_MAX} are allowed", elements.len());
-        let refusal = Refusal::limit("batch_elements", BATCH_ELEMENTS_MAX as u64, text);
-        return Ok(single(Element { id: Id::null(), cookie: None, request: Err(refusal) }));
+        return Ok(refused(Refusal::limit("batch_elements", BATCH_ELEMENTS_MAX as u64, text)));
     }
     let elements: Vec<Element> = elements.into_iter().filter_map(|raw| decode_element(raw).ok()).collect();
     if elements.is_empty() {
@@ -319,7 +317,7 @@ pub fn decode(message: &[u8]) -> Result<Message, Dropped> {
 
 /// The members of a request object.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct Envelope<'a> {
     #[serde(borrow)]
     jsonrpc: Cow<'a, str>,

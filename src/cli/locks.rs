@@ -1,0 +1,469 @@
+//! `acquire`, `release`, `renew`, `locks`, `explain`.
+
+use super::context::Context;
+use super::exit::{Failure, LOST, NOT_ACQUIRED, REFUSED, Result};
+use super::keep::Kept;
+use super::output::{Format, items_at_most, printable};
+use super::{duration, parse_ttl, parse_wait};
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
+use tenure::client::{Attempt, Blocked, Client, Guard};
+use tenure::kind::Kind;
+use tenure::wire::{HolderShown, LockInfo, LockItem, Params, WaiterShown};
+
+/// After so long without a grant the person is told who is in the way.
+const TELL_AFTER: Duration = Duration::from_millis(300);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Acquire {
+    /// The lock.
+    name: String,
+    /// Stand in line for at most so long: a duration, `forever` or `no`. Without it, try once.
+    #[arg(short, long, env = "TENURE_WAIT", value_name = "DURATION", value_parser = parse_wait)]
+    wait: Option<Wait>,
+    /// Stand in line until granted: --wait forever.
+    #[arg(long, conflicts_with = "nonblock")]
+    wait_forever: bool,
+    /// Try once: --wait no.
+    #[arg(short, long)]
+    nonblock: bool,
+    /// How long the lock lives without `tenure renew`.
+    #[arg(long, env = "TENURE_TTL", value_name = "DURATION", default_value = "30s", value_parser = parse_ttl)]
+    ttl: Duration,
+    /// A lease of the grant's own on top: it ends after that, whatever keeps the session alive, unless renewed.
+    #[arg(long, env = "TENURE_LEASE", value_name = "DURATION", value_parser = parse_ttl)]
+    lease: Option<Duration>,
+    /// A note for those who ask who holds it.
+    #[arg(long, env = "TENURE_LABEL", value_name = "TEXT", default_value = "")]
+    label: String,
+    /// The exit code if it was not acquired.
+    #[arg(short = 'E', long, env = "TENURE_CONFLICT_EXIT_CODE", value_name = "CODE", default_value_t = NOT_ACQUIRED)]
+    conflict_exit_code: u8,
+}
+
+/// How long to stand in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not at all.
+    No,
+    /// At most so long.
+    Within(Duration),
+    /// Until granted.
+    Forever,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Release {
+    /// The lock.
+    name: String,
+    #[command(flatten)]
+    token: Token,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Renew {
+    /// The lock.
+    name: String,
+    /// The grant's own lease from now on. Without it, that of `tenure acquire --lease` again.
+    #[arg(long, env = "TENURE_LEASE", value_name = "DURATION", value_parser = parse_ttl)]
+    lease: Option<Duration>,
+    #[command(flatten)]
+    token: Token,
+}
+
+/// Which kept lock is meant.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Token {
+    /// Act only under the kept lock that has this token, so that a script never acts under a later grant of its own user.
+    #[arg(long, env = "TENURE_TOKEN", value_name = "N")]
+    pub(crate) token: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Locks {
+    #[command(subcommand)]
+    verb: Option<LocksVerb>,
+    #[command(flatten)]
+    list: List,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum LocksVerb {
+    /// Clean up expired grants now. The server does so by itself; this gives their number.
+    Cleanup,
+}
+
+/// Which part of a list.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct List {
+    /// Only names that begin with this.
+    #[arg(long, env = "TENURE_PREFIX", value_name = "TEXT", default_value = "")]
+    pub(crate) prefix: String,
+    #[command(flatten)]
+    pub(crate) most: Most,
+}
+
+/// How much of a list.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Most {
+    /// At most so many items; without it, all.
+    #[arg(long, env = "TENURE_LIMIT", value_name = "N")]
+    pub(crate) limit: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Explain {
+    /// The lock.
+    name: String,
+    #[command(flatten)]
+    most: Most,
+}
+
+/// `tenure acquire`: a session of its own that stays when the command ends.
+pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
+    let keep = context.keep()?;
+    // Before anything is asked: a grant that cannot be written down would be lost to this user.
+    keep.prepare()?;
+    let server = context.server()?;
+    let client = Client::builder()
+        .name("tenure acquire")
+        .label(args.label.clone())
+        .ttl(args.ttl)
+        .deadline(context.timeout())
+        .reopen(false)
+        .connect(server)?;
+    close_on_signal(&client)?;
+    let guard = match stand_in_line(context, &client, args) {
+        Ok(guard) => guard,
+        Err(failure) => {
+            context.finish(&client);
+            return Err(failure);
+        }
+    };
+    let token = guard.token()?;
+    let mut kept = Kept::new(server, &args.name, token, &client.session()?);
+    kept.lease_ms = args.lease.map(|lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
+    if let Err(failure) = keep.store(&kept) {
+        let _ = guard.release();
+        context.finish(&client);
+        return Err(failure);
+    }
+    let left = guard.into_token().and_then(|_| client.detach());
+    if let Err(error) = left {
+        keep.forget(&kept)?;
+        return Err(error.into());
+    }
+    let life = args.lease.map_or(args.ttl, |lease| lease.min(args.ttl));
+    context.detail(&format!(
+        "{:?} is held with token {token} for {} unless renewed",
+        args.name,
+        duration::show(life)
+    ));
+    let shown = json!({
+        "name": args.name, "token": token, "client": kept.client, "ttl_ms": kept.ttl_ms, "lease_ms": kept.lease_ms,
+    });
+    context.output().one(&shown, &token.to_string())
+}
+
+impl Acquire {
+    /// The flags win over the variable, and of two flags neither does (clap refuses them).
+    fn wait(&self) -> Wait {
+        match (self.nonblock, self.wait_forever) {
+            (true, _) => Wait::No,
+            (false, true) => Wait::Forever,
+            (false, false) => self.wait.unwrap_or(Wait::No),
+        }
+    }
+}
+
+fn stand_in_line(context: &Context, client: &Client, args: &Acquire) -> Result<Guard> {
+    // The owner is the session itself: no thread of this process will be there to be one.
+    let mut request = client.lock(&args.name).owner("").label(args.label.clone());
+    if let Some(lease) = args.lease {
+        request = request.lease(lease);
+    }
+    request = match args.wait() {
+        Wait::No => request,
+        Wait::Within(limit) => request.wait(limit),
+        Wait::Forever => request.wait_forever(),
+    };
+    if args.wait() != Wait::No && !context.is_quiet() {
+        tell_place(client.clone(), args.name.clone());
+    }
+    match request.try_acquire()? {
+        Attempt::Granted(guard) => Ok(guard),
+        Attempt::Refused(blocked) => Err(refusal(context, args, &blocked)),
+    }
+}
+
+fn refusal(context: &Context, args: &Acquire, blocked: &Blocked) -> Failure {
+    let mut sentence = format!("{:?} was not acquired: {}", args.name, printable(&blocked.to_string()));
+    if let Some(label) = blocked.holders.first().map(|holder| &holder.label).filter(|label| !label.is_empty())
+    {
+        sentence.push_str(&format!(", label \"{}\"", printable(label)));
+    }
+    if let Ok(Some(kept)) = context.kept(&args.name, None)
+        && blocked.holders.iter().any(|holder| holder.token == kept.token)
+    {
+        sentence.push_str("; this user left it held: `tenure renew` or `tenure release` it");
+    }
+    Failure::new(args.conflict_exit_code, sentence)
+}
+
+/// Tells on stderr where in line the command stands, once, if it stands there for long enough to wonder.
+fn tell_place(client: Client, name: String) {
+    thread::spawn(move || {
+        thread::sleep(TELL_AFTER);
+        let (Ok(session), Ok(info)) = (client.session(), client.lock_info(&name)) else { return };
+        let Some(mine) = info.queue.iter().find(|wait| wait.client == session.client) else { return };
+        let holder = info.holders.first().map_or("nobody yet".into(), holder_words);
+        eprintln!(
+            "waiting for {name:?} in place {} of {}; held by {holder}",
+            mine.position, info.queue_total
+        );
+    });
+}
+
+/// Ctrl-C in line, or just after the grant: the session is closed, so that nobody waits for one that has gone away.
+fn close_on_signal(client: &Client) -> Result<()> {
+    let broken = |error| Failure::new(REFUSED, format!("signals cannot be waited for: {error}"));
+    for signal in [SIGINT, SIGTERM] {
+        let (mut woken, wake) = UnixStream::pair().map_err(broken)?;
+        pipe::register(signal, wake).map_err(broken)?;
+        let client = client.clone();
+        thread::spawn(move || {
+            if woken.read_exact(&mut [0]).is_ok() {
+                let _ = client.close();
+                std::process::exit(128 + signal);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// `tenure release`
+pub(crate) fn release(context: &Context, args: &Release) -> Result<()> {
+    let kept = context.kept_surely(&args.name, args.token.token)?;
+    same_name(&kept, &args.name)?;
+    let client = context.client()?;
+    let released = context.under(&client, &kept, |fence| fence.release());
+    if released.is_ok() {
+        context.keep()?.forget(&kept)?;
+        // Its session holds nothing now; if this fails, its TTL ends it.
+        let close = Params { session: Some(kept.session), ..Params::default() };
+        if let Err(error) = client.call("close_session", close) {
+            log::debug!("the kept session was not closed: {error}");
+        }
+    }
+    context.finish(&client);
+    let op = released?;
+    context.detail(&format!("{:?} is released", kept.name));
+    context.output().one(&json!({"name": kept.name, "token": kept.token, "released": true, "op": op}), "")
+}
+
+/// `tenure renew`
+pub(crate) fn renew(context: &Context, args: &Renew) -> Result<()> {
+    let mut kept = context.kept_surely(&args.name, args.token.token)?;
+    same_name(&kept, &args.name)?;
+    let client = context.client()?;
+    // One session holds one grant here, so a heartbeat that counts none says that it is lost.
+    match client.heartbeat_for(kept.session) {
+        Ok(beat) if beat.held > 0 && !beat.lost.iter().any(|lost| lost.token == kept.token) => {}
+        Ok(_) => return Err(context.lost(&kept)),
+        Err(error) if error.kind() == Some(Kind::NoSession) => return Err(context.lost(&kept)),
+        Err(error) => return Err(error.into()),
+    }
+    let lease = args.lease.or(kept.lease_ms.map(Duration::from_millis));
+    let left = match lease {
+        None => None,
+        Some(lease) => {
+            let renewed = context.under(&client, &kept, |fence| fence.renew(lease));
+            context.finish(&client);
+            Some(renewed?)
+        }
+    };
+    kept.lease_ms = lease.map(|lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
+    // Also where nothing changed in it: the time of the file says that somebody still cares.
+    context.keep()?.store(&kept)?;
+    let life =
+        left.map_or(kept.ttl_ms, |left| kept.ttl_ms.min(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
+    let shown = json!({
+        "name": kept.name, "token": kept.token, "ttl_ms": kept.ttl_ms,
+        "lease_left_ms": left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+    });
+    context.output().one(&shown, &duration::show_ms(life))
+}
+
+/// `--token` finds a lock by its token; the name says which one was meant.
+fn same_name(kept: &Kept, name: &str) -> Result<()> {
+    if kept.name == name {
+        return Ok(());
+    }
+    Err(Failure::new(LOST, format!("the token {} is of {:?} and not of {name:?}", kept.token, kept.name)))
+}
+
+/// `tenure locks`
+pub(crate) fn locks(context: &Context, args: &Locks) -> Result<()> {
+    let client = context.client()?;
+    if let Some(LocksVerb::Cleanup) = args.verb {
+        let cleaned = client.cleanup_expired_locks();
+        context.finish(&client);
+        let cleaned = cleaned?;
+        return context.output().one(&json!({"cleaned": cleaned}), &cleaned.to_string());
+    }
+    context.output().list(
+        &["LOCK", "HOLDER", "TOKEN", "MODE", "HELD", "LEFT", "WAITING", "LABEL"],
+        client.list_locks(&args.list.prefix),
+        args.list.most.limit,
+        lock_row,
+    )
+}
+
+fn lock_row(item: &LockItem) -> Vec<String> {
+    let holder = item.holder.as_ref();
+    let of = |show: &dyn Fn(&HolderShown) -> String| holder.map_or("-".into(), show);
+    let others = match item.holders_total {
+        0 | 1 => String::new(),
+        total => format!(" and {} more", total - 1),
+    };
+    vec![
+        item.key.clone(),
+        of(&|holder| format!("{}{others}", who(holder.client, &holder.name, &holder.owner))),
+        of(&|holder| holder.token.to_string()),
+        of(&|holder| holder.mode.clone()),
+        of(&|holder| duration::show_ms(holder.held_ms)),
+        of(&|holder| holder.lease_left_ms.map_or("-".into(), duration::show_ms)),
+        item.queue_total.to_string(),
+        of(&|holder| holder.label.clone()),
+    ]
+}
+
+/// A session and its owner for people: `3 (worker/t1)`.
+fn who(client: u64, name: &str, owner: &str) -> String {
+    match (name.is_empty(), owner.is_empty()) {
+        (true, true) => client.to_string(),
+        (false, true) => format!("{client} ({name})"),
+        (_, false) => format!("{client} ({name}/{owner})"),
+    }
+}
+
+fn holder_words(holder: &HolderShown) -> String {
+    let who = who(holder.client, &holder.name, &holder.owner);
+    printable(&format!("client {who} for {}", duration::show_ms(holder.held_ms)))
+}
+
+/// `tenure explain`: who holds a lock, and who waits.
+pub(crate) fn explain(context: &Context, args: &Explain) -> Result<()> {
+    let client = context.client()?;
+    let limit = items_at_most(args.most.limit);
+    let mut info = client.lock_info(&args.name)?;
+    let mut next = info.next.take();
+    while let Some(cursor) = next
+        && info.queue.len() < limit
+    {
+        let mut page = client.lock_info_page(&args.name, Some(&cursor))?;
+        next = page.next.take();
+        info.queue.append(&mut page.queue);
+    }
+    info.queue.truncate(limit);
+    let plain = if context.format() == Format::Table { explained(&info) } else { String::new() };
+    context.output().one(&info, &plain)
+}
+
+/// The words for people.
+fn explained(info: &LockInfo) -> String {
+    let mut lines = Vec::new();
+    let key = printable(&info.key);
+    match (info.holders.is_empty(), info.queue_total) {
+        (true, 0) => lines.push(format!("{key} is free")),
+        (true, _) => lines.push(format!("{key} is held by nobody now; the first in line is next")),
+        (false, _) => lines.push(format!("{key} is held")),
+    }
+    for holder in &info.holders {
+        let mut line = format!("  by {}, {}, token {}", holder_words(holder), holder.mode, holder.token);
+        if let Some(left) = holder.lease_left_ms {
+            line.push_str(&format!(", {} left", duration::show_ms(left)));
+        }
+        push_label(&mut line, &holder.label);
+        lines.push(line);
+    }
+    if info.holders_total > info.holders.len() as u64 {
+        lines.push(format!("  and {} more", info.holders_total - info.holders.len() as u64));
+    }
+    match info.queue_total {
+        0 if info.holders.is_empty() => {}
+        0 => lines.push("nobody waits".into()),
+        1 => lines.push("1 waits".into()),
+        total => lines.push(format!("{total} wait")),
+    }
+    lines.extend(info.queue.iter().map(waiter_words));
+    lines.join("\n")
+}
+
+fn waiter_words(waiter: &WaiterShown) -> String {
+    let who = printable(&who(waiter.client, &waiter.name, &waiter.owner));
+    let mut line = format!(
+        "  {}. client {who} for {}, {}",
+        waiter.position,
+        duration::show_ms(waiter.waited_ms),
+        waiter.mode
+    );
+    match waiter.wait_left_ms {
+        Some(left) => line.push_str(&format!(", gives up in {}", duration::show_ms(left))),
+        None => line.push_str(", without limit"),
+    }
+    push_label(&mut line, &waiter.label);
+    line
+}
+
+fn push_label(line: &mut String, label: &str) {
+    if !label.is_empty() {
+        line.push_str(&format!(", label \"{}\"", printable(label)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_explained_with_holder_and_line() {
+        let info: LockInfo = serde_json::from_value(json!({
+            "key": "deploy", "locked": true, "holders_total": 1, "queue_total": 2, "op": 9,
+            "holders": [{"client": 3, "name": "ci", "label": "night\u{1b}", "mode": "exclusive", "token": 17,
+                         "held_ms": 2_100, "lease_left_ms": 9_000}],
+            "queue": [{"position": 1, "client": 5, "owner": "t1", "mode": "exclusive", "wait": 2, "waited_ms": 300,
+                       "wait_left_ms": 9_700},
+                      {"position": 2, "client": 6, "mode": "exclusive", "wait": 1, "waited_ms": 10}],
+        }))
+        .unwrap();
+        let expected = "\
+deploy is held
+  by client 3 (ci) for 2.1s, exclusive, token 17, 9s left, label \"night\\u{1b}\"
+2 wait
+  1. client 5 (/t1) for 300ms, exclusive, gives up in 9.7s
+  2. client 6 for 10ms, exclusive, without limit";
+        assert_eq!(explained(&info), expected);
+    }
+
+    #[test]
+    fn a_free_lock_is_one_line() {
+        let info = LockInfo {
+            key: "a".into(),
+            locked: false,
+            holders: vec![],
+            holders_total: 0,
+            queue: vec![],
+            queue_total: 0,
+            next: None,
+            op: 1,
+        };
+        assert_eq!(explained(&info), "a is free");
+    }
+}

@@ -1,0 +1,132 @@
+//! Numbers and beginnings of calls, and what must come first.
+
+use super::{Call, Engine, Failure, Purpose, Stage, keys_of};
+use crate::client::lease::GrantState;
+use crate::client::message::{self, Tag};
+use crate::limits::DATAGRAM_MAX;
+use crate::time::Time;
+use crate::wire::{Int, Params, WaitMs};
+
+impl Engine {
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    pub(super) fn next_echo(&mut self) -> u64 {
+        self.last_echo += 1;
+        self.last_echo
+    }
+
+    pub(super) fn insert(&mut self, tag: Tag, call: Call) {
+        if matches!(call.purpose, Purpose::Release { .. } | Purpose::Cancel { .. }) {
+            self.enders.insert(tag);
+        }
+        if call.behind.is_some() {
+            self.blocked.insert(tag);
+        }
+        let before = self.calls.insert(tag, call);
+        assert!(before.is_none(), "each id is given out once: {tag}");
+    }
+
+    /// Begins a request that nobody waits for and that is repeated as long as the session lives.
+    pub(super) fn spawn(&mut self, now: Time, method: &str, params: Params, purpose: Purpose) -> Tag {
+        let tag = Tag::Logged(self.next_id());
+        let mut call = Call::new(method, params, purpose, false);
+        call.in_session = true;
+        self.insert(tag, call);
+        self.send_if_ready(tag, now);
+        tag
+    }
+
+    /// Ends a grant without anybody waiting for the answer.
+    pub(super) fn spawn_release(&mut self, now: Time, method: &str, token: u64, keys: Vec<String>) {
+        if !matches!(self.stage, Stage::Open) {
+            return;
+        }
+        let params = Params { token: Some(Int(token)), ..Params::default() };
+        self.spawn(now, method, params, Purpose::Release { token, keys });
+    }
+
+    pub(super) fn send_if_ready(&mut self, tag: Tag, now: Time) {
+        let Some(call) = self.calls.get(&tag) else { return };
+        let session =
+            !call.in_session || matches!(self.stage, Stage::Open | Stage::Closing) && self.session.is_some();
+        if session && call.behind.is_none() && call.copies == 0 {
+            self.sends.set(tag, now);
+        }
+    }
+
+    /// Why a call fails before it is sent, if it does.
+    pub(super) fn refuse(
+        &self,
+        now: Time,
+        method: &str,
+        params: &Params,
+        in_session: bool,
+    ) -> Option<Failure> {
+        match &self.stage {
+            Stage::Closing | Stage::Closed => return Some(Failure::Closed),
+            Stage::Ended { why } if in_session => return Some(Failure::SessionEnded { why: why.clone() }),
+            Stage::Ended { .. } | Stage::Idle | Stage::Opening | Stage::Open => {}
+        }
+        if let (Some(Int(token)), None) = (params.token, params.holder)
+            && self.grant_state(now, token) == Some(GrantState::Lost)
+        {
+            return Some(Failure::Lost(self.loss_of(token)));
+        }
+        let bytes = message::size(method, params);
+        (bytes > DATAGRAM_MAX).then_some(Failure::TooLarge { bytes })
+    }
+
+    pub(super) fn purpose(&self, method: &str, params: &Params) -> Purpose {
+        let own = params.token.filter(|_| params.holder.is_none()).map(|token| token.0);
+        match (method, own) {
+            ("acquire_lock", _) => Purpose::Acquire {
+                keys: keys_of(params),
+                owner: params.owner.clone(),
+                waits: !matches!(params.wait_ms, None | Some(WaitMs(Some(Int(0))))),
+                pending: false,
+                cancel: None,
+            },
+            ("release_lock" | "abandon", Some(token)) => {
+                let keys = self.grants.get(&token).map(|grant| grant.keys.clone()).unwrap_or_default();
+                Purpose::Release { token, keys }
+            }
+            ("renew_lease", Some(token)) => {
+                Purpose::Renew { token, lease_ms: params.lease_ms.map_or(0, |lease| lease.0) }
+            }
+            _ => Purpose::Plain,
+        }
+    }
+
+    /// What is on its way and must come first: between datagrams there is no order, and a release that arrives after the
+    /// owner's next request for the same lock would end what that request was given.
+    pub(super) fn find_behind(&self, purpose: &Purpose) -> Option<Tag> {
+        let Purpose::Acquire { keys, owner, .. } = purpose else { return None };
+        let blocks = |call: &Call| match &call.purpose {
+            Purpose::Release { keys: leaving, .. } => leaving.iter().any(|key| keys.contains(key)),
+            Purpose::Cancel { wait } => match self.calls.get(wait).map(|wait| &wait.purpose) {
+                Some(Purpose::Acquire { owner: other, .. }) => other == owner,
+                _ => false,
+            },
+            Purpose::Plain | Purpose::Acquire { .. } | Purpose::Renew { .. } => false,
+        };
+        self.enders.iter().copied().find(|tag| self.calls.get(tag).is_some_and(blocks))
+    }
+
+    pub(super) fn unblock(&mut self, now: Time, done: Tag) {
+        let behind = |tag: &Tag| self.calls.get(tag).is_some_and(|call| call.behind == Some(done));
+        let freed: Vec<Tag> = self.blocked.iter().copied().filter(behind).collect();
+        for tag in freed {
+            let next = self.calls.get(&tag).and_then(|call| self.find_behind(&call.purpose));
+            if let Some(call) = self.calls.get_mut(&tag) {
+                call.behind = next;
+            }
+            if next.is_none() {
+                self.blocked.remove(&tag);
+            }
+            self.send_if_ready(tag, now);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Stalls: SIGSTOP of the server for longer than the leases, SIGSTOP of a client past its lease.
+
+use crate::harness::{ClientProcess, Server, Setup, has_failpoints, let_pass};
+use rustix::process::Signal;
+use serde_json::json;
+use std::time::Duration;
+
+#[test]
+fn a_server_that_was_stopped_for_longer_than_the_leases_expires_none_of_those_who_kept_sending() {
+    let mut server = Server::start();
+    let mut holders: Vec<_> = (0..10)
+        .map(|number| {
+            let mut raw = server.client(1_000);
+            let token = raw.acquire(&format!("lock_{number}"));
+            let beats = raw.beats(Duration::from_millis(100));
+            (raw, token, beats)
+        })
+        .collect();
+    for round in 0..2 {
+        server.signal(Signal::STOP);
+        // The stall: their heartbeats wait in the server's socket meanwhile.
+        let_pass(2_500);
+        server.signal(Signal::CONT);
+        for (number, (raw, token, _)) in holders.iter_mut().enumerate() {
+            assert_eq!(
+                raw.held(),
+                1,
+                "round {round}: lock_{number} was taken from a client that sent heartbeats"
+            );
+            raw.append(&format!("lock_{number}"), *token, &format!("{round}\n"));
+        }
+    }
+    assert!(server.fallen().is_none());
+}
+
+#[test]
+fn the_time_of_a_stall_is_added_to_the_lease_of_every_grant() {
+    let server = Server::start();
+    // Somebody whose lease is short, so that the server asks to be woken soon: that is what tells a stall from a sleep.
+    let brisk = server.client(400);
+    let _beats = brisk.beats(Duration::from_millis(40));
+    let mut holder = server.client(60_000);
+    let token = holder.ok("acquire_lock", json!({"key": "f", "lease_ms": 2_500}))["token"].as_u64().unwrap();
+    server.signal(Signal::STOP);
+    let_pass(3_500);
+    server.signal(Signal::CONT);
+    // One turn of the server, in which it could judge.
+    let_pass(200);
+    holder.append("f", token, "alive\n");
+    let left =
+        holder.ok("get_lock_info", json!({"key": "f"}))["holders"][0]["lease_left_ms"].as_u64().unwrap();
+    assert!(left > 0 && left <= 2_500, "{left} ms are left");
+    assert_eq!(holder.ok("release_lock", json!({"token": token}))["released"], true);
+}
+
+#[test]
+fn a_disk_that_is_slower_than_the_leases_expires_nobody() {
+    if !has_failpoints() {
+        return;
+    }
+    let slow = Setup { failpoint: Some("journal.before_sync=sleep:1500".into()), ..Setup::default() };
+    let server = Server::with(slow);
+    let mut raw = server.client(1_000);
+    let _beats = raw.beats(Duration::from_millis(100));
+    let token = raw.acquire("f");
+    for number in 0..3 {
+        raw.append("f", token, &format!("{number}\n"));
+        assert_eq!(raw.held(), 1);
+    }
+    assert_eq!(raw.read("f"), "0\n1\n2\n");
+}
+
+#[test]
+fn a_client_that_was_stopped_past_its_lease_is_refused_everything_when_it_wakes() {
+    let server = Server::start();
+    let mut first = ClientProcess::start(server.address(), 500, true);
+    let mut second = server.client(60_000);
+    let token = first.acquire("f");
+    first.call("append_file", json!({"file": "f", "token": token, "data": "first\n"})).ok();
+    let wait = second.stand_in_line("f");
+    first.signal(Signal::STOP);
+    let next = second.granted(&wait);
+    second.append("f", next, "second\n");
+    first.signal(Signal::CONT);
+    for (method, params) in [
+        ("append_file", json!({"file": "f", "token": token, "data": "stale\n"})),
+        ("release_lock", json!({"token": token})),
+        ("heartbeat", json!({})),
+        ("acquire_lock", json!({"key": "f", "wait_ms": null})),
+    ] {
+        first.call(method, params).refused("no_session");
+        assert_eq!(
+            second.holder("f"),
+            Some(second.client),
+            "{method} of the client that was stopped did something"
+        );
+    }
+    assert_eq!(second.read("f"), "first\nsecond\n");
+    second.append("f", next, "third\n");
+    assert_eq!(second.read("f"), "first\nsecond\nthird\n");
+}
+
+#[test]
+fn a_client_that_was_stopped_for_less_than_its_lease_has_lost_nothing() {
+    let server = Server::start();
+    let mut first = ClientProcess::start(server.address(), 20_000, true);
+    let mut second = server.client(60_000);
+    let token = first.acquire("f");
+    let wait = second.stand_in_line("f");
+    first.signal(Signal::STOP);
+    let_pass(700);
+    first.signal(Signal::CONT);
+    first.call("append_file", json!({"file": "f", "token": token, "data": "first\n"})).ok();
+    first.call("release_lock", json!({"token": token})).ok();
+    let next = second.granted(&wait);
+    second.append("f", next, "second\n");
+    assert_eq!(second.read("f"), "first\nsecond\n");
+}

@@ -1,0 +1,507 @@
+//! The command line, end to end: the real binary against a real server, in processes of their own.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; the lint's own exception ends at functions marked #[test]"
+)]
+
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const TENURE: &str = env!("CARGO_BIN_EXE_tenure");
+
+/// A program with none of the variables of whoever runs the tests.
+fn tenure() -> Command {
+    let mut command = Command::new(TENURE);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TENURE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A server, and the private directory of one user.
+struct Bench {
+    server: Child,
+    addr: String,
+    data: TempDir,
+    home: TempDir,
+}
+
+impl Bench {
+    fn start() -> Bench {
+        let data = tempfile::tempdir().unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let (server, addr) = serve(data.path(), "127.0.0.1:0");
+        Bench { server, addr, data, home }
+    }
+
+    /// Kills the server as a power cut of its process would, and starts it again where it was.
+    fn kill_and_restart(&mut self) {
+        self.server.kill().unwrap();
+        self.server.wait().unwrap();
+        (self.server, self.addr) = serve(self.data.path(), &self.addr);
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = tenure();
+        command.args(args).env("TENURE_ADDR", &self.addr).env("TENURE_HOME", self.home.path());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs a command that must do what it is asked. Gives what it wrote to stdout, the last line feed aside.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", told(&output));
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.strip_suffix('\n').unwrap_or(&text).to_owned()
+    }
+
+    /// Runs a command that must fail so. Gives its sentence; nothing is on stdout.
+    fn fails(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", told(&output));
+        assert!(output.stdout.is_empty(), "{args:?} wrote to stdout: {}", told(&output));
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let text = self.ok(&[args, &["-o", "json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?}: {error}: {text}"))
+    }
+
+    fn token(&self, args: &[&str]) -> u64 {
+        self.ok(args).parse().unwrap()
+    }
+
+    fn kept(&self) -> usize {
+        let names = fs::read_dir(self.home.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".json")).count()
+    }
+
+    /// Waits until something is so. Not a measure of time: the limit only keeps a broken test from hanging.
+    fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !is_so() {
+            assert!(begin.elapsed() < Duration::from_secs(30), "never: {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn waiting(&self, lock: &str) -> u64 {
+        self.json(&["explain", lock])["queue_total"].as_u64().unwrap()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// Starts a server and waits for its one line.
+fn serve(data: &Path, bind: &str) -> (Child, String) {
+    let mut server = tenure()
+        .args(["serve", "--bind", bind, "--data-dir"])
+        .arg(data)
+        .env("TENURE_LOG", "warn")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let addr =
+        line.trim_end().strip_prefix("listening on ").unwrap_or_else(|| panic!("the server said {line:?}"));
+    (server, addr.to_owned())
+}
+
+fn told(output: &Output) -> String {
+    format!(
+        "{}, stdout {:?}, stderr {:?}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[test]
+fn a_lock_outlives_its_command_and_later_commands_renew_and_release_it() {
+    let bench = Bench::start();
+    let token = bench.token(&["acquire", "deploy", "--ttl", "60s", "--label", "nightly"]);
+    assert_eq!(bench.kept(), 1);
+    let info = bench.json(&["explain", "deploy"]);
+    assert_eq!(info["holders"][0]["token"], token);
+    assert_eq!(info["holders"][0]["label"], "nightly");
+    assert!(bench.ok(&["explain", "deploy"]).starts_with("deploy is held\n  by client "));
+    assert_eq!(bench.ok(&["renew", "deploy"]), "1m 0s");
+    assert_eq!(bench.ok(&["release", "deploy"]), "");
+    assert_eq!(bench.kept(), 0);
+    assert_eq!(bench.ok(&["explain", "deploy"]), "deploy is free");
+    let next = bench.token(&["acquire", "deploy"]);
+    assert!(next > token, "a later grant has a greater token");
+    assert_eq!(bench.json(&["sessions"]).as_array().unwrap().len(), 1, "short commands leave no session");
+}
+
+#[test]
+fn a_second_acquire_is_refused_with_75_and_says_who_holds() {
+    let bench = Bench::start();
+    let token = bench.ok(&["acquire", "a", "--label", "first"]);
+    let sentence = bench.fails(75, &["acquire", "a"]);
+    assert!(sentence.contains("client ") && sentence.contains("first"), "{sentence}");
+    bench.fails(75, &["acquire", "a", "--nonblock"]);
+    bench.fails(75, &["acquire", "a", "--wait", "200ms"]);
+    bench.fails(9, &["acquire", "a", "-E", "9"]);
+    assert_eq!(bench.json(&["explain", "a"])["holders"][0]["token"].to_string(), token, "nothing changed");
+    assert_eq!(bench.waiting("a"), 0, "nobody is left in line");
+}
+
+#[test]
+fn a_waiting_acquire_gets_the_lock_when_it_is_released_and_the_file_is_its_own() {
+    let bench = Bench::start();
+    let first = bench.token(&["acquire", "a"]);
+    let waiting = bench.command(&["acquire", "a", "--wait-forever"]).stdout(Stdio::piped()).spawn().unwrap();
+    bench.until("it stands in line", || bench.waiting("a") == 1);
+    bench.ok(&["release", "a"]);
+    let output = waiting.wait_with_output().unwrap();
+    let second: u64 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    assert!(second > first);
+    assert_eq!(bench.kept(), 1);
+    bench.fails(76, &["release", "a", "--token", &first.to_string()]);
+    bench.ok(&["release", "a", "--token", &second.to_string()]);
+}
+
+#[test]
+fn ctrl_c_in_line_leaves_the_line_at_once() {
+    let bench = Bench::start();
+    bench.ok(&["acquire", "a"]);
+    let mut waiting =
+        bench.command(&["-q", "acquire", "a", "--wait-forever", "--ttl", "1h"]).spawn().unwrap();
+    bench.until("it stands in line", || bench.waiting("a") == 1);
+    let pid = rustix::process::Pid::from_child(&waiting);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(130));
+    bench.until("it has left", || bench.waiting("a") == 0);
+}
+
+#[test]
+fn a_lost_lock_is_said_with_76_and_forgotten() {
+    let bench = Bench::start();
+    bench.ok(&["acquire", "a", "--ttl", "100ms"]);
+    bench.until("it expires", || bench.ok(&["explain", "a"]) == "a is free");
+    let sentence = bench.fails(76, &["renew", "a"]);
+    assert!(sentence.contains("lost"), "{sentence}");
+    assert_eq!(bench.kept(), 0);
+    bench.fails(76, &["release", "a"]);
+
+    bench.ok(&["acquire", "b", "--ttl", "100ms"]);
+    bench.until("it expires", || bench.ok(&["explain", "b"]) == "b is free");
+    bench.fails(76, &["set", "b", "1"]);
+    assert_eq!(bench.kept(), 0);
+    bench.fails(1, &["get", "b"]);
+}
+
+#[test]
+fn a_lease_of_the_grants_own_ends_it_unless_it_is_renewed() {
+    let bench = Bench::start();
+    bench.ok(&["acquire", "a", "--ttl", "1h", "--lease", "30s"]);
+    let left = bench.json(&["renew", "a", "--lease", "10m"])["lease_left_ms"].as_u64().unwrap();
+    assert!((590_000..=600_000).contains(&left), "{left}");
+    bench.ok(&["renew", "a", "--lease", "100ms"]);
+    bench.until("it expires", || bench.ok(&["explain", "a"]) == "a is free");
+    bench.fails(76, &["renew", "a"]);
+}
+
+#[test]
+fn nothing_is_forgotten_when_the_server_is_killed_between_acquire_and_release() {
+    let mut bench = Bench::start();
+    let token = bench.token(&["acquire", "a", "--ttl", "1h"]);
+    bench.ok(&["append", "a", "before"]);
+    bench.ok(&["set", "a", "1"]);
+    bench.kill_and_restart();
+    bench.fails(75, &["acquire", "a"]);
+    bench.ok(&["renew", "a"]);
+    bench.ok(&["append", "a", "after"]);
+    assert_eq!(bench.ok(&["cat", "a"]), "before\nafter");
+    assert_eq!(bench.ok(&["get", "a"]), "1");
+    bench.ok(&["release", "a"]);
+    assert!(bench.token(&["acquire", "a"]) > token);
+}
+
+#[test]
+fn appends_take_the_lock_by_themselves_or_use_the_kept_one() {
+    let bench = Bench::start();
+    assert_eq!(bench.ok(&["append", "file_0", "one"]), "0");
+    assert_eq!(bench.json(&["append", "file_0", "two"])["offset"], 4);
+    assert_eq!(bench.ok(&["explain", "file_0"]), "file_0 is free", "the lock was given back");
+    bench.fails(76, &["append", "file_0", "three", "--no-lock"]);
+    let token = bench.ok(&["acquire", "file_0"]);
+    bench.ok(&["append", "file_0", "three", "--no-lock", "--token", &token]);
+    bench.ok(&["append", "file_0", "-n", "end"]);
+    assert_eq!(bench.ok(&["cat", "file_0"]), "one\ntwo\nthree\nend");
+    assert_eq!(bench.ok(&["cat", "file_0", "--offset", "4"]), "two\nthree\nend");
+    assert_eq!(bench.json(&["explain", "file_0"])["holders"][0]["token"].to_string(), token, "still held");
+    let other = tempfile::tempdir().unwrap();
+    let stranger =
+        bench.command(&["append", "file_0", "x", "--wait", "no"]).env("TENURE_HOME", other.path()).output();
+    assert_eq!(stranger.unwrap().status.code(), Some(75));
+    bench.fails(77, &["append", "file_1", "x", "--token", &token]);
+    assert_eq!(bench.kept(), 1, "a token used on another file is not a lost lock");
+}
+
+#[test]
+fn stdin_is_appended_as_the_bytes_that_it_is() {
+    let bench = Bench::start();
+    let data: Vec<u8> = (0..=255).collect();
+    let mut child = bench
+        .command(&["append", "bytes", "-n"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&data).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(bench.run(&["cat", "bytes"]).stdout, data);
+}
+
+#[test]
+fn files_are_listed_rotated_and_deleted() {
+    let bench = Bench::start();
+    bench.ok(&["append", "logs/a", "one"]);
+    bench.ok(&["append", "logs/b", "two"]);
+    let names: Vec<Value> =
+        bench.json(&["files"]).as_array().unwrap().iter().map(|file| file["file"].clone()).collect();
+    assert_eq!(names, ["logs/a", "logs/b"]);
+    assert!(bench.ok(&["files", "--prefix", "logs/b"]).starts_with("FILE "));
+    assert_eq!(bench.json(&["files", "info", "logs/a"])["length"], 4);
+    bench.ok(&["files", "rotate", "logs/a", "logs/a.1"]);
+    assert_eq!(bench.ok(&["cat", "logs/a.1"]), "one");
+    bench.fails(1, &["cat", "logs/a"]);
+    bench.ok(&["files", "delete", "logs/a.1"]);
+    bench.fails(1, &["files", "info", "logs/a.1"]);
+    assert_eq!(bench.json(&["files", "list", "--limit", "1"]).as_array().unwrap().len(), 1);
+    bench.fails(64, &["append", "../x", "no"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_cat_quietly() {
+    let bench = Bench::start();
+    let line = "x".repeat(40_000);
+    for _ in 0..5 {
+        bench.ok(&["append", "long", &line]);
+    }
+    let mut child =
+        bench.command(&["cat", "long"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.stderr.is_empty(), "{}", told(&output));
+}
+
+#[test]
+fn values_are_json_and_come_back_as_they_were() {
+    let bench = Bench::start();
+    for value in ["\"text\"", "0", "false", "null", "[1, 2]", r#"{"name": "Alice",  "age": 30}"#, "-1.50"] {
+        bench.ok(&["set", "key", value]);
+        assert_eq!(bench.ok(&["get", "key"]), value);
+    }
+    for key in ["with space", "a:b", "a/b/c", "schlüssel"] {
+        bench.ok(&["set", "--string", key, "it's \"text\"\n"]);
+        assert_eq!(bench.json(&["get", key])["value"], "it's \"text\"\n");
+        assert_eq!(bench.ok(&["get", "--raw", key]), "it's \"text\"\n");
+    }
+    let sentence = bench.fails(64, &["set", "key", "text"]);
+    assert!(sentence.contains("--string"), "{sentence}");
+}
+
+#[test]
+fn absent_is_not_null_and_not_unreachable() {
+    let mut bench = Bench::start();
+    bench.ok(&["set", "null", "null"]);
+    assert_eq!(bench.ok(&["get", "null"]), "null");
+    bench.fails(1, &["get", "absent"]);
+    bench.fails(1, &["delete", "absent"]);
+    bench.server.kill().unwrap();
+    bench.server.wait().unwrap();
+    bench.fails(69, &["get", "null", "--timeout", "300ms"]);
+    bench.fails(69, &["ping", "--timeout", "300ms"]);
+}
+
+#[test]
+fn versions_guard_a_key_and_a_held_lock_guards_it_more() {
+    let bench = Bench::start();
+    let version = bench.ok(&["set", "k", "1", "--if-version", "0"]);
+    bench.fails(1, &["set", "k", "2", "--if-version", "0"]);
+    let second = bench.ok(&["set", "k", "2", "--if-version", &version]);
+    bench.fails(1, &["delete", "k", "--if-version", &version]);
+    bench.ok(&["acquire", "k"]);
+    let other = tempfile::tempdir().unwrap();
+    for args in [&["set", "k", "9"][..], &["delete", "k"]] {
+        let output = bench.command(args).env("TENURE_HOME", other.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(77), "{}", told(&output));
+    }
+    assert_eq!(bench.json(&["get", "k"])["version"].to_string(), second);
+    bench.ok(&["set", "k", "3"]);
+    assert_eq!(bench.ok(&["get", "k"]), "3");
+    bench.ok(&["delete", "k"]);
+    bench.fails(1, &["get", "k"]);
+}
+
+#[test]
+fn ranges_and_prefixes_are_sorted_whole_and_limited() {
+    let bench = Bench::start();
+    for n in [3, 1, 2] {
+        bench.ok(&["set", &format!("session:user{n}"), &n.to_string()]);
+    }
+    let keys = |args: &[&str]| bench.ok(&[args, &["--keys-only"]].concat());
+    assert_eq!(
+        keys(&["range", "session:user1", "session:user3"]),
+        "session:user1\nsession:user2\nsession:user3"
+    );
+    assert_eq!(keys(&["range", "z", "a"]), "");
+    assert_eq!(keys(&["prefix", "session:user", "--limit", "2"]), "session:user1\nsession:user2");
+    bench.ok(&["delete", "session:user2"]);
+    assert_eq!(keys(&["prefix", "session:"]), "session:user1\nsession:user3");
+    let items = bench.json(&["prefix"]);
+    assert_eq!(items[1]["value"], 3);
+    assert_eq!(bench.json(&["prefix", "none"]), Value::Array(vec![]));
+    assert!(bench.ok(&["prefix"]).starts_with("KEY "), "a table has a header");
+}
+
+#[test]
+fn lists_go_on_over_all_pages() {
+    let bench = Bench::start();
+    let value = format!("\"{}\"", "v".repeat(400));
+    for n in 0..12 {
+        bench.ok(&["set", &format!("k{n:02}"), &value]);
+    }
+    assert_eq!(bench.json(&["prefix", "k"]).as_array().unwrap().len(), 12);
+    for n in 0..8 {
+        bench.ok(&["acquire", &format!("lock {n} {}", "x".repeat(150)), "--ttl", "1h"]);
+    }
+    assert_eq!(bench.json(&["locks"]).as_array().unwrap().len(), 8);
+    assert_eq!(bench.json(&["locks", "--prefix", "lock 3"]).as_array().unwrap().len(), 1);
+    assert_eq!(bench.json(&["sessions"]).as_array().unwrap().len(), 8);
+}
+
+#[test]
+fn an_operator_ends_a_session() {
+    let bench = Bench::start();
+    let client = bench.json(&["acquire", "a", "--ttl", "1h"])["client"].to_string();
+    bench.ok(&["sessions", "kill", &client]);
+    bench.until("its lock is free", || bench.ok(&["explain", "a"]) == "a is free");
+    bench.fails(1, &["sessions", "kill", "999999"]);
+    bench.fails(76, &["renew", "a"]);
+}
+
+#[test]
+fn status_ping_and_version_answer_in_both_formats() {
+    let bench = Bench::start();
+    let status = bench.json(&["status"]);
+    assert!(status["term"].as_u64().unwrap() >= 1);
+    assert!(status["limits"]["sessions"].is_u64() || status["limits"]["max_sessions"].is_u64(), "{status}");
+    assert!(bench.ok(&["status"]).contains("durability sync"));
+    assert_eq!(bench.json(&["ping"])["server"], "tenure");
+    assert!(bench.ok(&["ping"]).contains("answered in"));
+    assert_eq!(bench.json(&["version"])["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn secrets_stay_in_private_files() {
+    let bench = Bench::start();
+    bench.ok(&["acquire", "a"]);
+    let file = fs::read_dir(bench.home.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let kept: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let secret = kept["session"].as_str().unwrap();
+    assert_eq!(secret.len(), 32);
+    for args in [&["locks"][..], &["sessions"], &["explain", "a"], &["renew", "a", "-vv"], &["status"]] {
+        let output = bench.run(&[args, &["-o", "json"]].concat());
+        assert!(!told(&output).contains(secret), "{args:?} shows the session id");
+    }
+}
+
+#[test]
+fn usage_errors_are_64_and_say_what_to_write() {
+    let bench = Bench::start();
+    for args in [
+        &[][..],
+        &["lock"],
+        &["acquire"],
+        &["acquire", "a", "--ttl", "1ms"],
+        &["acquire", "a", "--wait", "1s", "--nonblock"],
+        &["acquire", "a", "--wait-forever", "--nonblock"],
+        &["get", "a", "-o", "xml"],
+        &["get", ""],
+        &["serve", "--bind", "localhost"],
+    ] {
+        bench.fails(64, args);
+    }
+    assert!(bench.fails(64, &["acquire", "a", "--wait", "10"]).contains("10s"));
+    assert!(bench.fails(64, &["serve", "--bind", "0.0.0.0:0"]).contains("--insecure"));
+    assert!(bench.ok(&["--help"]).contains("Exit codes"));
+}
+
+#[test]
+fn a_flag_wins_over_its_variable() {
+    let bench = Bench::start();
+    bench.ok(&["set", "k", "1"]);
+    let run = |args: &[&str], name: &str, value: &str| bench.command(args).env(name, value).output().unwrap();
+    assert!(run(&["get", "k"], "TENURE_OUTPUT", "json").stdout.starts_with(b"{"));
+    assert_eq!(run(&["get", "k", "-o", "table"], "TENURE_OUTPUT", "json").stdout, b"1\n");
+    bench.ok(&["acquire", "a"]);
+    assert_eq!(run(&["acquire", "a", "-n"], "TENURE_WAIT", "forever").status.code(), Some(75));
+    assert_eq!(run(&["acquire", "a"], "TENURE_CONFLICT_EXIT_CODE", "3").status.code(), Some(3));
+}
+
+#[test]
+fn a_second_server_on_the_same_directory_or_port_says_so() {
+    let bench = Bench::start();
+    let run = |bind: &str, data: &Path| {
+        let output = tenure().args(["serve", "--bind", bind, "--data-dir"]).arg(data).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{}", told(&output));
+    };
+    run("127.0.0.1:0", bench.data.path());
+    run(&bench.addr, tempfile::tempdir().unwrap().path());
+    bench.ok(&["ping"]);
+}
+
+#[test]
+fn a_stopped_directory_is_shown_checked_and_restored() {
+    let mut bench = Bench::start();
+    bench.ok(&["acquire", "a", "--ttl", "1h"]);
+    let version: u64 = bench.ok(&["set", "k", "1"]).parse().unwrap();
+    bench.ok(&["append", "f", "line"]);
+    let data = bench.data.path().to_str().unwrap().to_owned();
+    bench.fails(1, &["state", "show", &data]);
+    bench.server.kill().unwrap();
+    bench.server.wait().unwrap();
+    assert!(bench.ok(&["state", "show", &data]).contains("\"k\""));
+    assert!(bench.json(&["state", "show", &data])["keys"].is_array());
+    bench.ok(&["state", "check", &data]);
+    let fresh = tempfile::tempdir().unwrap();
+    let to = fresh.path().join("restored");
+    bench.ok(&["state", "restore", &data, to.to_str().unwrap()]);
+    (bench.server, bench.addr) = serve(&to, "127.0.0.1:0");
+    assert_eq!(bench.ok(&["cat", "f"]), "line");
+    assert_eq!(bench.ok(&["explain", "a"]), "a is free", "sessions were ended");
+    assert!(bench.ok(&["set", "k", "2"]).parse::<u64>().unwrap() > version + (1 << 32));
+    bench.fails(1, &["state", "check", fresh.path().to_str().unwrap()]);
+}

@@ -1,0 +1,141 @@
+//! What clients receive, in short lines that stay the same from run to run.
+
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// The names behind secrets and numbers.
+#[derive(Default)]
+pub(crate) struct Names {
+    /// Session ids, cookies and addresses, and what to show for them.
+    pub(crate) secrets: BTreeMap<String, String>,
+    /// Public numbers of sessions, and the clients behind them.
+    pub(crate) clients: BTreeMap<u64, String>,
+}
+
+/// A message as lines: one for a reply or notification, one an element for an array.
+pub(crate) fn message(value: &Value, names: &Names) -> Vec<String> {
+    match value {
+        Value::Array(elements) => {
+            let mut lines = vec![format!("an array of {}", elements.len())];
+            lines.extend(elements.iter().map(|element| format!("  {}", one(element, names))));
+            lines
+        }
+        value => vec![one(value, names)],
+    }
+}
+
+fn one(value: &Value, names: &Names) -> String {
+    let Value::Object(members) = value else { return value.to_string() };
+    if let (Some(Value::String(method)), Some(Value::Object(params))) =
+        (members.get("method"), members.get("params"))
+    {
+        return notification(method, params, names);
+    }
+    let id = match &members["id"] {
+        Value::String(text) => text.clone(),
+        id => id.to_string(),
+    };
+    match (members.get("result"), members.get("error")) {
+        (Some(Value::Object(result)), None) => format!("{id}: {}", result_line(result, names)),
+        (None, Some(error)) => format!("{id}: {}", error_line(error, names)),
+        _ => format!("no JSON-RPC reply: {value}"),
+    }
+}
+
+fn notification(method: &str, params: &Map<String, Value>, names: &Names) -> String {
+    if method == "pending" {
+        return format!("{}: pending, {}", params["id"], blocked(params, names));
+    }
+    format!("({method}) {}", members(params, names, &[]))
+}
+
+fn result_line(result: &Map<String, Value>, names: &Names) -> String {
+    match (result.get("granted"), result.get("cancelled")) {
+        (Some(Value::Bool(true)), _) => format!("granted, {}", members(result, names, &["granted"])),
+        (Some(Value::Bool(false)), _) => format!("not granted, {}", blocked(result, names)),
+        (None, Some(Value::Bool(true))) => "cancelled".into(),
+        _ if result.is_empty() => "done".into(),
+        _ => members(result, names, &[]),
+    }
+}
+
+fn blocked(members: &Map<String, Value>, names: &Names) -> String {
+    let mut line = members["reason"].as_str().unwrap_or_default().to_owned();
+    if let Some(position) = members.get("position") {
+        line += &format!(", position={position}");
+    }
+    if let Some(Value::Array(holders)) = members.get("holders") {
+        let total = members.get("holders_total").and_then(Value::as_u64).unwrap_or_default();
+        let shown: Vec<_> = holders.iter().map(|holder| plain(holder, names)).collect();
+        if !shown.is_empty() {
+            line += &format!(", held by {}", shown.join(" "));
+        }
+        if total != holders.len() as u64 {
+            line += &format!(" and others, {total} in all");
+        }
+    }
+    line
+}
+
+fn error_line(error: &Value, names: &Names) -> String {
+    let data = error["data"].as_object().expect("an error has data");
+    let told = members(data, names, &["kind", "final"]);
+    let kind = data["kind"].as_str().expect("an error has a kind");
+    let again = if data["final"] == Value::Bool(true) { "" } else { " (not final)" };
+    let told = if told.is_empty() { String::new() } else { format!(" [{told}]") };
+    format!("{kind}{again}: {}{told}", error["message"].as_str().expect("an error has a sentence"))
+}
+
+/// `name=value` for each member, in the order of their names.
+fn members(members: &Map<String, Value>, names: &Names, without: &[&str]) -> String {
+    let shown = members.iter().filter(|(name, _)| !without.contains(&name.as_str()));
+    let shown: Vec<_> = shown
+        .map(|(name, value)| match (name.as_str(), value) {
+            ("client", Value::Number(number)) => {
+                let number = number.as_u64().expect("clients have numbers");
+                match names.clients.get(&number) {
+                    Some(client) => format!("client={client}"),
+                    None => format!("client={number}"),
+                }
+            }
+            ("value", value) => {
+                let text = value.to_string();
+                if text.len() > 100 {
+                    format!("value={}… ({} bytes)", &text[..10], text.len())
+                } else {
+                    format!("value={text}")
+                }
+            }
+            (_, Value::Bool(true)) => name.clone(),
+            (_, value) => format!("{name}={}", plain(value, names)),
+        })
+        .collect();
+    shown.join(" ")
+}
+
+fn plain(value: &Value, names: &Names) -> String {
+    match value {
+        Value::String(text) => match names.secrets.get(text) {
+            Some(name) => name.clone(),
+            None if text.len() > 100 => format!("{:?}… ({} bytes)", &text[..10], text.len()),
+            None if !text.is_empty()
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c)) =>
+            {
+                text.clone()
+            }
+            None => format!("{text:?}"),
+        },
+        Value::Array(items) => {
+            let items: Vec<_> = items.iter().map(|item| plain(item, names)).collect();
+            format!("[{}]", items.join(", "))
+        }
+        // A lock of a grant, in the only mode that there is.
+        Value::Object(object)
+            if object.len() == 2 && object.get("mode").is_some_and(|mode| mode == "exclusive") =>
+        {
+            plain(&object["key"], names)
+        }
+        Value::Object(object) => format!("{{{}}}", members(object, names, &["mode"])),
+        value => value.to_string(),
+    }
+}
