@@ -758,12 +758,12 @@ impl Node {
                 flights.map_or((0, 0), |flights| (flights.requests.len() as u64, flights.waits))
             });
             let limits = self.state.limits();
-            if !known.has_window(ack, *requests, limits) {
+            if let Some((limit, max)) = known.full_window(ack, *requests, limits) {
+                let what = if limit == "replies" { "kept replies" } else { "bytes of kept replies" };
                 let text = format!(
-                    "the session has its {} kept replies; say with `ack` which have arrived, and repeat the request",
-                    limits.replies
+                    "the session has its {max} {what}; say with `ack` which have arrived, and repeat the request"
                 );
-                return Some(limit_again("replies", limits.replies, text));
+                return Some(limit_again(limit, max, text));
             }
             *requests += 1;
             if call.is_some_and(|call| self.takes_wait(session, call)) {

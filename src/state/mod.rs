@@ -241,6 +241,9 @@ impl State {
         let mut cleaned = 0;
         for _ in 0..SWEEP_MAX {
             match self.due.first() {
+                // Who is still leaving is forgotten by the next tick, which comes at once. What is due stays as it is until
+                // then: a deadline moved here could not be built anew from parts.
+                Some((_, Due::Gone(client))) if self.leaving.contains(client) => break,
                 Some(&(time, due)) if time <= self.head.at => {
                     self.due.pop_first();
                     match due {

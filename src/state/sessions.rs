@@ -137,19 +137,22 @@ impl Session {
         self.waits.iter().filter(|(_, wait)| wait.outcome.is_some() && !wait.got).map(|(id, _)| *id)
     }
 
-    /// Whether the window has room for one more reply beside `in_flight` unanswered requests, once `ack` is taken in.
-    pub fn has_window(&self, ack: u64, in_flight: u64, limits: &Limits) -> bool {
+    /// The cap that leaves the window no room for one more reply beside `in_flight` unanswered requests, once `ack` is taken
+    /// in: its name and its number.
+    pub fn full_window(&self, ack: u64, in_flight: u64, limits: &Limits) -> Option<(&'static str, u64)> {
         if !self.acks && ack == 0 {
-            return true;
+            return None;
         }
-        let fits = |count: u64, bytes: u64| count + in_flight < limits.replies && bytes < limits.reply_bytes;
-        if fits(self.replies.len() as u64, self.reply_bytes) {
-            return true;
-        }
+        let full = |count: u64, bytes: u64| match (count + in_flight, bytes) {
+            (count, _) if count >= limits.replies => Some(("replies", limits.replies)),
+            (_, bytes) if bytes >= limits.reply_bytes => Some(("reply_bytes", limits.reply_bytes)),
+            _ => None,
+        };
+        full(self.replies.len() as u64, self.reply_bytes)?;
         let left = self.replies.range(ack..);
         let (count, bytes) =
             left.fold((0, 0), |(count, bytes), (_, kept)| (count + 1, bytes + kept.outcome.weight()));
-        fits(count, bytes)
+        full(count, bytes)
     }
 
     /// Takes in `ack` and `got`: lets go of what the client says it has.
@@ -413,10 +416,6 @@ impl State {
 
     /// Lets go of an ended session for good.
     pub(super) fn forget_session(&mut self, client: u64) {
-        if self.leaving.contains(&client) {
-            self.due.insert((self.head.at.after_ms(1), Due::Gone(client)));
-            return;
-        }
         let id = self.clients.remove(&client).expect("a session is forgotten once");
         let session = self.sessions.remove(&id).expect("a numbered session is known");
         assert!(
