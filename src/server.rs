@@ -341,6 +341,8 @@ impl Server {
                     log::warn!("room on the disk for the journal: {room:?}");
                 }
                 LogEvent::FoldDue => {
+                    // The image takes this for everything up to that command.
+                    self.hand_over_files();
                     self.image.sync(self.node.state().op());
                     self.log.fold(self.safe.clone());
                 }
@@ -366,26 +368,30 @@ impl Server {
     /// Hands batches to the log and work to the files, as long as one leads to the other.
     fn hand_over(&mut self) -> Result<(), String> {
         loop {
-            while let Some(work) = self.node.poll_file_work() {
-                match work {
-                    FileWork::Apply(effect) => {
-                        self.last_file_op = effect.op;
-                        self.image.apply(effect);
-                    }
-                    FileWork::Read { tag, file, generation, offset, count, length } => {
-                        self.image.read(tag, file, generation, offset, count, length);
-                    }
-                    FileWork::Look { tag, file, generation, length, checksum } => {
-                        self.image.look(tag, Look { file, generation, length, checksum });
-                    }
-                }
-            }
+            self.hand_over_files();
             match self.node.poll_batch() {
                 Some(batch) => {
                     self.log.submit(batch);
                     self.take_log_events()?;
                 }
                 None => return Ok(()),
+            }
+        }
+    }
+
+    fn hand_over_files(&mut self) {
+        while let Some(work) = self.node.poll_file_work() {
+            match work {
+                FileWork::Apply(effect) => {
+                    self.last_file_op = effect.op;
+                    self.image.apply(effect);
+                }
+                FileWork::Read { tag, file, generation, offset, count, length } => {
+                    self.image.read(tag, file, generation, offset, count, length);
+                }
+                FileWork::Look { tag, file, generation, length, checksum } => {
+                    self.image.look(tag, Look { file, generation, length, checksum });
+                }
             }
         }
     }
