@@ -333,6 +333,8 @@ fn killed_at_any_step_of_writing_down_how_far_the_files_are_nothing_is_written_t
     for point in ["before_sync", "before_record", "after_record"] {
         lifecycle(&format!("image.{point}"));
     }
+    // While appends go on and the journal asks how far the files are.
+    journal_grows("image.after_record");
 }
 
 #[test]
