@@ -717,7 +717,8 @@ fn tokens_and_versions_never_repeat_though_kill_9_lost_what_was_told() {
     }
     // Under `none` a reply does not wait for the journal: once it is armed, nothing reaches the disk any more.
     let setup = Setup { durability: "none", disarmed: true, ..Setup::default() };
-    let mut server = Server::with(Setup { failpoint: Some("journal.before_write=sleep:600000".into()), ..setup });
+    let mut server =
+        Server::with(Setup { failpoint: Some("journal.before_write=sleep:600000".into()), ..setup });
     let mut raw = server.client(600_000);
     let (token, version) = (raw.acquire("f"), raw.set("k", json!(0)));
     let written = || fs::read(server.segments().pop().unwrap()).unwrap();
