@@ -686,6 +686,29 @@ fn a_second_signal_while_it_stops_does_not_spoil_the_stop() {
 }
 
 #[test]
+fn a_hangup_ends_it_like_a_crash_and_loses_nothing() {
+    let mut server = Server::start();
+    let mut raw = server.client(60_000);
+    let token = raw.acquire("f");
+    raw.append("f", token, "x");
+    server.signal(Signal::HUP);
+    assert_eq!(server.ended().status.signal(), Some(1));
+    server.start_again();
+    assert_eq!((raw.held(), raw.read("f")), (1, "x".into()));
+}
+
+#[test]
+fn too_few_open_files_are_a_sentence_and_never_half_a_server() {
+    for most in [4, 8, 16, 64, 300] {
+        let mut server = Server::prepare(Setup { open_files: Some(most), ..Setup::default() });
+        let exit = server.launch().expect_err("it starts without the files that it needs");
+        assert_eq!(exit.status.signal(), None, "{most} files: {exit:?}");
+        assert!(!exit.status.success() && !exit.stderr.contains("panicked"), "{most} files: {}", exit.stderr);
+        assert!(exit.stderr.contains("files"), "{most} files: {}", exit.stderr);
+    }
+}
+
+#[test]
 fn a_second_server_on_the_same_directory_is_refused_with_a_sentence_and_the_first_goes_on() {
     let server = Server::start();
     let mut raw = server.client(60_000);
@@ -836,6 +859,78 @@ fn whole_or_refused(what: &str, damage: impl FnOnce(&Server)) {
             assert!(names, "{what}: it names no file: {}", exit.stderr);
         }
     }
+}
+
+/// A killed server whose journal has several segments, none of which a snapshot covers.
+fn killed_with_segments() -> Server {
+    let failpoint = Some("snapshot.before_write=error".into());
+    let mut server = Server::with(Setup { failpoint, log: "info", ..Setup::default() });
+    let mut raw = server.client(600_000);
+    let token = raw.acquire("f");
+    while server.segments().len() < 6 {
+        raw.append("f", token, &"x".repeat(40_000));
+    }
+    server.kill();
+    server.setup.failpoint = None;
+    server
+}
+
+#[test]
+fn missing_mixed_and_foreign_segments_are_refused_by_name() {
+    if !has_failpoints() {
+        return;
+    }
+    let (server, stranger) = (killed_with_segments(), killed_with_segments());
+    let all: Vec<_> = server
+        .segments()
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+        .collect();
+    let name = |number: usize| all[number].file_name().unwrap().to_str().unwrap().to_owned();
+    let there = |server: &Server, number: usize| server.directory().join("journal").join(name(number));
+    let refused = |what: &str, damage: &dyn Fn(&Server), named: &[String]| {
+        let mut copy = server.copy();
+        damage(&copy);
+        let exit = copy.launch().expect_err(what);
+        assert_eq!(exit.status.signal(), None, "{what}: {exit:?}");
+        assert!(!exit.stderr.contains("panicked"), "{what}: {}", exit.stderr);
+        for name in named {
+            assert!(exit.stderr.contains(name), "{what}: it does not name {name}: {}", exit.stderr);
+        }
+        println!("{what}: {}", exit.stderr.lines().last().unwrap_or_default());
+    };
+    refused("the first is missing", &|copy| fs::remove_file(there(copy, 0)).unwrap(), &[name(1)]);
+    refused("one between is missing", &|copy| fs::remove_file(there(copy, 2)).unwrap(), &[name(1), name(3)]);
+    let swap = |copy: &Server| {
+        fs::rename(there(copy, 1), copy.file("kept")).unwrap();
+        fs::rename(there(copy, 2), there(copy, 1)).unwrap();
+        fs::rename(copy.file("kept"), there(copy, 2)).unwrap();
+    };
+    refused("two are swapped", &swap, &[name(1)]);
+    let foreign = |copy: &Server| fs::rename(there(&stranger, 2), there(copy, 2)).unwrap();
+    refused("one is another server's", &foreign, &[name(2)]);
+    let cut = |copy: &Server| {
+        fs::OpenOptions::new().write(true).open(there(copy, 1)).unwrap().set_len(60_000).unwrap()
+    };
+    refused("one between is cut", &cut, &[name(1)]);
+    let empty = |copy: &Server| fs::write(there(copy, 1), "").unwrap();
+    refused("one between is empty", &empty, &[name(1)]);
+    // A backup of the snapshot of another time, or of another server.
+    let mut other = Server::start();
+    other.terminate();
+    let snapshot = |copy: &Server| fs::rename(other.snapshot(), copy.snapshot()).unwrap();
+    refused("the snapshot is another server's", &snapshot, &[]);
+    // The journal of an earlier time under the snapshot of a later one, which is not that of a clean stop.
+    let mut later = server.copy();
+    later.must_launch();
+    poll_until("a snapshot", || later.stderr().contains("is written").then_some(()));
+    later.kill();
+    for path in later.segments() {
+        fs::remove_file(path).unwrap();
+    }
+    fs::copy(&all[0], there(&later, 0)).unwrap();
+    let exit = later.launch().expect_err("an old journal under a newer snapshot");
+    assert!(exit.stderr.contains("newer than the journal"), "{}", exit.stderr);
 }
 
 fn rewrite(path: &Path, change: impl FnOnce(String) -> String) {

@@ -26,11 +26,20 @@ pub(crate) struct Setup {
     pub(crate) disarmed: bool,
     /// `TENURE_LOG`.
     pub(crate) log: &'static str,
+    /// How many files the process may have open, if not as many as the tests.
+    pub(crate) open_files: Option<u32>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { durability: "sync", args: Vec::new(), failpoint: None, disarmed: false, log: "debug" }
+        Setup {
+            durability: "sync",
+            args: Vec::new(),
+            failpoint: None,
+            disarmed: false,
+            log: "debug",
+            open_files: None,
+        }
     }
 }
 
@@ -112,7 +121,15 @@ impl Server {
     /// How it ended, if it did before it served.
     pub(crate) fn launch(&mut self) -> Result<(), Exit> {
         assert!(self.child.is_none(), "it runs already");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tenure"));
+        const PROGRAM: &str = env!("CARGO_BIN_EXE_tenure");
+        let mut command = match self.setup.open_files {
+            None => Command::new(PROGRAM),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh", PROGRAM]);
+                shell
+            }
+        };
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TENURE_")) {
             command.env_remove(name);
         }
