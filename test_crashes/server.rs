@@ -293,8 +293,10 @@ fn journal_grows(failpoint: &str) {
         if fell {
             server.start_again();
         }
-        let mut raw = server.client(600_000);
-        let token = raw.acquire("f");
+        let mut raw = Raw::new(server.address());
+        raw.open_session_with(600_000, || fell |= rise(&mut server));
+        let sent = raw.prepare("acquire_lock", json!({"key": "f"}));
+        let token = raw.finish_with(&sent, || fell |= rise(&mut server)).token().expect("the lock is free");
         let oldest = server.segments().first().cloned();
         // A seventh of a segment each. The old segments go when two snapshots were made: until then there is always more.
         let mut lines = String::new();
