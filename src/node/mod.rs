@@ -281,9 +281,37 @@ impl Node {
         self.draining = true;
     }
 
-    /// Says how much room the log's disk has.
-    pub fn set_room(&mut self, room: Room) {
+    /// Says how much room the log's disk has. What was gathered and has no room any more is refused for now, batches
+    /// whole: it has no place in the log yet.
+    pub fn set_room(&mut self, now: Time, room: Room) {
+        let short = room != self.room && room != Room::Ok;
         self.room = room;
+        if !short {
+            return;
+        }
+        let Some(refusal) = self.refuse_all(false) else { return };
+        let without_room = |gathered: &Gathered| match gathered.entry.command {
+            Command::Request(_) | Command::OpenSession { .. } => gathered.tag.place.map(|place| place.key),
+            Command::NewTerm { .. }
+            | Command::EndSession { .. }
+            | Command::Tick
+            | Command::FileFault { .. } => None,
+        };
+        let keys: BTreeSet<u64> =
+            self.gathered.iter().filter(|it| !it.entry.command.frees()).filter_map(without_room).collect();
+        let (refused, kept): (VecDeque<Gathered>, VecDeque<Gathered>) = std::mem::take(&mut self.gathered)
+            .into_iter()
+            .partition(|gathered| without_room(gathered).is_some_and(|key| keys.contains(&key)));
+        self.gathered = kept;
+        for Gathered { entry, tag } in refused {
+            let place = tag.place.expect("only what has a place is refused");
+            self.gathered_bytes -= entry.command.weight();
+            if let Asked::Request { session, id, .. } = tag.asked {
+                self.land(session, id);
+            }
+            self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+            self.go_on(now, place);
+        }
     }
 
     /// Says how many bytes of appends wait for their files.
@@ -444,7 +472,11 @@ impl Node {
 
     /// The next batch for the log, if something was gathered and the log can take it.
     pub fn poll_batch(&mut self) -> Option<Arc<Batch>> {
-        if self.gathered.is_empty() || self.submitted.len() >= BATCHES_IN_FLIGHT {
+        // A start needs no free room; all else waits for it.
+        if self.gathered.is_empty()
+            || self.submitted.len() >= BATCHES_IN_FLIGHT
+            || (self.room == Room::Full && self.serving)
+        {
             return None;
         }
         let first_op = next_op(self.last_op, &self.gathered[0].entry.command);
@@ -904,11 +936,16 @@ impl Node {
             }
         }
         if let Some(place) = place {
-            for (place, session, method) in self.assemblies.take_ready_reads(place.key) {
-                self.handle_read_now(now, place, session, method);
-            }
-            self.finish(place.key);
+            self.go_on(now, place);
         }
+    }
+
+    /// Goes on with a message, one of whose elements was answered.
+    fn go_on(&mut self, now: Time, place: Place) {
+        for (place, session, method) in self.assemblies.take_ready_reads(place.key) {
+            self.handle_read_now(now, place, session, method);
+        }
+        self.finish(place.key);
     }
 
     /// Takes a request out of flight.
@@ -1004,7 +1041,7 @@ impl Node {
         if sealed {
             datagram::seal(&mut bytes);
         }
-        self.count("replies");
+        self.count("sent");
         self.transmits.push_back(Transmit { to, bytes });
     }
 
