@@ -361,11 +361,7 @@ impl State {
         let gone: Vec<Token> =
             lock.holders.iter().copied().filter(|token| self.live_grant(*token, now).is_none()).collect();
         for token in gone {
-            if self.sessions[&self.grants[&token].session].is_live() {
-                self.expire_grant(token, effects);
-            } else {
-                self.end_grant(token, effects);
-            }
+            self.end_or_expire(token, effects);
         }
         self.serve(key, effects);
     }
