@@ -1,6 +1,6 @@
 //! How many round trips a second the real server makes, how long one takes, what a start and 100,000 held locks cost.
 //!
-//! `cargo bench --bench round_trips` runs everything (about four minutes) and prints the Markdown of
+//! `cargo bench --bench round_trips` runs everything (some three minutes) and prints the Markdown of
 //! `docs/performance.md`; `cargo bench --bench round_trips -- --seconds 1 --repeats 1 --only sync-64` runs what has
 //! `sync-64` in its name. Without cargo's `--bench`, or with `--test`, it only shows that it works, in a second.
 //!
@@ -139,8 +139,10 @@ fn run(plan: &Plan) -> Result<(), String> {
     if !syncs.is_empty() {
         syncs.sort_by(f64::total_cmp);
         println!(
-            "\nOne write of 512 bytes and `fdatasync`, in place: median {:.0} µs.",
-            syncs[syncs.len() / 2]
+            "\nOne write of 512 bytes and `fdatasync`, in place: {:.0} µs ({:.0}–{:.0}).",
+            syncs[syncs.len() / 2],
+            syncs[0],
+            syncs[syncs.len() - 1]
         );
     }
     if !held.is_empty() {

@@ -359,7 +359,7 @@ impl Server {
                 LogEvent::Failed { sentence } => return Err(sentence),
             }
         }
-        self.node.set_room(self.log.room());
+        self.node.set_room(self.now, self.log.room());
         Ok(())
     }
 
@@ -377,6 +377,7 @@ impl Server {
             match self.node.poll_batch() {
                 Some(batch) => {
                     self.log.submit(batch);
+                    // Tells the room that is left, too, before the next batch.
                     self.take_log_events()?;
                 }
                 None => return Ok(()),

@@ -456,7 +456,8 @@ impl Mirror {
         expected.filter(|_| healthy)
     }
 
-    fn try_rename(&mut self, from: &Name, to: &Name) -> Result<(), String> {
+    /// Renames on disk, durably.
+    pub(super) fn try_rename(&mut self, from: &Name, to: &Name) -> Result<(), String> {
         point("image.before_rename").map_err(refused)?;
         self.tree.rename(from, to).map_err(|obstacle| clause(&obstacle))?;
         point("image.after_rename").map_err(refused)?;

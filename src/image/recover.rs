@@ -33,7 +33,7 @@ use crate::identity::Op;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
 use crate::state::FilePart;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -45,7 +45,12 @@ pub(super) fn recover(
     trust_surplus: bool,
 ) -> io::Result<(Mirror, Recovery)> {
     let mut mirror = Mirror::open(data_dir)?;
-    let mut redone = Redone { record: mirror.recorded.clone(), trust_surplus, recovery: Recovery::default() };
+    let mut redone = Redone {
+        record: mirror.recorded.clone(),
+        trust_surplus,
+        taken: BTreeSet::new(),
+        recovery: Recovery::default(),
+    };
     let fates = fates(parts, &redo);
     for (effect, fate) in redo.into_iter().zip(fates) {
         redone.redo(&mut mirror, effect, fate)?;
@@ -62,8 +67,9 @@ pub(super) fn recover(
 /// What becomes of a file after one of its effects.
 #[derive(Clone, Copy, Debug)]
 enum Fate<'a> {
-    /// It is in the state, and a later effect does not say anew what its content is.
-    Stays(&'a FilePart),
+    /// It is in the state, and no later effect says anew what its content is. The number is its length in bytes after
+    /// the effect: where the next write of the redo begins, or what the state has.
+    Stays(&'a FilePart, u64),
     /// It is in the state, and a later repair says what its content is.
     Repaired(&'a FilePart),
     /// It is gone from the state.
@@ -73,7 +79,7 @@ enum Fate<'a> {
 /// The fate of each effect, found from the end: the state says what the last effect left.
 fn fates<'a>(parts: &'a [FilePart], redo: &[FileEffect]) -> Vec<Fate<'a>> {
     let mut last: BTreeMap<Name, Fate<'a>> =
-        parts.iter().map(|part| (part.file.clone(), Fate::Stays(part))).collect();
+        parts.iter().map(|part| (part.file.clone(), Fate::Stays(part, part.length))).collect();
     let mut fates = Vec::with_capacity(redo.len());
     for effect in redo.iter().rev() {
         let fate = match &effect.act {
@@ -92,11 +98,17 @@ fn fates<'a>(parts: &'a [FilePart], redo: &[FileEffect]) -> Vec<Fate<'a>> {
         };
         // A part of another generation is another file of the same name.
         let fate = match fate {
-            Fate::Stays(part) | Fate::Repaired(part) if part.generation != effect.generation => Fate::Gone,
+            Fate::Stays(part, _) | Fate::Repaired(part) if part.generation != effect.generation => Fate::Gone,
             fate => fate,
         };
-        if let (FileAct::Repair { .. }, Fate::Stays(part)) = (&effect.act, fate) {
-            last.insert(effect.file.clone(), Fate::Repaired(part));
+        match (&effect.act, fate) {
+            (FileAct::Repair { .. }, Fate::Stays(part, _)) => {
+                last.insert(effect.file.clone(), Fate::Repaired(part));
+            }
+            (FileAct::Write { offset, .. }, Fate::Stays(part, _)) => {
+                last.insert(effect.file.clone(), Fate::Stays(part, *offset));
+            }
+            _ => {}
         }
         fates.push(fate);
     }
@@ -109,6 +121,8 @@ struct Redone {
     /// As it was found.
     record: Record,
     trust_surplus: bool,
+    /// Names that a rotate could not free: what stands there is the content of another file.
+    taken: BTreeSet<Name>,
     recovery: Recovery,
 }
 
@@ -118,7 +132,7 @@ impl Redone {
         match &effect.act {
             FileAct::Write { offset, .. } => {
                 let kept = self.is_kept(effect.generation, effect.op);
-                let Fate::Stays(part) = fate else { return Ok(()) };
+                let Fate::Stays(part, _) = fate else { return Ok(()) };
                 if done && !kept {
                     return Ok(());
                 }
@@ -128,7 +142,7 @@ impl Redone {
                 self.recovery.redone += 1;
             }
             FileAct::Repair { length, .. } => {
-                let Fate::Stays(part) = fate else { return Ok(()) };
+                let Fate::Stays(part, _) = fate else { return Ok(()) };
                 if done {
                     return Ok(());
                 }
@@ -152,6 +166,10 @@ impl Redone {
                 mirror.barrier(effect.op, |mirror| {
                     rotate(mirror, &effect.file, effect.generation, to, perhaps_done, fate);
                 })?;
+                let failed = mirror.files.get(to).is_some_and(|file| file.fault.is_some());
+                if failed && !matches!(mirror.tree.find(&effect.file), Err(Obstacle::Missing)) {
+                    self.taken.insert(effect.file.clone());
+                }
                 self.recovery.redone += 1;
             }
             FileAct::Delete => {}
@@ -175,10 +193,15 @@ impl Redone {
             carry(mirror, name, reason);
         } else if kept {
             carry(mirror, name, LOST_FAULT);
+        } else if self.taken.contains(name) {
+            mirror.fault(
+                name,
+                "what has its name on disk is the content of a file that was rotated".to_owned(),
+            );
         } else {
             match mirror.tree.find(name) {
-                // Created by the write itself.
-                Err(Obstacle::Missing) if offset == 0 => {}
+                // Created by the write itself, which also judges what stands in its place: perhaps an empty directory.
+                Err(Obstacle::Missing | Obstacle::Foreign(_)) if offset == 0 => {}
                 Ok(found) if found.length >= offset => {
                     if let Some(file) = mirror.files.get_mut(name) {
                         file.identity = Some(found.identity);
@@ -288,7 +311,7 @@ fn rotate(mirror: &mut Mirror, from: &Name, generation: u64, to: &Name, perhaps_
     if missing && perhaps_done && mirror.tree.find(to).is_ok() {
         mirror.move_entry(from, to);
         if let Err(reason) = mirror.settle_rename(from, to) {
-            mirror.fault(to, reason);
+            fault_anew(mirror, to, generation, fate, reason);
         }
         return;
     }
@@ -303,17 +326,30 @@ fn rotate(mirror: &mut Mirror, from: &Name, generation: u64, to: &Name, perhaps_
             }
             mirror.events.retain(|event| !matches!(event, Event::Fault { file, .. } if file == to));
         }
-        Fate::Stays(part) | Fate::Repaired(part) => {
-            let known = mirror.files.get(from).is_some_and(|file| file.generation == generation);
-            if !known {
-                mirror.files.insert(from.clone(), File::safe(generation, part.length));
-                if let Some(reason) = &part.fault {
-                    carry(mirror, from, reason);
-                }
-            }
+        Fate::Stays(..) | Fate::Repaired(_)
+            if mirror.files.get(from).is_some_and(|file| file.generation == generation) =>
+        {
             mirror.rotate(from, generation, to);
         }
+        // Nothing of it was redone yet, so the next write or the end finds it under its new name and says how long it is.
+        Fate::Stays(..) | Fate::Repaired(_) => {
+            if let Err(reason) = mirror.try_rename(from, to) {
+                let reason = format!("its content is still called {from:?}: {reason}");
+                fault_anew(mirror, to, generation, fate, reason);
+            }
+        }
     }
+}
+
+/// A fault of a file of which perhaps nothing was redone yet.
+fn fault_anew(mirror: &mut Mirror, name: &Name, generation: u64, fate: Fate<'_>, reason: String) {
+    let length = match fate {
+        Fate::Stays(_, length) => length,
+        // What was written is nobody's concern any more.
+        Fate::Repaired(_) | Fate::Gone => 0,
+    };
+    mirror.files.entry(name.clone()).or_insert_with(|| File::safe(generation, length));
+    mirror.fault(name, reason);
 }
 
 fn wrong_content(found: u64, expected: u64) -> String {

@@ -781,6 +781,13 @@ fn a_crash_at_any_point_is_healed_by_the_log() {
                     }
                     if second == 0 {
                         heal(half.path(), model, &format!("{point}, {how}"));
+                        if !["whole", "absent"].contains(&how) {
+                            continue;
+                        }
+                        // The log may have been ahead of the files by any number of commands.
+                        let ahead = tempfile::tempdir().unwrap();
+                        copy(torn.path(), ahead.path());
+                        heal(ahead.path(), &room.model, &format!("{point}, {how}, with the whole log"));
                     }
                 }
             }
@@ -1027,4 +1034,68 @@ fn a_fault_that_a_rotate_overtook_in_the_log_is_told_again_under_the_new_name() 
     room.restart(false);
     assert_eq!(room.faults(), [], "there is room again, so the restart wrote what was kept");
     room.check();
+}
+
+#[test]
+fn a_rotate_that_the_crash_forestalled_leaves_the_file_as_long_as_it_was_then() {
+    for first in ["before\n", ""] {
+        // Killed before the rename, killed after it, and a rename that the restart cannot do either.
+        for (renamed, blocked) in [(false, false), (true, false), (false, true)] {
+            let mut room = Room::new();
+            room.append("log", first);
+            let rotate = room.model.rotate("log", "log.1");
+            // What a rotate waits for: everything before it is safe, and the record says so.
+            room.mirror.reached(rotate.op - 1);
+            room.mirror.sync().unwrap();
+            room.model.append("log", "after\n");
+            room.model.append("log.1", "more\n");
+            if renamed {
+                fs::rename(room.path("log"), room.path("log.1")).unwrap();
+            }
+            if blocked {
+                fs::write(room.path("log.1"), "theirs").unwrap();
+            }
+            room.restart(false);
+            if blocked {
+                let faults = room.faults();
+                assert!(faults[0].1.starts_with("its content is still called \"log\""), "{faults:?}");
+                assert_eq!(faults[1].0, "log", "the new file has no place either");
+                assert_eq!(disk(room.dir.path())["log.1"], b"theirs");
+                assert_eq!(
+                    disk(room.dir.path())["log"],
+                    first.as_bytes(),
+                    "committed bytes were overwritten"
+                );
+                // The operator does what the rename could not, and a repair writes what was kept behind it.
+                fs::remove_file(room.path("log.1")).unwrap();
+                fs::write(room.path("log.1"), first).unwrap();
+                fs::remove_file(room.path("log")).unwrap();
+                assert!(room.repair("log.1").restored);
+                assert_eq!(fs::read_to_string(room.path("log.1")).unwrap(), format!("{first}more\n"));
+                continue;
+            }
+            assert_eq!(room.faults(), [], "{first:?}, renamed: {renamed}");
+            room.check();
+            while room.mirror.has_checks() {
+                room.mirror.check_some();
+            }
+            assert_eq!(room.faults(), []);
+        }
+    }
+}
+
+#[test]
+fn what_the_log_says_of_an_earlier_file_never_reaches_a_later_one_of_its_name() {
+    for offset in [0, 3] {
+        let mut room = Room::new();
+        room.append("f", "new");
+        room.sync();
+        // Of a generation that the state has forgotten: whoever hands over more than is needed does no harm.
+        let act = FileAct::Write { offset, data: b"old bytes".as_slice().into() };
+        room.model.effects = vec![FileEffect { op: 99, file: name("f"), generation: 1, act }];
+        let recovery = room.restart(false);
+        assert_eq!(recovery.redone, 0);
+        assert_eq!(room.faults(), []);
+        room.check();
+    }
 }

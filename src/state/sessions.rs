@@ -9,6 +9,7 @@ use crate::outcome::{Effect, Loss, Outcome};
 use crate::state::parts::{ReplyPart, SessionPart, WaitReplyPart};
 use crate::time::Time;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::{Add, Sub};
 use std::sync::Arc;
 
 /// One client as the server knows it.
@@ -41,6 +42,27 @@ pub struct Session {
     /// Its grants.
     pub(super) grants: BTreeSet<Token>,
     losses: VecDeque<Loss>,
+}
+
+/// How many replies are kept, and how many bytes they take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeptReplies {
+    pub(super) count: u64,
+    pub(super) bytes: u64,
+}
+
+impl Add for KeptReplies {
+    type Output = KeptReplies;
+    fn add(self, more: KeptReplies) -> KeptReplies {
+        KeptReplies { count: self.count + more.count, bytes: self.bytes + more.bytes }
+    }
+}
+
+impl Sub for KeptReplies {
+    type Output = KeptReplies;
+    fn sub(self, less: KeptReplies) -> KeptReplies {
+        KeptReplies { count: self.count - less.count, bytes: self.bytes - less.bytes }
+    }
 }
 
 /// A kept reply.
@@ -155,6 +177,11 @@ impl Session {
         full(count, bytes)
     }
 
+    /// Its kept replies.
+    pub(super) fn kept(&self) -> KeptReplies {
+        KeptReplies { count: self.replies.len() as u64, bytes: self.reply_bytes }
+    }
+
     /// Takes in `ack` and `got`: lets go of what the client says it has.
     pub(super) fn acknowledge(&mut self, ack: u64, got: &[u64]) {
         for id in got {
@@ -165,9 +192,9 @@ impl Session {
         if ack > 0 {
             self.acks = true;
             self.floor = self.floor.max(ack);
-            let kept = self.replies.split_off(&ack);
-            let gone = std::mem::replace(&mut self.replies, kept);
-            self.reply_bytes -= gone.values().map(|kept| kept.outcome.weight()).sum::<u64>();
+            while let Some(oldest) = self.replies.first_entry().filter(|entry| *entry.key() < ack) {
+                self.reply_bytes -= oldest.remove().outcome.weight();
+            }
         }
         if ack > 0 || !got.is_empty() {
             let floor = self.floor;
@@ -423,6 +450,7 @@ impl State {
             "client {client} left something behind"
         );
         self.nonces.remove(&session.nonce);
+        self.kept = self.kept - session.kept();
     }
 
     pub(super) fn cancel_wait(
@@ -504,6 +532,7 @@ impl State {
                 return Err(fault(&format!("request {} has two records", wait.id)));
             }
         }
+        self.kept = self.kept + session.kept();
         if let Some((at, _)) = session.ended {
             self.due.insert((at.after_ms(AFTERLIFE_MS), Due::Gone(client)));
         }
