@@ -593,6 +593,14 @@ fn a_server_that_is_down_for_longer_than_the_lease_gives_every_session_its_whole
     let mut second = server.client(60_000);
     let token = first.acquire("f");
     let wait = second.stand_in_line("f");
+    // Of this one nothing is heard after the start: what it has is what the start gives it.
+    let mut silent = server.client(1_500);
+    silent.acquire("g");
+    let behind = second.prepare("acquire_lock", json!({"key": "g", "wait_ms": null, "owner": "another"}));
+    poll_until("a place in the second line", || {
+        second.send(&behind);
+        (second.queue("g") == [second.client]).then_some(())
+    });
     server.kill();
     // The outage outlasts the lease.
     let_pass(2_500);
@@ -600,7 +608,10 @@ fn a_server_that_is_down_for_longer_than_the_lease_gives_every_session_its_whole
     server.start_again();
     first.append("f", token, "first\n");
     assert_eq!(second.holder("f"), Some(first.client));
-    // From here it is silent: its lease, renewed once by the start, runs out.
+    second.granted(&behind);
+    let lived = before.elapsed();
+    assert!(lived >= Duration::from_millis(1_500), "the silent one had {lived:?} after the start");
+    // From here the first is silent too.
     let next = second.granted(&wait);
     assert!(before.elapsed() >= Duration::from_millis(1_500));
     first.refused("append_file", json!({"file": "f", "token": token, "data": "late\n"}), "no_session");
