@@ -105,9 +105,8 @@ fn shared_counter(addr: SocketAddr, place: &str) -> Result<()> {
 /// Leases end by themselves. `cleanup_expired_locks` finds nothing left to do; the server has counted what it ended.
 fn leases_end(addr: SocketAddr, place: &str) -> Result<()> {
     let client = named(addr, "forgetful")?;
-    let expired = || -> Result<u64> {
-        Ok(client.status()?.counts.get("grants_expired").copied().unwrap_or_default())
-    };
+    let expired =
+        || -> Result<u64> { Ok(client.status()?.counts.get("grants_expired").copied().unwrap_or_default()) };
     let before = expired()?;
     let locks = [format!("{place}/temporary_1"), format!("{place}/temporary_2")];
     for lock in &locks {

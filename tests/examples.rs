@@ -28,7 +28,9 @@ fn five_clients_that_start_half_a_second_apart_write_each_line_once() {
         }
     }
     // Each step of each client can be followed, with its name and file.
-    for step in ["opens a session", "is granted file_2 with token", "has appended to file_2", "releases file_2"] {
+    for step in
+        ["opens a session", "is granted file_2 with token", "has appended to file_2", "releases file_2"]
+    {
         assert!(told.contains(&format!("client_2  {step}")), "{step}: {told}");
     }
     assert!(told.contains("client_2  closes its session"), "{told}");
@@ -59,7 +61,10 @@ fn jobs_are_claimed_a_leader_elected_a_migration_done_once_and_a_configuration_s
 #[test]
 fn the_tour_shows_keys_locks_leases_and_two_machines() {
     let told = run("tour", &[]);
-    assert!(told.contains("shared_counter: Some(3)") && told.contains("had ended by themselves: 2"), "{told}");
+    assert!(
+        told.contains("shared_counter: Some(3)") && told.contains("had ended by themselves: 2"),
+        "{told}"
+    );
     assert!(told.contains("machine-2 sees: "), "{told}");
 }
 
