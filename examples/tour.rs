@@ -104,15 +104,16 @@ fn shared_counter(addr: SocketAddr, place: &str) -> Result<()> {
 
 /// Leases end by themselves. `cleanup_expired_locks` finds nothing left to do; the server has counted what it ended.
 fn leases_end(addr: SocketAddr, place: &str) -> Result<()> {
-    let client = named(addr, "forgetful")?;
+    let (forgetful, client) = (named(addr, "forgetful")?, named(addr, "watcher")?);
     let expired =
         || -> Result<u64> { Ok(client.status()?.counts.get("grants_expired").copied().unwrap_or_default()) };
     let before = expired()?;
     let locks = [format!("{place}/temporary_1"), format!("{place}/temporary_2")];
     for lock in &locks {
-        // Given away: nobody renews or releases it from here.
-        client.lock(lock).lease(Duration::from_secs(2)).acquire()?.into_token()?;
+        forgetful.lock(lock).lease(Duration::from_secs(2)).acquire()?.into_token()?;
     }
+    // It hangs: nobody renews or releases anything from here.
+    forgetful.detach()?;
     same("is it locked at once", &client.is_locked(&locks[0])?, &true)?;
     thread::sleep(Duration::from_secs(3));
     same("is it locked after 3 s of a lease of 2 s", &client.is_locked(&locks[0])?, &false)?;

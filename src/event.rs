@@ -218,7 +218,7 @@ fn told(outcome: &Outcome) -> String {
         Outcome::Deleted { version: None } => "was not there".into(),
         Outcome::Appended { offset, length } => format!("at offset {offset}, length {length}"),
         Outcome::FileChanged { length, generation } => format!("length {length}, generation {generation}"),
-        Outcome::Cleaned { cleaned } => format!("{cleaned} grants cleaned up"),
+        Outcome::Cleaned { cleaned } => format!("{cleaned} cleaned up"),
         Outcome::Refused(refusal) => format!("refused, {}", refusal.kind.as_str()),
         Outcome::Void => "no effect: a copy, or something that has ended".into(),
     }
