@@ -26,6 +26,7 @@ mod telling;
 
 use crate::command::{Call, Command, Durability, EndReason, Entry, Request};
 use crate::datagram::{self, Dropped};
+use crate::event::{self, Event};
 use crate::identity::{Op, SessionId};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::lease::LeaseTable;
@@ -379,7 +380,12 @@ impl Node {
         assert_eq!(batch.seq, seq, "the log commits in order");
         let mut effects = Vec::new();
         for (op, (entry, tag)) in (batch.first_op..).zip(batch.entries.iter().zip(tags)) {
+            let event = log::log_enabled!(target: event::TARGET, log::Level::Debug)
+                .then(|| Event::of(&self.state, op, &entry.command));
             let outcome = self.state.apply(op, entry.at, &entry.command, &mut effects);
+            for line in event.iter().flat_map(|event| event.lines(&self.state, &outcome, &effects)) {
+                log::debug!(target: event::TARGET, "{line}");
+            }
             self.count("commands");
             if let Command::NewTerm { .. } = entry.command {
                 self.serving = true;
@@ -545,7 +551,6 @@ impl Node {
             && let Some(session) = self.leases.pop_lapsed(now)
         {
             let term = self.state.head().term;
-            log::debug!("session {session:?}: no sign of life for its TTL; it ends");
             self.count("sessions_expired");
             self.gather(
                 now,
