@@ -55,6 +55,21 @@ fn a_sign_of_life_at_the_end_of_a_full_socket_is_heard_before_anything_expires()
 }
 
 #[test]
+fn the_first_heartbeat_of_all_that_waited_in_the_socket_of_a_stopped_server_is_in_time() {
+    let server = Server::start();
+    for _ in 0..3 {
+        // Nothing was heard of it since: the wake-up that the server asks for is the very end of its lease.
+        let mut raw = server.client(400);
+        server.signal(Signal::STOP);
+        let waiting = raw.start("heartbeat", json!({}));
+        let_pass(1_000);
+        server.signal(Signal::CONT);
+        raw.finish(&waiting).ok();
+        raw.ok("close_session", json!({}));
+    }
+}
+
+#[test]
 fn the_time_of_a_stall_is_added_to_the_lease_of_every_grant() {
     let server = Server::start();
     // Somebody whose lease is short, so that the server asks to be woken soon: that is what tells a stall from a sleep.

@@ -179,6 +179,8 @@ pub struct Node {
     serving: bool,
     /// When it was applied.
     serving_since: Time,
+    /// When the datagram that is taken in was read.
+    heard: Time,
     draining: bool,
     room: Room,
     batch_bytes_max: usize,
@@ -230,6 +232,7 @@ impl Node {
             secrets,
             serving: false,
             serving_since: now,
+            heard: now,
             draining: false,
             room: Room::Ok,
             batch_bytes_max,
@@ -320,6 +323,12 @@ impl Node {
     /// Says how many bytes of appends wait for their files.
     pub fn set_file_bytes_pending(&mut self, bytes: u64) {
         self.file_bytes_pending = bytes;
+    }
+
+    /// Says when the datagrams taken in from here on were read, if that is later than the `now` at which they are judged: a
+    /// session's lease runs from there.
+    pub fn set_heard(&mut self, heard: Time) {
+        self.heard = heard;
     }
 
     /// Sets a figure that `status` shows under `counts`.
@@ -529,7 +538,7 @@ impl Node {
     /// Takes a sign of life and what else a request says beside what it asks.
     fn hear(&mut self, now: Time, from: SocketAddr, sealed: bool, request: &wire::Request) {
         let Some(session) = request.session else { return };
-        if !self.leases.renew(session, now) {
+        if !self.leases.renew(session, now, now.max(self.heard)) {
             return;
         }
         if self.peers.insert(session, Peer { address: from, sealed }).is_none() {
