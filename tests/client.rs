@@ -1,5 +1,10 @@
 //! The client library against a live server: over a bad line, over restarts, and from an address that has to be proven.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; the lint's own exception ends at functions marked #[test]"
+)]
+
 #[path = "protocol/server.rs"]
 #[expect(
     dead_code,

@@ -2,6 +2,11 @@
 //!
 //! `cargo test` builds the examples first; so does `cargo test --examples --test examples`.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; the lint's own exception ends at functions marked #[test]"
+)]
+
 use std::path::PathBuf;
 use std::process::Command;
 
