@@ -197,6 +197,7 @@ pub struct Node {
     /// How many session ids were drawn.
     last_draw: u64,
     file_bytes_pending: u64,
+    files_full: bool,
     /// Files that are looked at for a repair that is not applied yet.
     repairing: BTreeSet<Name>,
 
@@ -245,6 +246,7 @@ impl Node {
             last_file_tag: 0,
             last_draw: 0,
             file_bytes_pending: 0,
+            files_full: false,
             repairing: BTreeSet::new(),
             transmits: VecDeque::new(),
             file_work: VecDeque::new(),
@@ -289,6 +291,11 @@ impl Node {
     /// Says how many bytes of appends wait for their files.
     pub fn set_file_bytes_pending(&mut self, bytes: u64) {
         self.file_bytes_pending = bytes;
+    }
+
+    /// Says whether writes to files wait for room on the disk: then new appends are refused.
+    pub fn set_files_full(&mut self, full: bool) {
+        self.files_full = full;
     }
 
     /// Sets a figure that `status` shows under `counts`.
@@ -747,10 +754,14 @@ impl Node {
             if let Some(refusal) = self.refuse_all(call.is_some_and(Call::frees)) {
                 return Some(refusal);
             }
-            if matches!(call, Some(Call::AppendFile { .. }))
-                && self.file_bytes_pending > FILE_BYTES_PENDING_MAX
-            {
-                return Some(busy("the files' disk is behind"));
+            if matches!(call, Some(Call::AppendFile { .. })) {
+                if self.files_full {
+                    let text = "the files' disk is full, and earlier appends wait for it; free some room, it goes on by itself";
+                    return Some(Refusal::new(Kind::NoSpace, text).with(Detail::Again { retry_ms: 1_000 }));
+                }
+                if self.file_bytes_pending > FILE_BYTES_PENDING_MAX {
+                    return Some(busy("the files' disk is behind"));
+                }
             }
             let Some(known) = self.state.session(session) else { continue };
             let flights = self.in_flight.get(&session);

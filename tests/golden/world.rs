@@ -121,6 +121,8 @@ impl World {
                 "full" => Room::Full,
                 other => return Err(format!("no such room: {other}").into()),
             }),
+            ("files", ["full"]) => self.node.set_files_full(true),
+            ("files", ["ok"]) => self.node.set_files_full(false),
             ("pending", [bytes]) => self.node.set_file_bytes_pending(bytes.parse()?),
             ("disk", []) => {
                 let shown = self.disk.show();
