@@ -215,7 +215,7 @@ impl Handle {
     }
 
     /// Asks what a faulted file holds, after trying to make it what the state has: writing again what is kept, if all
-    /// that stands on disk is ours. The fault stays until a [`FileAct::Repair`](crate::outcome::FileAct::Repair) with
+    /// that stands on disk is ours. The fault stays until a [`FileAct::Repair`] with
     /// what was found. Reads the whole file. Answered by [`Event::Looked`].
     pub fn look(&self, tag: u64, look: Look) {
         self.send(Task::Look { tag, look });
