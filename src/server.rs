@@ -500,6 +500,16 @@ fn take_image_event(node: &mut Node, safe: &mut Record, now: Time, event: ImageE
             log::warn!("file {file:?}: {reason}");
             node.handle_file_fault(now, file, generation, reason);
         }
+        ImageEvent::Room { full } => {
+            match full {
+                true => log::warn!(
+                    "the files' disk is full: writes to them wait, and new appends are refused, until there is room"
+                ),
+                false => log::info!("the files' disk has room again: all that waited is written"),
+            }
+            node.set_files_full(full);
+            node.set_gauge("files_full", full.into());
+        }
         ImageEvent::Watermark(record) => *safe = record,
     }
 }

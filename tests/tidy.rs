@@ -3,10 +3,7 @@
 //!
 //! Wall clocks are forbidden everywhere, by `clippy.toml` and here.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking; the lint's own exception ends at functions marked #[test]"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

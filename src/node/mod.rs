@@ -202,6 +202,7 @@ pub struct Node {
     /// How many session ids were drawn.
     last_draw: u64,
     file_bytes_pending: u64,
+    files_full: bool,
     /// Files that are looked at for a repair that is not applied yet.
     repairing: BTreeSet<Name>,
 
@@ -251,6 +252,7 @@ impl Node {
             last_file_tag: 0,
             last_draw: 0,
             file_bytes_pending: 0,
+            files_full: false,
             repairing: BTreeSet::new(),
             transmits: VecDeque::new(),
             file_work: VecDeque::new(),
@@ -329,6 +331,11 @@ impl Node {
     /// session's lease runs from there.
     pub fn set_heard(&mut self, heard: Time) {
         self.heard = heard;
+    }
+
+    /// Says whether writes to files wait for room on the disk: then new appends are refused.
+    pub fn set_files_full(&mut self, full: bool) {
+        self.files_full = full;
     }
 
     /// Sets a figure that `status` shows under `counts`.
