@@ -40,6 +40,11 @@
 //! One node: a machine that is gone takes the service with it until it is back. No authentication yet: who can reach the
 //! port can use it, so only loopback is bound unless told otherwise. Linux only.
 
+/// The README's example of the library, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod batch;
 pub mod client;
 pub mod clock;

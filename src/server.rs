@@ -32,6 +32,7 @@ use crate::storage::DataDir;
 use crate::time::Time;
 use mio::net::{UdpSocket, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -52,6 +53,9 @@ const DATAGRAMS_A_TURN: usize = 512;
 
 /// How long a stop waits for what is on its way.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Files that must be allowed to be open: the image keeps 256, the rest is the server's own.
+const OPEN_FILES_MIN: u64 = 320;
 
 /// How often figures that cost something to read are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
@@ -166,6 +170,7 @@ struct Server {
 impl Server {
     fn start(config: &Config, mut socket: UdpSocket) -> Result<Server, String> {
         let start_failed = |error: io::Error| format!("the server cannot start: {error}");
+        allow_open_files()?;
         let dir = Arc::new(DataDir::open(&config.data_dir).map_err(|error| error.sentence)?);
         let began = Instant::now();
         let recovered = recovery::recover(&dir).map_err(|error| error.sentence)?;
@@ -341,6 +346,8 @@ impl Server {
                     log::warn!("room on the disk for the journal: {room:?}");
                 }
                 LogEvent::FoldDue => {
+                    // The image takes this for everything up to that command.
+                    self.hand_over_files();
                     self.image.sync(self.node.state().op());
                     self.log.fold(self.safe.clone());
                 }
@@ -352,7 +359,7 @@ impl Server {
                 LogEvent::Failed { sentence } => return Err(sentence),
             }
         }
-        self.node.set_room(self.log.room());
+        self.node.set_room(self.now, self.log.room());
         Ok(())
     }
 
@@ -366,26 +373,31 @@ impl Server {
     /// Hands batches to the log and work to the files, as long as one leads to the other.
     fn hand_over(&mut self) -> Result<(), String> {
         loop {
-            while let Some(work) = self.node.poll_file_work() {
-                match work {
-                    FileWork::Apply(effect) => {
-                        self.last_file_op = effect.op;
-                        self.image.apply(effect);
-                    }
-                    FileWork::Read { tag, file, generation, offset, count, length } => {
-                        self.image.read(tag, file, generation, offset, count, length);
-                    }
-                    FileWork::Look { tag, file, generation, length, checksum } => {
-                        self.image.look(tag, Look { file, generation, length, checksum });
-                    }
-                }
-            }
+            self.hand_over_files();
             match self.node.poll_batch() {
                 Some(batch) => {
                     self.log.submit(batch);
+                    // Tells the room that is left, too, before the next batch.
                     self.take_log_events()?;
                 }
                 None => return Ok(()),
+            }
+        }
+    }
+
+    fn hand_over_files(&mut self) {
+        while let Some(work) = self.node.poll_file_work() {
+            match work {
+                FileWork::Apply(effect) => {
+                    self.last_file_op = effect.op;
+                    self.image.apply(effect);
+                }
+                FileWork::Read { tag, file, generation, offset, count, length } => {
+                    self.image.read(tag, file, generation, offset, count, length);
+                }
+                FileWork::Look { tag, file, generation, length, checksum } => {
+                    self.image.look(tag, Look { file, generation, length, checksum });
+                }
             }
         }
     }
@@ -492,6 +504,25 @@ fn report_files(redone: &crate::image::Recovery) {
             cut.from,
             cut.to
         );
+    }
+}
+
+/// Takes as many open files as the system gives. Too few would show in the middle of the work, as a disk that fails.
+fn allow_open_files() -> Result<(), String> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let most = Rlimit { current: limit.maximum, ..limit };
+        match setrlimit(Resource::Nofile, most.clone()) {
+            Ok(()) => limit = most,
+            Err(error) => log::debug!("the limit on open files stays as it is: {error}"),
+        }
+    }
+    match limit.current {
+        Some(files @ ..OPEN_FILES_MIN) => Err(format!(
+            "this process may have {files} files open, and the server needs {OPEN_FILES_MIN}: raise the limit (`ulimit -n`, \
+             LimitNOFILE= of a service)"
+        )),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -368,7 +368,15 @@ fn a_link_a_device_or_a_directory_in_the_place_of_a_file_is_never_written_throug
     fs::write(server.file("directory/inside"), "untouched").unwrap();
     let fifo = Command::new("mkfifo").arg(server.file("fifo")).status().unwrap();
     assert!(fifo.success());
-    for name in ["link", "dangling", "linked/victim", "linked/new", "hard", "directory", "fifo"] {
+    let _socket = std::os::unix::net::UnixListener::bind(server.file("socket")).unwrap();
+    let mut names =
+        vec!["link", "dangling", "linked/victim", "linked/new", "hard", "directory", "fifo", "socket"];
+    // The device that swallows everything: only a superuser can make one.
+    let device = Command::new("mknod").arg(server.file("device")).args(["c", "1", "3"]).output();
+    if device.is_ok_and(|made| made.status.success()) {
+        names.push("device");
+    }
+    for name in names {
         let token = raw.acquire(name);
         let answer = raw.call("append_file", json!({"file": name, "token": token, "data": "x"}));
         println!("{name}: {}", answer.0);

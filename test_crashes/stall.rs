@@ -1,6 +1,6 @@
 //! Stalls: SIGSTOP of the server for longer than the leases, SIGSTOP of a client past its lease.
 
-use crate::harness::{ClientProcess, Server, Setup, has_failpoints, let_pass};
+use crate::harness::{ClientProcess, PATIENCE, Raw, Server, Setup, has_failpoints, let_pass};
 use rustix::process::Signal;
 use serde_json::json;
 use std::time::Duration;
@@ -31,6 +31,27 @@ fn a_server_that_was_stopped_for_longer_than_the_leases_expires_none_of_those_wh
         }
     }
     assert!(server.fallen().is_none());
+}
+
+#[test]
+fn a_sign_of_life_at_the_end_of_a_full_socket_is_heard_before_anything_expires() {
+    let server = Server::start();
+    let mut holder = server.client(1_000);
+    let token = holder.acquire("f");
+    let crowd = Raw::new(server.address());
+    // More than the loop reads in a turn, if the system lets the socket buffer that much.
+    let room = !server.stderr().contains("the socket buffers");
+    let ahead = if room { 2_000 } else { 60 };
+    server.signal(Signal::STOP);
+    for number in 0..ahead {
+        crowd.send_bytes(format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"ping"}}"#).as_bytes());
+    }
+    let sent = holder.start("heartbeat", json!({}));
+    let_pass(2_500);
+    server.signal(Signal::CONT);
+    let heard = holder.listen(&sent, PATIENCE).expect("the heartbeat is answered");
+    assert_eq!(heard.ok()["held"], 1);
+    holder.append("f", token, "alive\n");
 }
 
 #[test]

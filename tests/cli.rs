@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -50,9 +50,14 @@ impl Bench {
         (self.server, self.addr) = serve(self.data.path(), &self.addr);
     }
 
+    /// The private directory, which the first `acquire` makes.
+    fn private(&self) -> PathBuf {
+        self.home.path().join("kept")
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = tenure();
-        command.args(args).env("TENURE_ADDR", &self.addr).env("TENURE_HOME", self.home.path());
+        command.args(args).env("TENURE_ADDR", &self.addr).env("TENURE_HOME", self.private());
         command
     }
 
@@ -86,7 +91,7 @@ impl Bench {
     }
 
     fn kept(&self) -> usize {
-        let names = fs::read_dir(self.home.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = fs::read_dir(self.private()).unwrap().map(|entry| entry.unwrap().file_name());
         names.filter(|name| name.to_string_lossy().ends_with(".json")).count()
     }
 
@@ -186,14 +191,38 @@ fn a_waiting_acquire_gets_the_lock_when_it_is_released_and_the_file_is_its_own()
 #[test]
 fn ctrl_c_in_line_leaves_the_line_at_once() {
     let bench = Bench::start();
-    bench.ok(&["acquire", "a"]);
-    let mut waiting =
-        bench.command(&["-q", "acquire", "a", "--wait-forever", "--ttl", "1h"]).spawn().unwrap();
-    bench.until("it stands in line", || bench.waiting("a") == 1);
-    let pid = rustix::process::Pid::from_child(&waiting);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    assert_eq!(waiting.wait().unwrap().code(), Some(130));
-    bench.until("it has left", || bench.waiting("a") == 0);
+    bench.ok(&["acquire", "a", "--ttl", "1h"]);
+    let stranger = tempfile::tempdir().unwrap();
+    for args in [
+        &["-q", "acquire", "a", "--wait-forever", "--ttl", "1h"][..],
+        &["-q", "append", "a", "x", "--wait", "forever"],
+    ] {
+        let mut waiting =
+            bench.command(args).env("TENURE_HOME", stranger.path().join("kept")).spawn().unwrap();
+        bench.until("it stands in line", || bench.waiting("a") == 1);
+        let pid = rustix::process::Pid::from_child(&waiting);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        assert_eq!(waiting.wait().unwrap().code(), Some(130));
+        bench.until("it has left", || bench.waiting("a") == 0);
+    }
+}
+
+#[test]
+fn a_file_that_somebody_else_changed_is_repaired_under_its_lock() {
+    let bench = Bench::start();
+    bench.ok(&["append", "f", "one"]);
+    let path = bench.data.path().join("files/f");
+    bench.until("it is on disk", || fs::read(&path).is_ok_and(|text| text == b"one\n"));
+    fs::write(&path, "changed by hand\n").unwrap();
+    bench.until("it is noticed", || {
+        bench.run(&["append", "f", "two"]);
+        bench.json(&["files", "info", "f"])["fault"].is_string()
+    });
+    let sentence = bench.fails(1, &["append", "f", "three"]);
+    assert!(sentence.contains("repair"), "{sentence}");
+    let length: u64 = bench.ok(&["files", "repair", "f"]).parse().unwrap();
+    assert_eq!(bench.ok(&["append", "f", "four"]).parse::<u64>().unwrap(), length);
+    assert!(bench.ok(&["cat", "f"]).starts_with("changed by hand\n"));
 }
 
 #[test]
@@ -422,7 +451,7 @@ fn status_ping_and_version_answer_in_both_formats() {
 fn secrets_stay_in_private_files() {
     let bench = Bench::start();
     bench.ok(&["acquire", "a"]);
-    let file = fs::read_dir(bench.home.path())
+    let file = fs::read_dir(bench.private())
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .find(|path| path.extension().is_some_and(|extension| extension == "json"))
@@ -468,6 +497,36 @@ fn a_flag_wins_over_its_variable() {
     bench.ok(&["acquire", "a"]);
     assert_eq!(run(&["acquire", "a", "-n"], "TENURE_WAIT", "forever").status.code(), Some(75));
     assert_eq!(run(&["acquire", "a"], "TENURE_CONFLICT_EXIT_CODE", "3").status.code(), Some(3));
+}
+
+#[test]
+fn the_shell_runs_a_command_a_line_and_goes_on_after_a_failure_and_a_restart() {
+    let mut bench = Bench::start();
+    let mut child = bench
+        .command(&["shell"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut say = |line: &str| {
+        writeln!(stdin, "{line}").unwrap();
+        let mut answer = String::new();
+        stdout.read_line(&mut answer).unwrap();
+        answer.trim_end().to_owned()
+    };
+    let version = say("SET k '{\"a\": 1}'");
+    assert_eq!(say("get k"), "{\"a\": 1}");
+    bench.kill_and_restart();
+    assert_eq!(
+        say("get none\nGET k -o json"),
+        format!("{{\"key\":\"k\",\"value\":{{\"a\": 1}},\"version\":{version}}}")
+    );
+    writeln!(stdin, "shell\nget none\nquit\nget k").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "the code of the last command: {}", told(&output));
 }
 
 #[test]

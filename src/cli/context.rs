@@ -24,6 +24,21 @@ impl Context {
         Context { global }
     }
 
+    /// The flags that make another command's context the same.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let Global { addr, output, timeout, home, quiet, verbose } = &self.global;
+        let output = match output {
+            Format::Json => "json",
+            Format::Table => "table",
+        };
+        let mut flags = vec![format!("--addr={addr}"), format!("--output={output}")];
+        flags.push(format!("--timeout={}ms", timeout.as_millis()));
+        flags.extend(home.iter().map(|home| format!("--home={}", home.display())));
+        flags.extend(quiet.then(|| "--quiet".into()));
+        flags.extend((0..*verbose).map(|_| "--verbose".into()));
+        flags
+    }
+
     /// How results are written.
     pub(crate) fn format(&self) -> Format {
         self.global.output

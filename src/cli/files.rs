@@ -2,7 +2,8 @@
 
 use super::context::Context;
 use super::exit::{Failure, NOT_ACQUIRED, REFUSED, Result, USAGE};
-use super::locks::{List, Token, Wait};
+use super::locks::{List, Token, Wait, close_on_signal, not_acquired};
+use super::output::printable;
 use super::parse_wait;
 use serde_json::json;
 use std::io::{self, Read};
@@ -170,11 +171,11 @@ fn under_own_lock<T>(
         Wait::Within(limit) => request.wait(limit),
         Wait::Forever => request.wait_forever(),
     };
-    let guard = match request.try_acquire()? {
+    let interrupted = close_on_signal(client)?;
+    let guard = match request.try_acquire().inspect_err(|_| interrupted.wait_for_the_end())? {
         Attempt::Granted(guard) => guard,
         Attempt::Refused(blocked) => {
-            let sentence = super::output::printable(&format!("{file:?} was not acquired: {blocked}"));
-            return Err(Failure::new(args.conflict_exit_code, sentence));
+            return Err(Failure::new(args.conflict_exit_code, not_acquired(file, &blocked)));
         }
     };
     let done = work(&guard.fence()?);
@@ -260,13 +261,13 @@ fn info(context: &Context, file: &str) -> Result<()> {
     let info = context.client()?.file_info(file)?;
     let mut plain = format!(
         "{}: {} bytes, generation {}, CRC-32C {}",
-        super::output::printable(&info.file),
+        printable(&info.file),
         info.length,
         info.generation,
         info.checksum
     );
     if let Some(fault) = &info.fault {
-        plain.push_str(&format!("\nclosed to appends: {}", super::output::printable(fault)));
+        plain.push_str(&format!("\nclosed to appends: {}", printable(fault)));
     }
     context.output().one(&info, &plain)
 }

@@ -10,10 +10,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 use tenure::client::{Attempt, Blocked, Client, Guard};
 use tenure::kind::Kind;
+use tenure::outcome::Reason;
 use tenure::wire::{HolderShown, LockInfo, LockItem, Params, WaiterShown};
 
 /// After so long without a grant the person is told who is in the way.
@@ -138,10 +141,11 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
         .deadline(context.timeout())
         .reopen(false)
         .connect(server)?;
-    close_on_signal(&client)?;
+    let interrupted = close_on_signal(&client)?;
     let guard = match stand_in_line(context, &client, args) {
         Ok(guard) => guard,
         Err(failure) => {
+            interrupted.wait_for_the_end();
             context.finish(&client);
             return Err(failure);
         }
@@ -203,17 +207,33 @@ fn stand_in_line(context: &Context, client: &Client, args: &Acquire) -> Result<G
 }
 
 fn refusal(context: &Context, args: &Acquire, blocked: &Blocked) -> Failure {
-    let mut sentence = format!("{:?} was not acquired: {}", args.name, printable(&blocked.to_string()));
-    if let Some(label) = blocked.holders.first().map(|holder| &holder.label).filter(|label| !label.is_empty())
-    {
-        sentence.push_str(&format!(", label \"{}\"", printable(label)));
-    }
+    let mut sentence = not_acquired(&args.name, blocked);
     if let Ok(Some(kept)) = context.kept(&args.name, None)
         && blocked.holders.iter().any(|holder| holder.token == kept.token)
     {
         sentence.push_str("; this user left it held: `tenure renew` or `tenure release` it");
     }
     Failure::new(args.conflict_exit_code, sentence)
+}
+
+/// Why a lock was not acquired, and who is in the way.
+pub(crate) fn not_acquired(name: &str, blocked: &Blocked) -> String {
+    let mut sentence = format!("{name:?} was not acquired");
+    match blocked.reason {
+        Reason::Held => {}
+        Reason::Queued => sentence.push_str(": others stand in line"),
+        Reason::Timeout => sentence.push_str(": the time to wait is over"),
+        Reason::Cancelled => sentence.push_str(": the wait was cancelled"),
+        Reason::SessionEnded => sentence.push_str(": the session ended"),
+    }
+    if let Some(holder) = blocked.holders.first() {
+        sentence.push_str(&format!("; held by {}", holder_words(holder)));
+        push_label(&mut sentence, &holder.label);
+    }
+    if let (Reason::Held | Reason::Queued, Some(position)) = (blocked.reason, blocked.position) {
+        sentence.push_str(&format!("; with --wait it would stand in place {position}"));
+    }
+    sentence
 }
 
 /// Tells on stderr where in line the command stands, once, if it stands there for long enough to wonder.
@@ -230,21 +250,39 @@ fn tell_place(client: Client, name: String) {
     });
 }
 
-/// Ctrl-C in line, or just after the grant: the session is closed, so that nobody waits for one that has gone away.
-fn close_on_signal(client: &Client) -> Result<()> {
+/// Whether a signal has begun to end this command.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Interrupted(Arc<AtomicBool>);
+
+impl Interrupted {
+    /// Returns if there was no signal. After one another thread closes the session, which is how this one came to fail, and
+    /// then ends the process, with the code that says so.
+    pub(crate) fn wait_for_the_end(&self) {
+        while self.0.load(Ordering::SeqCst) {
+            thread::park();
+        }
+    }
+}
+
+/// Ctrl-C while in line, or just after the grant: the session is closed, so that nobody waits for one that has gone away.
+/// Then the process ends.
+pub(crate) fn close_on_signal(client: &Client) -> Result<Interrupted> {
+    let interrupted = Interrupted::default();
     let broken = |error| Failure::new(REFUSED, format!("signals cannot be waited for: {error}"));
     for signal in [SIGINT, SIGTERM] {
         let (mut woken, wake) = UnixStream::pair().map_err(broken)?;
         pipe::register(signal, wake).map_err(broken)?;
-        let client = client.clone();
+        let (client, interrupted) = (client.clone(), interrupted.clone());
         thread::spawn(move || {
             if woken.read_exact(&mut [0]).is_ok() {
+                interrupted.0.store(true, Ordering::SeqCst);
+                // Unanswered, the TTL ends the session.
                 let _ = client.close();
                 std::process::exit(128 + signal);
             }
         });
     }
-    Ok(())
+    Ok(interrupted)
 }
 
 /// `tenure release`

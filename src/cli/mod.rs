@@ -17,6 +17,7 @@ mod locks;
 mod output;
 mod serve;
 mod sessions;
+mod shell;
 mod state;
 mod status;
 
@@ -116,6 +117,8 @@ enum Command {
     /// Look into a stopped server's directory, verify it, or restore it.
     #[command(subcommand)]
     State(state::State),
+    /// Read commands from stdin, one a line, until `quit`.
+    Shell,
     /// Print the version of this program.
     Version,
 }
@@ -131,8 +134,15 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     log_to_stderr(&cli);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(cli: Cli) -> exit::Result<()> {
     let context = Context::new(cli.global);
-    let done = match &cli.command {
+    match &cli.command {
         Command::Serve(args) => serve::serve(args),
         Command::Acquire(args) => locks::acquire(&context, args),
         Command::Release(args) => locks::release(&context, args),
@@ -151,11 +161,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Status => status::status(&context),
         Command::Ping => status::ping(&context),
         Command::State(verb) => state::state(&context, verb),
+        Command::Shell => shell::shell(&context, run),
         Command::Version => status::version(&context),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
     }
 }
 

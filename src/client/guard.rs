@@ -367,7 +367,8 @@ impl Guard {
     }
 
     /// Gives the token and keeps the grant: it lives on with the client's session until it is released by
-    /// [`Client::fence`], and nothing watches over its loss.
+    /// [`Client::fence`]. Nothing tells of its loss any more; the client still judges it by its own clock, and abandons it
+    /// once it must take it for lost, as it does with a guard's.
     ///
     /// # Errors
     /// [`Error::Lost`] once the grant is lost.

@@ -18,11 +18,13 @@
 //! Invariants: nothing is answered before the `new_term` of this start is applied; no reply leaves before the batch that
 //! it tells of is committed; a request of one (session, id) is in flight at most once.
 
+mod admission;
+mod answers;
 mod assembly;
 mod reads;
 mod telling;
 
-use crate::command::{Call, Command, Durability, EndReason, Entry, Patience, Request};
+use crate::command::{Call, Command, Durability, EndReason, Entry, Request};
 use crate::datagram::{self, Dropped};
 use crate::identity::{Op, SessionId};
 use crate::kind::{Detail, Kind, Refusal};
@@ -30,11 +32,11 @@ use crate::lease::LeaseTable;
 use crate::limits::Limits;
 use crate::log::{Batch, Room, bytes_of, next_op};
 use crate::name::Name;
-use crate::outcome::{Effect, FileEffect, Outcome};
+use crate::outcome::FileEffect;
 use crate::proof::{Secrets, is_loopback};
-use crate::state::{Standing, State};
+use crate::state::State;
 use crate::time::Time;
-use crate::wire::{self, Element, Id, Method, encode_error, encode_outcome, encode_result};
+use crate::wire::{self, Element, Id, Method, encode_error, encode_result};
 use assembly::{Assemblies, Place, Slot};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -283,9 +285,37 @@ impl Node {
         self.draining = true;
     }
 
-    /// Says how much room the log's disk has.
-    pub fn set_room(&mut self, room: Room) {
+    /// Says how much room the log's disk has. What was gathered and has no room any more is refused for now, batches
+    /// whole: it has no place in the log yet.
+    pub fn set_room(&mut self, now: Time, room: Room) {
+        let short = room != self.room && room != Room::Ok;
         self.room = room;
+        if !short {
+            return;
+        }
+        let Some(refusal) = self.refuse_all(false) else { return };
+        let without_room = |gathered: &Gathered| match gathered.entry.command {
+            Command::Request(_) | Command::OpenSession { .. } => gathered.tag.place.map(|place| place.key),
+            Command::NewTerm { .. }
+            | Command::EndSession { .. }
+            | Command::Tick
+            | Command::FileFault { .. } => None,
+        };
+        let keys: BTreeSet<u64> =
+            self.gathered.iter().filter(|it| !it.entry.command.frees()).filter_map(without_room).collect();
+        let (refused, kept): (VecDeque<Gathered>, VecDeque<Gathered>) = std::mem::take(&mut self.gathered)
+            .into_iter()
+            .partition(|gathered| without_room(gathered).is_some_and(|key| keys.contains(&key)));
+        self.gathered = kept;
+        for Gathered { entry, tag } in refused {
+            let place = tag.place.expect("only what has a place is refused");
+            self.gathered_bytes -= entry.command.weight();
+            if let Asked::Request { session, id, .. } = tag.asked {
+                self.land(session, id);
+            }
+            self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+            self.go_on(now, place);
+        }
     }
 
     /// Says how many bytes of appends wait for their files.
@@ -451,7 +481,11 @@ impl Node {
 
     /// The next batch for the log, if something was gathered and the log can take it.
     pub fn poll_batch(&mut self) -> Option<Arc<Batch>> {
-        if self.gathered.is_empty() || self.submitted.len() >= BATCHES_IN_FLIGHT {
+        // A start needs no free room; all else waits for it.
+        if self.gathered.is_empty()
+            || self.submitted.len() >= BATCHES_IN_FLIGHT
+            || (self.room == Room::Full && self.serving)
+        {
             return None;
         }
         let first_op = next_op(self.last_op, &self.gathered[0].entry.command);
@@ -528,436 +562,10 @@ impl Node {
         }
     }
 
-    fn handle_element(
-        &mut self,
-        now: Time,
-        from: SocketAddr,
-        place: Place,
-        element: Element,
-        refusal: Option<&Refusal>,
-        alone: bool,
-    ) {
-        self.assemblies.set_id(place, element.id);
-        let request = match element.request {
-            Ok(request) => request,
-            Err(refusal) => {
-                self.count("refused");
-                return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
-            }
-        };
-        let session = request.session;
-        match request.method {
-            Method::Logged { id, ack, call } => {
-                let session = session.expect("the wire asks for the session of a logged request");
-                let request = Request { session, id, ack, got: request.got, call };
-                self.admit(now, from, place, request, refusal);
-            }
-            Method::RepairFile { id, ack, file, token, holder } => {
-                let session = session.expect("the wire asks for the session of a logged request");
-                if !alone {
-                    let text = "repair_file looks at the disk before it is logged: send it outside a batch";
-                    let refusal = Refusal::new(Kind::Unsupported, text);
-                    return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
-                }
-                let call = Call::RepairFile { file, generation: 0, length: 0, checksum: 0, token, holder };
-                self.admit(now, from, place, Request { session, id, ack, got: request.got, call }, refusal);
-            }
-            Method::OpenSession { nonce, name, label, ttl_ms } => {
-                if let Some((session, known)) = self.state.session_by_nonce(nonce) {
-                    let outcome = Outcome::Opened { session, client: known.client, ttl_ms: known.ttl_ms };
-                    return self.resolve_with(place, |out, id| encode_outcome(out, id, &outcome));
-                }
-                let ttl_ms = ttl_ms.unwrap_or(self.state.limits().default_ttl_ms);
-                self.last_draw += 1;
-                let session = self.secrets.session_id(nonce, self.last_draw);
-                let command = Command::OpenSession { nonce, session, name, label, ttl_ms };
-                self.submit_for(now, place, command, Asked::Outcome, refusal);
-            }
-            Method::CloseSession => {
-                let session = session.expect("the wire asks for the session to close");
-                if !self.state.session(session).is_some_and(|session| session.is_live()) {
-                    return self.resolve_with(place, |out, id| encode_outcome(out, id, &Outcome::Done));
-                }
-                // A session whose end is refused for now lives on as before.
-                if refusal.is_none() {
-                    self.leases.lapse(session);
-                }
-                let term = self.state.head().term;
-                let command = Command::EndSession { session, term, reason: EndReason::Closed };
-                self.submit_for(now, place, command, Asked::Close, refusal);
-            }
-            Method::KillSession { .. } | Method::ListSessions { .. } if !is_loopback(from) => {
-                let text = "this method is for operators: send it from the server's own machine";
-                let refusal = Refusal::new(Kind::Forbidden, text);
-                self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
-            }
-            Method::KillSession { client } => {
-                let session = self
-                    .state
-                    .session_of(client)
-                    .filter(|id| self.state.session(*id).is_some_and(|session| session.is_live()));
-                let Some(session) = session else {
-                    let result = wire::Killed { killed: false };
-                    return self.resolve_with(place, |out, id| encode_result(out, id, &result));
-                };
-                if refusal.is_none() {
-                    log::info!("client {client}: killed by an operator at {from}");
-                    self.leases.lapse(session);
-                }
-                let term = self.state.head().term;
-                let command = Command::EndSession { session, term, reason: EndReason::Killed };
-                self.submit_for(now, place, command, Asked::Kill, refusal);
-            }
-            Method::CleanupExpiredLocks => {
-                self.submit_for(now, place, Command::Tick, Asked::Outcome, refusal);
-            }
-            method => self.handle_read(now, place, session, method),
-        }
-    }
-
-    /// Submits what needs no dedup of its own, unless it must be refused for now.
-    fn submit_for(
-        &mut self,
-        now: Time,
-        place: Place,
-        command: Command,
-        asked: Asked,
-        refusal: Option<&Refusal>,
-    ) {
-        match refusal {
-            Some(refusal) => self.resolve_with(place, |out, id| encode_error(out, id, refusal)),
-            None => {
-                self.assemblies.await_log(place);
-                if matches!(command, Command::Tick) {
-                    self.tick_in_flight = true;
-                }
-                self.gather(now, command, Tag { place: Some(place), asked });
-            }
-        }
-    }
-
-    /// Decides what a logged request is: done, in line, in flight, stale, reused, to be refused for now, or new.
-    fn admit(
-        &mut self,
-        now: Time,
-        from: SocketAddr,
-        place: Place,
-        request: Request,
-        refusal: Option<&Refusal>,
-    ) {
-        let (session, id, fingerprint) = (request.session, request.id, request.call.fingerprint());
-        if self.answer_from_state(now, from, place, session, id, fingerprint) {
-            return;
-        }
-        let flight = self.in_flight.get(&session).and_then(|flights| flights.requests.get(&id));
-        if let Some(flight) = flight {
-            if flight.fingerprint != fingerprint {
-                return self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &reused(id)));
-            }
-            self.count("duplicates");
-            self.assemblies.follow(session, id, from);
-            return self.assemblies.resolve(place, Slot::Copy);
-        }
-        if let Some(refusal) = refusal {
-            self.count("refused");
-            return self.resolve_with(place, |out, id| encode_error(out, id, refusal));
-        }
-        if let Call::RepairFile { file, .. } = &request.call
-            && self.repairing.contains(file)
-        {
-            // What a second look finds could be old when its turn comes behind the first.
-            let refusal = busy("a repair of this file is on its way");
-            return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
-        }
-        let may_wait = self.takes_wait(session, &request.call);
-        let flights = self.in_flight.entry(session).or_default();
-        flights.requests.insert(id, Flight { fingerprint, may_wait });
-        flights.waits += u64::from(may_wait);
-        self.assemblies.await_log(place);
-        self.assemblies.tie(place, session, id);
-        if let Call::RepairFile { file, token, holder, .. } = &request.call
-            && let Some(found) = self.state.file(file).filter(|found| found.fault.is_some())
-            && self.state.grant_of(session, *holder, *token, now).is_ok()
-        {
-            let (length, checksum, generation) = (found.length, found.checksum, found.generation);
-            let file = file.clone();
-            self.repairing.insert(file.clone());
-            let tag = self.file_tag(FileTag::Repair { place, looked_at: generation, request });
-            self.file_work.push_back(FileWork::Look { tag, file, generation, length, checksum });
-            return;
-        }
-        let asked = Asked::Request { session, id, fingerprint };
-        self.gather(now, Command::Request(request), Tag { place: Some(place), asked });
-    }
-
-    /// Answers a request that the state knows or can refuse by itself. False if it is new.
-    fn answer_from_state(
-        &mut self,
-        now: Time,
-        from: SocketAddr,
-        place: Place,
-        session: SessionId,
-        id: u64,
-        fingerprint: u64,
-    ) -> bool {
-        let Some(known) = self.state.session(session) else {
-            self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &no_session()));
-            return true;
-        };
-        match known.standing(id, fingerprint) {
-            Standing::Kept(outcome) => {
-                let outcome = outcome.clone();
-                self.count("duplicates");
-                self.resolve_with(place, |out, reply_id| encode_outcome(out, reply_id, &outcome));
-            }
-            Standing::InLine(op) => {
-                self.count("duplicates");
-                self.send_pending(now, from, self.assemblies.is_sealed(place), session, id, op);
-                self.assemblies.silence(place);
-            }
-            Standing::Reused => {
-                self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &reused(id)));
-            }
-            Standing::Stale => {
-                self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &stale(id)));
-            }
-            Standing::New if !known.is_live() => {
-                self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &no_session()));
-            }
-            Standing::New => return false,
-        }
-        true
-    }
-
-    /// Why the logged elements of a message must all be refused for now, if they must: a batch is admitted whole.
-    fn refuse_batch(&self, elements: &[Element]) -> Option<Refusal> {
-        let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::new();
-        for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
-            let (ack, call) = match &request.method {
-                Method::Logged { ack, call, .. } => (*ack, Some(call)),
-                Method::RepairFile { ack, .. } => (*ack, None),
-                Method::OpenSession { .. } => {
-                    if let Some(refusal) = self.refuse_all(false) {
-                        return Some(refusal);
-                    }
-                    continue;
-                }
-                Method::CloseSession | Method::KillSession { .. } | Method::CleanupExpiredLocks => {
-                    if let Some(refusal) = self.refuse_all(true) {
-                        return Some(refusal);
-                    }
-                    continue;
-                }
-                _ => continue,
-            };
-            let Some(session) = request.session else { continue };
-            if let Some(refusal) = self.refuse_all(call.is_some_and(Call::frees)) {
-                return Some(refusal);
-            }
-            if matches!(call, Some(Call::AppendFile { .. })) {
-                if self.files_full {
-                    let text = "the files' disk is full, and earlier appends wait for it; free some room, it goes on by itself";
-                    return Some(Refusal::new(Kind::NoSpace, text).with(Detail::Again { retry_ms: 1_000 }));
-                }
-                if self.file_bytes_pending > FILE_BYTES_PENDING_MAX {
-                    return Some(busy("the files' disk is behind"));
-                }
-            }
-            let Some(known) = self.state.session(session) else { continue };
-            let flights = self.in_flight.get(&session);
-            let (requests, waits) = asked.entry(session).or_insert_with(|| {
-                flights.map_or((0, 0), |flights| (flights.requests.len() as u64, flights.waits))
-            });
-            let limits = self.state.limits();
-            if !known.has_window(ack, *requests, limits) {
-                let text = format!(
-                    "the session has its {} kept replies; say with `ack` which have arrived, and repeat the request",
-                    limits.replies
-                );
-                return Some(limit_again("replies", limits.replies, text));
-            }
-            *requests += 1;
-            if call.is_some_and(|call| self.takes_wait(session, call)) {
-                if !known.has_wait_window(ack, &request.got, *waits, limits) {
-                    let text = format!(
-                        "the session has its {} waits; name the answered ones in `got`, and repeat the request",
-                        limits.session_waits
-                    );
-                    return Some(limit_again("session_waits", limits.session_waits, text));
-                }
-                *waits += 1;
-            }
-        }
-        None
-    }
-
-    /// Whether a request may come to be remembered among the session's waits: an acquire that waits, or the cancel of an id
-    /// that has not been seen.
-    fn takes_wait(&self, session: SessionId, call: &Call) -> bool {
-        match call {
-            Call::Acquire { wait, .. } => *wait != Patience::Try,
-            Call::CancelWait { wait } => {
-                let under_way =
-                    self.in_flight.get(&session).is_some_and(|flights| flights.requests.contains_key(wait));
-                !under_way && self.state.session(session).is_some_and(|session| session.is_unseen(*wait))
-            }
-            Call::Release { .. }
-            | Call::Abandon { .. }
-            | Call::RenewLease { .. }
-            | Call::Set { .. }
-            | Call::Delete { .. }
-            | Call::AppendFile { .. }
-            | Call::DeleteFile { .. }
-            | Call::RotateFile { .. }
-            | Call::RepairFile { .. } => false,
-        }
-    }
-
-    /// Why nothing new may enter the log now, if it may not. `frees`: what it asks frees something.
-    fn refuse_all(&self, frees: bool) -> Option<Refusal> {
-        if self.draining {
-            let text = "the server is stopping; repeat the request when it is back";
-            return Some(Refusal::new(Kind::Draining, text).with(Detail::Again { retry_ms: 1_000 }));
-        }
-        if self.room == Room::Full || (self.room == Room::Low && !frees) {
-            let text = "the server's disk is full: nothing new can be made durable; free some room, it goes on by itself";
-            return Some(Refusal::new(Kind::NoSpace, text).with(Detail::Again { retry_ms: 1_000 }));
-        }
-        if self.gathered_bytes > GATHERED_BYTES_MAX {
-            return Some(busy("the log is behind"));
-        }
-        None
-    }
-
     fn gather(&mut self, now: Time, command: Command, tag: Tag) {
         self.last_at = self.last_at.max(now);
         self.gathered_bytes += command.weight();
         self.gathered.push_back(Gathered { entry: Entry { at: self.last_at, command }, tag });
-    }
-
-    /// Does what a command caused beside its outcome.
-    fn take_effect(&mut self, now: Time, effect: Effect) {
-        match effect {
-            Effect::Settled { session, id } => {
-                if self.peers.contains_key(&session) {
-                    self.tellings.begin(session, id, now);
-                    self.tell(now, session, id);
-                }
-            }
-            Effect::Lost { session, loss } => {
-                self.count("grants_expired");
-                log::debug!("session {session:?} lost token {}: {:?}", loss.token, loss.reason);
-                if let Some(peer) = self.peers.get(&session) {
-                    let mut bytes = Vec::new();
-                    wire::encode_notification(&mut bytes, "lost", &reads::lost_shown(&loss));
-                    self.send(peer.address, peer.sealed, bytes);
-                }
-            }
-            Effect::Opened { session } => {
-                let ttl_ms = self.state.session(session).expect("it was opened").ttl_ms;
-                self.leases.begin(session, ttl_ms, now);
-            }
-            Effect::Ended { session } => {
-                self.leases.end(session);
-                self.tellings.end_session(session);
-                self.peers.remove(&session);
-            }
-            Effect::Renewed => {
-                let live: Vec<_> =
-                    self.state.live_sessions(0).map(|(id, session)| (id, session.ttl_ms)).collect();
-                for (session, ttl_ms) in live {
-                    self.leases.begin(session, ttl_ms, now);
-                }
-            }
-            Effect::File(effect) => self.file_work.push_back(FileWork::Apply(effect)),
-        }
-    }
-
-    /// Tells the outcome of a command to whoever asked.
-    fn answer(&mut self, now: Time, tag: Tag, outcome: Outcome) {
-        let place = tag.place;
-        match tag.asked {
-            Asked::Nobody => {}
-            Asked::Request { session, id, fingerprint } => {
-                let place = place.expect("a request has a place");
-                self.land(session, id);
-                match outcome {
-                    Outcome::Void => {
-                        let to = self.assemblies.address(place);
-                        if !self.answer_from_state(now, to, place, session, id, fingerprint) {
-                            panic!("request {id} of {session:?} took no effect and is new to the state");
-                        }
-                    }
-                    Outcome::Waiting(_) => {
-                        let (to, sealed) = (self.assemblies.address(place), self.assemblies.is_sealed(place));
-                        let standing = self.state.session(session).map(|session| session.wait_standing(id));
-                        let Some(Standing::InLine(op)) = standing else {
-                            panic!("request {id} of {session:?} was put in line and stands nowhere");
-                        };
-                        self.send_pending(now, to, sealed, session, id, op);
-                        self.assemblies.silence(place);
-                    }
-                    outcome => self.resolve_with(place, |out, id| encode_outcome(out, id, &outcome)),
-                }
-            }
-            Asked::Outcome => {
-                let place = place.expect("somebody asked");
-                self.resolve_with(place, |out, id| encode_outcome(out, id, &outcome));
-            }
-            Asked::Close => {
-                let place = place.expect("somebody asked");
-                self.resolve_with(place, |out, id| encode_outcome(out, id, &Outcome::Done));
-            }
-            Asked::Kill => {
-                let place = place.expect("somebody asked");
-                let result = wire::Killed { killed: outcome == Outcome::Done };
-                self.resolve_with(place, |out, id| encode_result(out, id, &result));
-            }
-        }
-        if let Some(place) = place {
-            for (place, session, method) in self.assemblies.take_ready_reads(place.key) {
-                self.handle_read_now(now, place, session, method);
-            }
-            self.finish(place.key);
-        }
-    }
-
-    /// Takes a request out of flight.
-    fn land(&mut self, session: SessionId, id: u64) {
-        let flights = self.in_flight.get_mut(&session).expect("a request in flight is known");
-        let flight = flights.requests.remove(&id).expect("a request lands once");
-        flights.waits -= u64::from(flight.may_wait);
-        if flights.requests.is_empty() {
-            self.in_flight.remove(&session);
-        }
-        self.assemblies.untie(session, id);
-    }
-
-    /// Sends the outcome of an answered wait to where its session was last heard of.
-    fn tell(&mut self, now: Time, session: SessionId, id: u64) {
-        let Some(peer) = self.peers.get(&session) else { return self.tellings.end(session, id) };
-        let standing = self.state.session(session).map(|session| session.wait_standing(id));
-        let Some(Standing::Kept(outcome)) = standing else { return self.tellings.end(session, id) };
-        let mut bytes = Vec::new();
-        encode_outcome(&mut bytes, &Id::number(id), outcome);
-        self.send(peer.address, peer.sealed, bytes);
-        self.tellings.told(session, id, now);
-    }
-
-    fn send_pending(&mut self, now: Time, to: SocketAddr, sealed: bool, session: SessionId, id: u64, op: Op) {
-        let blocked = self.state.why_waiting(op, now).expect("a wait in line is there");
-        let client = self.state.session(session).expect("a wait has a session").client;
-        let pending = wire::Pending {
-            client,
-            id,
-            position: blocked.position,
-            reason: blocked.reason,
-            holders: blocked.holders.iter().map(wire::holder_shown).collect(),
-            holders_total: blocked.holders_total,
-        };
-        let mut bytes = Vec::new();
-        wire::encode_notification(&mut bytes, "pending", &pending);
-        self.send(to, sealed, bytes);
     }
 
     /// Answers an address that has not shown that it receives: `ping` as asked, everything else with the cookie to show,
@@ -1015,7 +623,7 @@ impl Node {
         if sealed {
             datagram::seal(&mut bytes);
         }
-        self.count("replies");
+        self.count("sent");
         self.transmits.push_back(Transmit { to, bytes });
     }
 
@@ -1032,32 +640,4 @@ impl Node {
     fn drop_datagram(&mut self, cause: Dropped) {
         *self.drops.entry(cause.as_str()).or_default() += 1;
     }
-}
-
-fn busy(what: &str) -> Refusal {
-    Refusal::new(Kind::Busy, format!("{what}; repeat the request a little later"))
-        .with(Detail::Again { retry_ms: BUSY_RETRY_MS })
-}
-
-fn limit_again(limit: &str, max: u64, text: String) -> Refusal {
-    Refusal::new(Kind::Limit, text).with(Detail::LimitAgain { limit: limit.into(), max })
-}
-
-fn no_session() -> Refusal {
-    let text = "there is no such session: it was closed, it expired, or this server never had it; open another. This copy \
-                of the request was not executed";
-    Refusal::new(Kind::NoSession, text)
-}
-
-fn stale(id: u64) -> Refusal {
-    let text = format!(
-        "request {id} is below what was acknowledged, or has slid out of the window. This copy was not executed; an earlier \
-         one may have been"
-    );
-    Refusal::new(Kind::StaleRequest, text)
-}
-
-fn reused(id: u64) -> Refusal {
-    let text = format!("id {id} was used before for another request; ids rise, and each is used once");
-    Refusal::new(Kind::RequestReused, text)
 }

@@ -1,7 +1,8 @@
 //! Reads: answered from the state as it is, which is committed by the rules of the log.
 
+use super::admission::no_session;
 use super::assembly::{Place, Slot};
-use super::{FileTag, FileWork, Node, no_session};
+use super::{FileTag, FileWork, Node};
 use crate::identity::SessionId;
 use crate::kind::Refusal;
 use crate::limits::REPLY_PAGE;

@@ -24,6 +24,7 @@ pub use files::{File, not_found};
 pub use keys::Key;
 pub use locks::{Grant, LockView, Wait};
 pub use parts::*;
+use sessions::KeptReplies;
 pub use sessions::{Session, Standing};
 
 use crate::command::{Call, Command, Durability, Request};
@@ -52,6 +53,8 @@ pub struct State {
     keys: BTreeMap<Name, Key>,
     /// Bytes of all keys and values together.
     key_bytes: u64,
+    /// Kept replies of all sessions together.
+    kept: KeptReplies,
     files: BTreeMap<Name, File>,
     /// What is due when.
     due: BTreeSet<(Time, Due)>,
@@ -98,6 +101,7 @@ impl State {
             locks: BTreeMap::new(),
             keys: BTreeMap::new(),
             key_bytes: 0,
+            kept: KeptReplies::default(),
             files: BTreeMap::new(),
             due: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -169,16 +173,18 @@ impl State {
                 return Outcome::Void;
             }
         }
+        let before = session.kept();
         session.acknowledge(request.ack, &request.got);
         let outcome = match self.call(request, fingerprint, effects) {
             Ok(outcome) => outcome,
             Err(refusal) => Outcome::Refused(Box::new(refusal)),
         };
+        let limits = &self.head.limits;
+        let session = self.sessions.get_mut(&request.session).expect("it was there before the call");
         if !matches!(outcome, Outcome::Waiting(_)) {
-            let limits = &self.head.limits;
-            let session = self.sessions.get_mut(&request.session).expect("it was there before the call");
             session.keep(request.id, fingerprint, outcome.clone(), limits);
         }
+        self.kept = self.kept - before + session.kept();
         outcome
     }
 
@@ -241,6 +247,9 @@ impl State {
         let mut cleaned = 0;
         for _ in 0..SWEEP_MAX {
             match self.due.first() {
+                // Who is still leaving is forgotten by the next tick, which comes at once. What is due stays as it is until
+                // then: a deadline moved here could not be built anew from parts.
+                Some((_, Due::Gone(client))) if self.leaving.contains(client) => break,
                 Some(&(time, due)) if time <= self.head.at => {
                     self.due.pop_first();
                     match due {
@@ -293,7 +302,7 @@ impl State {
     }
 
     /// What there is now, under the names that `status` shows.
-    pub fn counts(&self) -> [(&'static str, u64); 8] {
+    pub fn counts(&self) -> [(&'static str, u64); 10] {
         [
             ("sessions", self.sessions.len() as u64),
             ("grants", self.grants.len() as u64),
@@ -303,6 +312,8 @@ impl State {
             ("key_bytes", self.key_bytes),
             ("files", self.files.len() as u64),
             ("leaving", self.leaving.len() as u64),
+            ("kept_replies", self.kept.count),
+            ("kept_reply_bytes", self.kept.bytes),
         ]
     }
 

@@ -9,6 +9,7 @@ use crate::outcome::{Effect, Loss, Outcome};
 use crate::state::parts::{ReplyPart, SessionPart, WaitReplyPart};
 use crate::time::Time;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::{Add, Sub};
 use std::sync::Arc;
 
 /// One client as the server knows it.
@@ -41,6 +42,27 @@ pub struct Session {
     /// Its grants.
     pub(super) grants: BTreeSet<Token>,
     losses: VecDeque<Loss>,
+}
+
+/// How many replies are kept, and how many bytes they take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeptReplies {
+    pub(super) count: u64,
+    pub(super) bytes: u64,
+}
+
+impl Add for KeptReplies {
+    type Output = KeptReplies;
+    fn add(self, more: KeptReplies) -> KeptReplies {
+        KeptReplies { count: self.count + more.count, bytes: self.bytes + more.bytes }
+    }
+}
+
+impl Sub for KeptReplies {
+    type Output = KeptReplies;
+    fn sub(self, less: KeptReplies) -> KeptReplies {
+        KeptReplies { count: self.count - less.count, bytes: self.bytes - less.bytes }
+    }
 }
 
 /// A kept reply.
@@ -137,19 +159,27 @@ impl Session {
         self.waits.iter().filter(|(_, wait)| wait.outcome.is_some() && !wait.got).map(|(id, _)| *id)
     }
 
-    /// Whether the window has room for one more reply beside `in_flight` unanswered requests, once `ack` is taken in.
-    pub fn has_window(&self, ack: u64, in_flight: u64, limits: &Limits) -> bool {
+    /// The cap that leaves the window no room for one more reply beside `in_flight` unanswered requests, once `ack` is taken
+    /// in: its name and its number.
+    pub fn full_window(&self, ack: u64, in_flight: u64, limits: &Limits) -> Option<(&'static str, u64)> {
         if !self.acks && ack == 0 {
-            return true;
+            return None;
         }
-        let fits = |count: u64, bytes: u64| count + in_flight < limits.replies && bytes < limits.reply_bytes;
-        if fits(self.replies.len() as u64, self.reply_bytes) {
-            return true;
-        }
+        let full = |count: u64, bytes: u64| match (count + in_flight, bytes) {
+            (count, _) if count >= limits.replies => Some(("replies", limits.replies)),
+            (_, bytes) if bytes >= limits.reply_bytes => Some(("reply_bytes", limits.reply_bytes)),
+            _ => None,
+        };
+        full(self.replies.len() as u64, self.reply_bytes)?;
         let left = self.replies.range(ack..);
         let (count, bytes) =
             left.fold((0, 0), |(count, bytes), (_, kept)| (count + 1, bytes + kept.outcome.weight()));
-        fits(count, bytes)
+        full(count, bytes)
+    }
+
+    /// Its kept replies.
+    pub(super) fn kept(&self) -> KeptReplies {
+        KeptReplies { count: self.replies.len() as u64, bytes: self.reply_bytes }
     }
 
     /// Takes in `ack` and `got`: lets go of what the client says it has.
@@ -162,9 +192,9 @@ impl Session {
         if ack > 0 {
             self.acks = true;
             self.floor = self.floor.max(ack);
-            let kept = self.replies.split_off(&ack);
-            let gone = std::mem::replace(&mut self.replies, kept);
-            self.reply_bytes -= gone.values().map(|kept| kept.outcome.weight()).sum::<u64>();
+            while let Some(oldest) = self.replies.first_entry().filter(|entry| *entry.key() < ack) {
+                self.reply_bytes -= oldest.remove().outcome.weight();
+            }
         }
         if ack > 0 || !got.is_empty() {
             let floor = self.floor;
@@ -413,10 +443,6 @@ impl State {
 
     /// Lets go of an ended session for good.
     pub(super) fn forget_session(&mut self, client: u64) {
-        if self.leaving.contains(&client) {
-            self.due.insert((self.head.at.after_ms(1), Due::Gone(client)));
-            return;
-        }
         let id = self.clients.remove(&client).expect("a session is forgotten once");
         let session = self.sessions.remove(&id).expect("a numbered session is known");
         assert!(
@@ -424,6 +450,7 @@ impl State {
             "client {client} left something behind"
         );
         self.nonces.remove(&session.nonce);
+        self.kept = self.kept - session.kept();
     }
 
     pub(super) fn cancel_wait(
@@ -505,6 +532,7 @@ impl State {
                 return Err(fault(&format!("request {} has two records", wait.id)));
             }
         }
+        self.kept = self.kept + session.kept();
         if let Some((at, _)) = session.ended {
             self.due.insert((at.after_ms(AFTERLIFE_MS), Due::Gone(client)));
         }

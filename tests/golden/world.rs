@@ -115,12 +115,15 @@ impl World {
                 self.start(false);
             }
             ("drain", []) => self.node.drain(),
-            ("room", [room]) => self.node.set_room(match *room {
-                "ok" => Room::Ok,
-                "low" => Room::Low,
-                "full" => Room::Full,
-                other => return Err(format!("no such room: {other}").into()),
-            }),
+            ("room", [room]) => {
+                let room = match *room {
+                    "ok" => Room::Ok,
+                    "low" => Room::Low,
+                    "full" => Room::Full,
+                    other => return Err(format!("no such room: {other}").into()),
+                };
+                self.node.set_room(self.now, room);
+            }
             ("files", ["full"]) => self.node.set_files_full(true),
             ("files", ["ok"]) => self.node.set_files_full(false),
             ("pending", [bytes]) => self.node.set_file_bytes_pending(bytes.parse()?),

@@ -38,11 +38,11 @@ use std::fmt;
 pub const RETRY_FIRST_MS: u64 = 200;
 
 /// Longest time between two copies of a request, in milliseconds.
-pub const RETRY_MAX_MS: u64 = 5_000;
+pub const RETRY_MAX_MS: u64 = 2_000;
 
 /// Time between two copies of a request that is known to stand in line, in milliseconds: only for a server that forgot,
 /// in a restart, where to send the answer.
-pub const PROBE_MS: u64 = 2_000;
+pub const PROBE_MS: u64 = 1_000;
 
 /// How long past its deadline a request for a lock waits to hear that it was taken back, in milliseconds.
 pub const GRACE_MS: u64 = 2_000;

@@ -1,0 +1,330 @@
+//! Random commands: few sessions, few names, spans of time around the deadlines, copies and clashes on purpose.
+
+use crate::model::{Model, crc32c};
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use tenure::command::{Ask, Call, Command, Durability, EndReason, Mode, Patience, Request};
+use tenure::identity::{Nonce, SessionId};
+use tenure::limits::Limits;
+use tenure::name::Name;
+use tenure::time::Time;
+
+/// Names of locks, keys and files: one is a directory of another.
+pub(crate) const NAMES: [&str; 5] = ["a", "a/x", "b", "c", "d"];
+
+const OWNERS: [&str; 3] = ["", "w1", "w2"];
+
+/// A seed that no run had before.
+pub(crate) fn fresh_seed() -> u64 {
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// SplitMix64: small, and the same everywhere (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`.
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// Draws commands, and remembers what was sent so that it can be sent again.
+pub(crate) struct Draw {
+    pub(crate) random: Random,
+    term: u64,
+    draws: u128,
+    next_ids: BTreeMap<SessionId, u64>,
+    sent: Vec<Request>,
+    told: BTreeMap<&'static str, u64>,
+}
+
+impl Draw {
+    pub(crate) fn new(seed: u64) -> Draw {
+        Draw {
+            random: Random(seed),
+            term: 0,
+            draws: 0,
+            next_ids: BTreeMap::new(),
+            sent: Vec::new(),
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// What was drawn how often.
+    pub(crate) fn summary(&self) -> String {
+        format!("{:?}", self.told)
+    }
+
+    /// The next moment: often the same, sometimes the very instant of a deadline or just beside it.
+    pub(crate) fn time(&mut self, at: Time, due: Option<Time>) -> Time {
+        let later = match self.random.below(40) {
+            0..20 => at,
+            20..30 => at.after_us(self.random.below(50_000)),
+            30..34 => at.after_ms(self.random.below(600)),
+            34..36 => due.unwrap_or(at),
+            36 => due.map_or(at, |due| Time::from_micros(due.as_micros().saturating_sub(1))),
+            37 => due.map_or(at, |due| due.after_us(1)),
+            38 => at.after_ms(self.random.below(10_000)),
+            _ if self.random.one_in(6) => at.after_ms(60_000),
+            _ => at,
+        };
+        later.max(at)
+    }
+
+    pub(crate) fn command(&mut self, model: &Model, now: u64) -> Command {
+        if self.term == 0 {
+            return self.new_term(false);
+        }
+        let (what, command) = match self.random.below(100) {
+            0 if self.random.one_in(3) => ("new_term", {
+                let raised = self.random.one_in(4);
+                self.new_term(raised)
+            }),
+            0..8 => ("open_session", self.open()),
+            8 => ("end_session", self.end(model)),
+            9..18 => ("tick", Command::Tick),
+            18..20 => ("file_fault", self.fault(model)),
+            _ => match self.request(model, now) {
+                Some(request) => ("request", Command::Request(request)),
+                None => ("open_session", self.open()),
+            },
+        };
+        *self.told.entry(what).or_default() += 1;
+        command
+    }
+
+    fn new_term(&mut self, raised: bool) -> Command {
+        self.term += 1;
+        let limits = Limits {
+            default_ttl_ms: 10_000,
+            sessions: 3 + self.random.below(4),
+            replies: 2 + self.random.below(6),
+            // What a reply weighs is not promised; the window by bytes has golden scripts.
+            reply_bytes: u64::MAX,
+            session_waits: 1 + self.random.below(3),
+            waits: 3 + self.random.below(4),
+            lock_waits: 1 + self.random.below(3),
+            grants: 3 + self.random.below(3),
+            keys: 2 + self.random.below(2),
+            value_bytes: 6,
+            key_bytes: 10 + self.random.below(10),
+            files: 2 + self.random.below(2),
+            file_bytes: 20 + self.random.below(20),
+            append_bytes: 9,
+        };
+        Command::NewTerm { term: self.term, limits, durability: Durability::Sync, raised }
+    }
+
+    fn open(&mut self) -> Command {
+        self.draws += 1;
+        Command::OpenSession {
+            nonce: Nonce(u128::from(self.random.below(9))),
+            session: SessionId(self.draws << 64 | u128::from(self.random.next())),
+            name: "n".into(),
+            label: String::new(),
+            ttl_ms: 10_000,
+        }
+    }
+
+    fn end(&mut self, model: &Model) -> Command {
+        let session = self.session(model).unwrap_or(SessionId(0));
+        let term = self.term - u64::from(self.random.one_in(4));
+        Command::EndSession {
+            session,
+            term,
+            reason: *self.random.pick(&[EndReason::Expired, EndReason::Closed]),
+        }
+    }
+
+    fn fault(&mut self, model: &Model) -> Command {
+        let file = self.name();
+        let generation = model.files.get(file.as_str()).map_or(1, |file| file.generation);
+        let generation = generation + u64::from(self.random.one_in(4));
+        Command::FileFault { file, generation, reason: "somebody edited it".into() }
+    }
+
+    /// A session that is known, live or not; sometimes one that never was.
+    fn session(&mut self, model: &Model) -> Option<SessionId> {
+        let known: Vec<_> = model.sessions.keys().copied().collect();
+        match known.is_empty() {
+            true => None,
+            false if self.random.one_in(100) => Some(SessionId(1)),
+            false => Some(*self.random.pick(&known)),
+        }
+    }
+
+    fn request(&mut self, model: &Model, now: u64) -> Option<Request> {
+        if self.sent.len() > 60 {
+            let gone = self.random.below(30) as usize;
+            self.sent.remove(gone);
+        }
+        if !self.sent.is_empty() && self.random.one_in(6) {
+            let mut copy = self.random.pick(&self.sent).clone();
+            match self.random.below(10) {
+                // The same id with another body.
+                0 => copy.call = self.call(model, copy.session, copy.id, now),
+                // The same request with another ack.
+                1 => copy.ack = self.random.below(copy.id + 1),
+                _ => {}
+            }
+            return Some(copy);
+        }
+        let session = self.session(model)?;
+        let gap = self.random.below(16);
+        let next = self.next_ids.entry(session).or_insert(1);
+        let id = match gap {
+            0 => *next + 2,
+            1 => (*next).saturating_sub(3).max(1),
+            _ => *next,
+        };
+        *next = (*next).max(id + 1);
+        let ack = match self.random.below(12) {
+            0 => id,
+            1..4 => id.saturating_sub(self.random.below(6)),
+            _ => 0,
+        };
+        // Some clients never send ack, so that their windows slide.
+        let acks = session.0 >> 64 & 1 == 0;
+        let got = (0..self.random.below(3)).map(|_| id.saturating_sub(self.random.below(8))).collect();
+        let call = self.call(model, session, id, now);
+        let request = Request { session, id, ack: if acks { ack } else { 0 }, got, call };
+        self.sent.push(request.clone());
+        Some(request)
+    }
+
+    fn name(&mut self) -> Name {
+        let name: &str = self.random.pick::<&str>(&NAMES);
+        Name::file(name).expect("the names are good")
+    }
+
+    /// A token: mostly one of a grant that there is, with the session that it belongs to.
+    fn token(&mut self, model: &Model, session: SessionId, file: &Name) -> (u64, Option<SessionId>) {
+        let grants = model.grants();
+        let own = grants.iter().find(|grant| grant.session == session && grant.key == file.as_str());
+        match self.random.below(10) {
+            0 => (self.random.below(model.last_token + 2), None),
+            1 if !grants.is_empty() => (self.random.pick(grants).token, None),
+            2 if !grants.is_empty() => {
+                let grant = self.random.pick(grants);
+                (grant.token, Some(grant.session))
+            }
+            3 => (own.map_or(1, |grant| grant.token), Some(SessionId(1))),
+            _ => match own {
+                Some(grant) => (grant.token, None),
+                None => match grants.iter().find(|grant| grant.key == file.as_str()) {
+                    Some(grant) => (grant.token, Some(grant.session)),
+                    None => (model.last_token, None),
+                },
+            },
+        }
+    }
+
+    fn span(&mut self) -> u64 {
+        100 + self.random.below(20) * 100
+    }
+
+    fn call(&mut self, model: &Model, session: SessionId, id: u64, _now: u64) -> Call {
+        let name = self.name();
+        let (token, holder) = self.token(model, session, &name);
+        let version = match model.keys.get(name.as_str()) {
+            Some((_, version)) if !self.random.one_in(4) => *version,
+            _ => self.random.below(3),
+        };
+        let if_version = self.random.one_in(3).then_some(version);
+        let maybe = (!self.random.one_in(4)).then_some(token);
+        match self.random.below(24) {
+            0..9 => Call::Acquire {
+                asks: vec![Ask { key: name, mode: Mode::Exclusive }],
+                wait: match self.random.below(3) {
+                    0 => Patience::Try,
+                    1 => Patience::Millis(self.span()),
+                    _ => Patience::Forever,
+                },
+                lease_ms: self.random.one_in(2).then(|| self.span()),
+                owner: (*self.random.pick(&OWNERS)).into(),
+                label: String::new(),
+            },
+            9 if id > 1 => Call::CancelWait { wait: id.saturating_sub(1 + self.random.below(5)).max(1) },
+            9..13 => Call::Release { token, holder },
+            13 => Call::Abandon { token, holder },
+            14 => Call::RenewLease { token, holder, lease_ms: self.span() },
+            15..17 => {
+                let value = "1".repeat(1 + self.random.below(7) as usize);
+                Call::Set { key: name, value: Arc::from(value), if_version, token: maybe, holder }
+            }
+            17 => Call::Delete { key: name, if_version, token: maybe, holder },
+            18..21 => {
+                let data: Vec<u8> = (0..self.random.below(11)).map(|_| self.random.next() as u8).collect();
+                Call::AppendFile { file: name, data: data.into(), token, holder }
+            }
+            21 => Call::DeleteFile { file: name, token, holder },
+            22 => Call::RotateFile { file: name, to: self.name(), token, holder },
+            _ => {
+                let generation = model.files.get(name.as_str()).map_or(1, |file| file.generation);
+                let found = Model::found_on_disk(self.random.below(45));
+                Call::RepairFile {
+                    file: name,
+                    generation: if self.random.one_in(4) { 0 } else { generation },
+                    length: found.len() as u64,
+                    checksum: crc32c(&found),
+                    token,
+                    holder,
+                }
+            }
+        }
+    }
+}
+
+/// The first term, one session, and so many grants of it.
+pub(crate) fn many_grants(grants: u64) -> Vec<Command> {
+    let mut commands = vec![
+        Command::NewTerm { term: 1, limits: Limits::default(), durability: Durability::Sync, raised: false },
+        Command::OpenSession {
+            nonce: Nonce(1),
+            session: SessionId(1),
+            name: String::new(),
+            label: String::new(),
+            ttl_ms: 10_000,
+        },
+    ];
+    commands.extend((1..=grants).map(|id| {
+        let key = Name::new(&format!("lock-{id}")).expect("the name is good");
+        Command::Request(Request {
+            session: SessionId(1),
+            id,
+            ack: id,
+            got: Vec::new(),
+            call: Call::Acquire {
+                asks: vec![Ask { key, mode: Mode::Exclusive }],
+                wait: Patience::Try,
+                lease_ms: None,
+                owner: String::new(),
+                label: String::new(),
+            },
+        })
+    }));
+    commands
+}
+
+/// The end of the session of [`many_grants`].
+pub(crate) fn end_of_first_session() -> Command {
+    Command::EndSession { session: SessionId(1), term: 1, reason: EndReason::Closed }
+}
