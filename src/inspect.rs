@@ -1,10 +1,11 @@
 //! Inspection: what a stopped directory holds, whether it is whole, and how a backup becomes a server again.
 //!
-//! [`show`] and [`check`] change nothing. [`restore`] makes a state that can never be taken for the one it came from:
+//! [`show`], [`events`] and [`check`] change nothing. [`restore`] makes a state that can never be taken for the one it came from:
 //! token counter and `op` are raised by 2^32 and every session is ended, so that whatever the lost time told to
 //! anybody, no token and no version of it comes again.
 
-use crate::command::{Command, EndReason};
+use crate::command::{Command, EndReason, RULES};
+use crate::event::Event;
 use crate::identity::{Op, RAISE};
 use crate::log::next_op;
 use crate::outcome::{Effect, FileAct, FileEffect};
@@ -13,8 +14,10 @@ use crate::segment::Segment;
 use crate::snapshot::{self, ServerId, Snapshot};
 use crate::state::{GrantPart, KeyPart, Parts, SessionPart, State};
 use crate::storage::{DataDir, DiskError, PREVIOUS, SNAPSHOT, sync_dir};
+use crate::time::Time;
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -257,6 +260,73 @@ fn segment_text(out: &mut dyn Write, segment: &Value) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Tells what the commands in the journal of a stopped directory did, oldest first: the last `most` lines, for people or,
+/// with `as_json`, as objects for programs. The journal goes back to the snapshot before the last one; older commands are
+/// gone with their segments. No values, data or secrets are told.
+///
+/// # Errors
+/// The sentence with which a start would refuse the directory, or that `out` takes no more.
+pub fn events(dir: &DataDir, most: usize, as_json: bool, out: &mut dyn Write) -> Result<(), DiskError> {
+    let server = recover(dir)?.server;
+    let numbers = dir.segments()?;
+    let mut told: VecDeque<(Time, Op, String)> = VecDeque::new();
+    let mut begun: Option<State> = None;
+    walk(dir, &numbers, None, Some(server), &mut |path, segment, bytes| {
+        let state = match &mut begun {
+            Some(state) => state,
+            none => none.insert(state_at_least(dir, segment.header.base_op)?),
+        };
+        for placed in &segment.batches {
+            if placed.header.last_op() <= state.op() {
+                continue;
+            }
+            if segment.header.rules != RULES {
+                return Err(format!(
+                    "{} was written under other rules than those of this version",
+                    path.display()
+                ));
+            }
+            let entries = segment.entries(bytes, placed)?;
+            for (op, entry) in (placed.header.first_op..).zip(&entries) {
+                if op <= state.op() {
+                    continue;
+                }
+                let (event, mut effects) = (Event::of(state, op, &entry.command), Vec::new());
+                let outcome = state.apply(op, entry.at, &entry.command, &mut effects);
+                for line in event.lines(state, &outcome, &effects) {
+                    told.push_back((entry.at, op, line));
+                    if told.len() > most {
+                        told.pop_front();
+                    }
+                }
+            }
+        }
+        Ok(())
+    })?;
+    if as_json {
+        let events: Vec<Value> =
+            told.iter().map(|(at, op, line)| json!({"at_us": at, "op": op, "event": line})).collect();
+        serde_json::to_writer_pretty(&mut *out, &events).map_err(|error| unwritten(error.into()))?;
+        return writeln!(out).map_err(unwritten);
+    }
+    told.iter().try_for_each(|(at, _, line)| writeln!(out, "{at} s {line}")).map_err(unwritten)
+}
+
+/// The oldest state on the disk from which the journal goes on, if it begins behind `base_op`.
+fn state_at_least(dir: &DataDir, base_op: Op) -> Result<State, String> {
+    if base_op == 0 {
+        return Ok(State::new());
+    }
+    for name in [PREVIOUS, SNAPSHOT] {
+        let bytes = dir.read_snapshot(name).map_err(|error| error.sentence)?;
+        match bytes.map(|bytes| snapshot::decode(&bytes)) {
+            Some(Ok(found)) if found.parts.head.op >= base_op => return State::from_parts(found.parts),
+            Some(Ok(_) | Err(_)) | None => {}
+        }
+    }
+    Err(format!("no snapshot reaches to op {base_op}, where the journal begins"))
 }
 
 /// Verifies a stopped directory, writing a line for each thing looked at. Gives whether all is whole.

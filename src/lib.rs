@@ -33,8 +33,8 @@
 //!   [`fold`]: the next snapshot. [`image`]: the files on disk. [`inspect`]: a stopped directory, shown and checked.
 //! - [`client`]: the blocking library.
 //!
-//! **Words** that all of them share: [`identity`], [`name`], [`kind`], [`limits`], [`time`]. [`failpoint`] is for crash
-//! tests and compiled out of a release.
+//! **Words** that all of them share: [`identity`], [`name`], [`kind`], [`limits`], [`time`]. [`event`] tells in lines for
+//! people what a command did. [`failpoint`] is for crash tests and compiled out of a release.
 //!
 //! # Caveats
 //! One node: a machine that is gone takes the service with it until it is back. No authentication yet: who can reach the
@@ -50,6 +50,7 @@ pub mod client;
 pub mod clock;
 pub mod command;
 pub mod datagram;
+pub mod event;
 pub mod expiry;
 pub mod failpoint;
 pub mod fold;

@@ -10,8 +10,9 @@
 //! One turn: wait; read what has come (at most a buffer of it, all at one moment of log time); take in commits and what
 //! became of files; let time pass; hand over the next batch and work for the files; send. Nothing here waits but the poll.
 //!
-//! Time moves between turns only, and only when the socket was found empty or a whole buffer of it was read: so a sign of
-//! life that waited in the socket is heard before anything expires.
+//! Time moves past a deadline only when the socket was found empty, or a whole buffer of it was read, after the deadline
+//! had come: so a sign of life that waited in the socket is heard before anything expires. What is heard gives life from
+//! the moment at which it was read, however long that time stood.
 
 use crate::clock::LogClock;
 use crate::command::Durability;
@@ -47,6 +48,10 @@ const SIGNALS: Token = Token(2);
 /// What the socket's receive buffer should hold: some 10,000 small datagrams, so that a stall of a second with a thousand
 /// clients loses no heartbeat. (The default of 212,992 bytes holds 256.)
 const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// At least so much of the buffer is taken by a datagram, however short it is. (832 bytes of a buffer that the kernel
+/// makes twice as large as it was asked.)
+const DATAGRAM_SHARE: usize = 256;
 
 /// Datagrams read in one turn before the log and the clock get theirs.
 const DATAGRAMS_A_TURN: usize = 512;
@@ -156,7 +161,7 @@ struct Server {
     now: Time,
     /// Whether the socket may have more.
     readable: bool,
-    /// Bytes read since the socket was last found empty.
+    /// How much of the socket's buffer was read since it was last found empty, at least.
     read_since_empty: usize,
     safe: Record,
     /// The last command that had work for the files.
@@ -260,10 +265,12 @@ impl Server {
 
     /// One turn of the loop. `read`: whether datagrams are read; before the term has begun they wait in the socket.
     fn turn(&mut self, read: bool) -> Result<(), String> {
-        self.wait(read)?;
+        let asked = self.wait(read)?;
         let began = self.clock.now();
-        if read && self.readable {
-            self.read();
+        if read {
+            self.hear(began, asked);
+        } else {
+            self.now = self.now.max(began);
         }
         self.take_log_events()?;
         self.take_image_events();
@@ -275,8 +282,8 @@ impl Server {
         Ok(())
     }
 
-    /// Waits until there is something to do, and lets time pass.
-    fn wait(&mut self, read: bool) -> Result<(), String> {
+    /// Waits until there is something to do. Gives the wake-up that was asked for.
+    fn wait(&mut self, read: bool) -> Result<Option<Time>, String> {
         let asked = self.node.poll_timeout();
         let timeout = match asked {
             _ if read && self.readable => Some(Duration::ZERO),
@@ -313,18 +320,33 @@ impl Server {
             log::info!("a signal asks the server to stop");
             self.stopping = Some(Instant::now());
         }
-        if self.read_since_empty == 0 || self.read_since_empty >= RECEIVE_BUFFER {
-            self.now = self.now.max(self.clock.now());
-            self.read_since_empty = 0;
-        }
-        Ok(())
+        Ok(asked)
     }
 
-    fn read(&mut self) {
+    /// Reads what has come, and lets time pass up to `began`, when this turn did. If a deadline has come meanwhile, time
+    /// stays just before it until the socket was read.
+    fn hear(&mut self, began: Time, asked: Option<Time>) {
+        // It may have become readable between the waking up and now.
+        self.readable |= asked.is_some_and(|asked| asked <= began);
+        if self.read_since_empty == 0 {
+            let up_to = asked.map_or(began, |asked| began.min(asked.just_before()));
+            self.now = self.now.max(up_to);
+        }
+        if self.readable {
+            self.read(began);
+        }
+        if self.read_since_empty == 0 || self.read_since_empty >= RECEIVE_BUFFER {
+            self.now = self.now.max(began);
+            self.read_since_empty = 0;
+        }
+    }
+
+    fn read(&mut self, began: Time) {
         for _ in 0..DATAGRAMS_A_TURN {
             match self.socket.recv_from(&mut self.buffer) {
                 Ok((bytes, from)) => {
-                    self.read_since_empty += bytes.max(1);
+                    self.read_since_empty += bytes.max(DATAGRAM_SHARE);
+                    self.node.set_heard(self.clock.now_in_turn(began));
                     self.node.handle_datagram(self.now, from, &self.buffer[..bytes]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -512,7 +534,7 @@ fn allow_open_files() -> Result<(), String> {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         let most = Rlimit { current: limit.maximum, ..limit };
-        match setrlimit(Resource::Nofile, most.clone()) {
+        match setrlimit(Resource::Nofile, most) {
             Ok(()) => limit = most,
             Err(error) => log::debug!("the limit on open files stays as it is: {error}"),
         }

@@ -3,7 +3,7 @@
 
 use crate::harness::{
     Direction, Faults, Life, Oracle, PATIENCE, Proxy, Raw, Server, Setup, Worker, has_failpoints, let_pass,
-    mix, poll_until, seed,
+    mix, poll_until, seed, seed_or,
 };
 use rustix::process::Signal;
 use serde_json::json;
@@ -275,34 +275,71 @@ fn the_same_nonce_opens_the_same_session_however_often_it_arrives() {
 
 #[test]
 fn through_loss_doubling_delay_and_reordering_every_append_stands_exactly_once() {
-    soak(&[], Faults { loss: 20, double: 10, reorder: 15, delay_ms: (2, 25) }, 6);
+    let faults = Faults { loss: 20, double: 10, reorder: 15, delay_ms: (2, 25) };
+    soak(&Soak { faults, sections: 6, ..Soak::of_five(seed()) });
 }
+
+/// A third of loss, and each datagram 100 to 200 ms on its way.
+const SLOW_AND_LOSSY: Faults = Faults { loss: 30, double: 10, reorder: 10, delay_ms: (100, 200) };
 
 #[test]
 fn through_a_third_of_loss_and_a_slow_network_every_append_stands_exactly_once() {
-    soak(&[], Faults { loss: 30, double: 10, reorder: 10, delay_ms: (100, 200) }, 1);
+    for seed in [1, 2] {
+        soak(&Soak { faults: SLOW_AND_LOSSY, sections: 1, ..Soak::of_five(seed_or(seed)) });
+    }
+}
+
+#[test]
+fn through_a_third_of_loss_fifty_clients_end_in_bounded_time_with_every_append_exactly_once() {
+    let soak_of_fifty =
+        Soak { faults: SLOW_AND_LOSSY, sections: 1, clients: 50, locks: 25, ..Soak::of_five(seed_or(3)) };
+    soak(&soak_of_fifty);
 }
 
 #[test]
 fn through_a_bad_network_and_kills_of_the_server_every_append_stands_exactly_once() {
-    soak(&[400, 900, 1_500], Faults { loss: 15, double: 15, reorder: 15, delay_ms: (0, 15) }, 6);
+    let faults = Faults { loss: 15, double: 15, reorder: 15, delay_ms: (0, 15) };
+    soak(&Soak { faults, sections: 6, kills: &[400, 900, 1_500], ..Soak::of_five(seed()) });
 }
 
-/// Five clients work through the proxy; the server is killed at the moments given, in milliseconds.
-fn soak(kills: &[u64], faults: Faults, sections: u32) {
-    let seed = seed();
+/// Clients that work through a bad network.
+struct Soak {
+    seed: u64,
+    clients: u64,
+    /// How many locks they share, each with its file and its counted key.
+    locks: u64,
+    /// How many sections each client writes.
+    sections: u32,
+    faults: Faults,
+    /// When the server is killed, in milliseconds.
+    kills: &'static [u64],
+}
+
+impl Soak {
+    fn of_five(seed: u64) -> Soak {
+        Soak { seed, clients: 5, locks: 2, sections: 1, faults: Faults::default(), kills: &[] }
+    }
+}
+
+/// How long a soak may take at all. Far more than any needs: what it finds is a client that is never served.
+const BOUND: Duration = Duration::from_secs(300);
+
+fn soak(soak: &Soak) {
+    let begin = Instant::now();
     let mut server = Server::with(Setup { log: "info", ..Setup::default() });
-    let proxy = Proxy::start(server.address(), seed);
-    proxy.set(Direction::ToServer, faults);
-    proxy.set(Direction::ToClient, faults);
+    let proxy = Proxy::start(server.address(), soak.seed);
+    proxy.set(Direction::ToServer, soak.faults);
+    proxy.set(Direction::ToClient, soak.faults);
     let oracle = Arc::new(Oracle::default());
+    let locks: Vec<String> = (0..soak.locks).map(|number| format!("f{number}")).collect();
+    let locks: Vec<&str> = locks.iter().map(String::as_str).collect();
     std::thread::scope(|scope| {
-        for number in 1..=5 {
-            let mut worker = Worker::new(proxy.address(), &oracle, &["f", "g"], mix(&[seed, number]));
-            scope.spawn(move || (0..sections).for_each(|_| worker.section(Life::Long)));
+        for number in 1..=soak.clients {
+            let mut worker = Worker::new(proxy.address(), &oracle, &locks, mix(&[soak.seed, number]));
+            scope.spawn(move || (0..soak.sections).for_each(|_| worker.section(Life::Long)));
         }
         let start = Instant::now();
-        for (number, at) in kills.iter().enumerate() {
+        for (number, at) in soak.kills.iter().enumerate() {
             std::thread::sleep(Duration::from_millis(*at).saturating_sub(start.elapsed()));
             if number == 1 {
                 proxy.change_ports();
@@ -310,6 +347,8 @@ fn soak(kills: &[u64], faults: Faults, sections: u32) {
             server.kill_and_restart();
         }
     });
+    println!("{} clients took {:?}", soak.clients, begin.elapsed());
+    assert!(begin.elapsed() < BOUND, "{:?} is no bounded time", begin.elapsed());
     proxy.assert_fired();
     let mut raw = server.client(60_000);
     let files: BTreeMap<String, String> =

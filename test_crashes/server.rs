@@ -293,8 +293,10 @@ fn journal_grows(failpoint: &str) {
         if fell {
             server.start_again();
         }
-        let mut raw = server.client(600_000);
-        let token = raw.acquire("f");
+        let mut raw = Raw::new(server.address());
+        raw.open_session_with(600_000, || fell |= rise(&mut server));
+        let sent = raw.prepare("acquire_lock", json!({"key": "f"}));
+        let token = raw.finish_with(&sent, || fell |= rise(&mut server)).token().expect("the lock is free");
         let oldest = server.segments().first().cloned();
         // A seventh of a segment each. The old segments go when two snapshots were made: until then there is always more.
         let mut lines = String::new();
@@ -307,16 +309,19 @@ fn journal_grows(failpoint: &str) {
             raw.finish_with(&sent, || fell |= rise(&mut server)).ok();
             lines.push_str(&line);
         }
-        fell |= rise(&mut server);
-        for clean in [false, true] {
-            if clean {
-                assert!(server.terminate().status.success());
-            } else {
-                // It may be falling by itself just now.
-                server.kill();
+        // It may be falling just now: whoever does not fall stops cleanly.
+        fell |= !server.terminate().status.success();
+        for stop in ["at the failpoint or cleanly", "by a kill", "cleanly"] {
+            match stop {
+                "by a kill" => server.kill(),
+                "cleanly" => assert!(server.terminate().status.success()),
+                _ => {}
             }
             server.start_again();
-            assert!(raw.read("f") == lines, "pass {pass} of {failpoint}, clean {clean}: the file is another");
+            assert!(
+                raw.read("f") == lines,
+                "pass {pass} of {failpoint}, stopped {stop}: the file is another"
+            );
             assert_eq!(raw.held(), 1);
         }
         falls += u32::from(fell);
@@ -588,6 +593,14 @@ fn a_server_that_is_down_for_longer_than_the_lease_gives_every_session_its_whole
     let mut second = server.client(60_000);
     let token = first.acquire("f");
     let wait = second.stand_in_line("f");
+    // Of this one nothing is heard after the start: what it has is what the start gives it.
+    let mut silent = server.client(1_500);
+    silent.acquire("g");
+    let behind = second.prepare("acquire_lock", json!({"key": "g", "wait_ms": null, "owner": "another"}));
+    poll_until("a place in the second line", || {
+        second.send(&behind);
+        (second.queue("g") == [second.client]).then_some(())
+    });
     server.kill();
     // The outage outlasts the lease.
     let_pass(2_500);
@@ -595,7 +608,10 @@ fn a_server_that_is_down_for_longer_than_the_lease_gives_every_session_its_whole
     server.start_again();
     first.append("f", token, "first\n");
     assert_eq!(second.holder("f"), Some(first.client));
-    // From here it is silent: its lease, renewed once by the start, runs out.
+    second.granted(&behind);
+    let lived = before.elapsed();
+    assert!(lived >= Duration::from_millis(1_500), "the silent one had {lived:?} after the start");
+    // From here the first is silent too.
     let next = second.granted(&wait);
     assert!(before.elapsed() >= Duration::from_millis(1_500));
     first.refused("append_file", json!({"file": "f", "token": token, "data": "late\n"}), "no_session");

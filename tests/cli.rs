@@ -118,12 +118,18 @@ impl Drop for Bench {
 
 /// Starts a server and waits for its one line.
 fn serve(data: &Path, bind: &str) -> (Child, String) {
+    serve_with(data, bind, "warn", Stdio::inherit())
+}
+
+/// Starts a server that logs from a level on.
+fn serve_with(data: &Path, bind: &str, log: &str, stderr: Stdio) -> (Child, String) {
     let mut server = tenure()
         .args(["serve", "--bind", bind, "--data-dir"])
         .arg(data)
-        .env("TENURE_LOG", "warn")
+        .env("TENURE_LOG", log)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(stderr)
         .spawn()
         .unwrap();
     let mut line = String::new();
@@ -467,6 +473,54 @@ fn secrets_stay_in_private_files() {
 }
 
 #[test]
+fn a_server_logs_each_operation_at_debug_and_never_what_is_written() {
+    for (level, detailed, requests) in
+        [("info", false, false), ("info,tenure::event=debug", true, false), ("trace", true, true)]
+    {
+        let (data, home, log) = (
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+            tempfile::NamedTempFile::new().unwrap(),
+        );
+        let stderr = Stdio::from(log.reopen().unwrap());
+        let (server, addr) = serve_with(data.path(), "127.0.0.1:0", level, stderr);
+        let bench = Bench { server, addr, data, home };
+        let token = bench.ok(&["acquire", "file_0", "--ttl", "1h"]);
+        bench.ok(&["append", "file_0", "the bytes"]);
+        bench.ok(&["set", "file_0", "\"the value\""]);
+        let stranger = tempfile::tempdir().unwrap();
+        let refused =
+            bench.command(&["set", "file_0", "1"]).env("TENURE_HOME", stranger.path()).output().unwrap();
+        assert_eq!(refused.status.code(), Some(77));
+        bench.ok(&["get", "file_0"]);
+        let kept = fs::read_dir(bench.private()).unwrap().map(|entry| entry.unwrap().path());
+        let kept: Vec<String> = kept.filter_map(|path| fs::read_to_string(path).ok()).collect();
+        let secret = kept.iter().find_map(|text| {
+            serde_json::from_str::<Value>(text).ok()?["session"].as_str().map(str::to_owned)
+        });
+        bench.ok(&["release", "file_0"]);
+        let text = fs::read_to_string(log.path()).unwrap();
+        for (expected, wanted) in [
+            ("serving 127.0.0.1:".to_owned(), true),
+            (format!("acquire_lock \"file_0\": granted token {token} of \"file_0\""), detailed),
+            (format!("append_file \"file_0\", 10 bytes, token {token} of \"file_0\""), detailed),
+            ("at offset 0, length 10".to_owned(), detailed),
+            ("set \"file_0\", 1 bytes: refused, guarded".to_owned(), detailed),
+            (format!("release_lock, token {token} of \"file_0\""), detailed),
+            ("end_session client ".to_owned(), detailed),
+            ("get \"file_0\"".to_owned(), requests),
+        ] {
+            assert_eq!(text.contains(&expected), wanted, "{level}: {expected}: {text}");
+        }
+        // When: each line begins with the time of day, to the second or better.
+        assert!(text.lines().all(|line| line.starts_with("[20")), "{text}");
+        for hidden in ["the bytes", "the value", &secret.unwrap()] {
+            assert!(!text.contains(hidden), "{level}: {hidden} is logged: {text}");
+        }
+    }
+}
+
+#[test]
 fn usage_errors_are_64_and_say_what_to_write() {
     let bench = Bench::start();
     for args in [
@@ -554,6 +608,13 @@ fn a_stopped_directory_is_shown_checked_and_restored() {
     bench.server.wait().unwrap();
     assert!(bench.ok(&["state", "show", &data]).contains("\"k\""));
     assert!(bench.json(&["state", "show", &data])["keys"].is_array());
+    let events = bench.ok(&["state", "events", &data]);
+    for event in ["acquire_lock \"a\": granted token 1 of \"a\"", "set \"k\"", "append_file \"f\", 5 bytes"] {
+        assert!(events.contains(event), "{event}: {events}");
+    }
+    assert!(!events.contains("line\n"), "data is told: {events}");
+    assert_eq!(bench.ok(&["state", "events", &data, "--last", "2"]).lines().count(), 2);
+    assert!(bench.json(&["state", "events", &data])[0]["event"].as_str().unwrap().contains("new_term 1"));
     bench.ok(&["state", "check", &data]);
     let fresh = tempfile::tempdir().unwrap();
     let to = fresh.path().join("restored");

@@ -1,5 +1,7 @@
 //! The client library against a live server: over a bad line, over restarts, and from an address that has to be proven.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "protocol/server.rs"]
 #[expect(
     dead_code,
@@ -10,8 +12,9 @@ mod server;
 use server::{BadLine, Server, outside_address};
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::mpsc;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tenure::client::{Attempt, Client, Error, GrantState, LostCause};
 use tenure::kind::Kind;
@@ -234,4 +237,185 @@ fn after_kill_session_grants_are_lost_and_the_next_call_opens_a_new_session() {
     one.set("k", &1).unwrap();
     let again = one.lock("a").acquire().unwrap();
     assert!(again.token().unwrap() > lost.token);
+}
+
+/// A line between one client and the server, each direction of which can be cut.
+struct Line {
+    address: SocketAddr,
+    /// To the server; to the client.
+    cut: [Arc<AtomicBool>; 2],
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Line {
+    fn to(server: SocketAddr) -> Line {
+        let (front, back) =
+            (UdpSocket::bind((LOOPBACK, 0)).unwrap(), UdpSocket::bind((LOOPBACK, 0)).unwrap());
+        for socket in [&front, &back] {
+            socket.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+        }
+        back.connect(server).unwrap();
+        let address = front.local_addr().unwrap();
+        let cut = [Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false))];
+        let stop = Arc::new(AtomicBool::new(false));
+        let (hear, client) = mpsc::channel();
+        let (fronts, backs) = (front.try_clone().unwrap(), back.try_clone().unwrap());
+        let (to_server, stopped) = (Arc::clone(&cut[0]), Arc::clone(&stop));
+        let up = std::thread::spawn(move || {
+            let mut bytes = vec![0; 65_535];
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok((length, from)) = front.recv_from(&mut bytes) else { continue };
+                let _ = hear.send(from);
+                if !to_server.load(Ordering::Relaxed) {
+                    let _ = back.send(&bytes[..length]);
+                }
+            }
+        });
+        let (to_client, stopped) = (Arc::clone(&cut[1]), Arc::clone(&stop));
+        let down = std::thread::spawn(move || {
+            let (mut bytes, mut to) = (vec![0; 65_535], None);
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok(length) = backs.recv(&mut bytes) else { continue };
+                to = client.try_iter().last().or(to);
+                if let Some(to) = to.filter(|_| !to_client.load(Ordering::Relaxed)) {
+                    let _ = fronts.send_to(&bytes[..length], to);
+                }
+            }
+        });
+        Line { address, cut, stop, threads: vec![up, down] }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn a_client_that_hears_nothing_or_is_not_heard_has_given_up_before_another_is_granted() {
+    const TTL: Duration = Duration::from_secs(2);
+    for (direction, what) in [(0, "requests"), (1, "replies")] {
+        let server = server();
+        let line = Line::to(server.address);
+        let one = Client::builder().ttl(TTL).connect(line.address).unwrap();
+        let two = Client::connect(server.address).unwrap();
+        let guard = Arc::new(one.lock("a").acquire().unwrap());
+        let token = guard.token().unwrap();
+        // Heartbeats go both ways for longer than the lease: it is kept.
+        std::thread::sleep(TTL + TTL / 4);
+        assert_eq!(guard.state(), GrantState::Safe);
+        let (places, place) = crossbeam_channel::unbounded();
+        let believed = Arc::clone(&guard);
+        let waiting = std::thread::spawn(move || {
+            let next = two.lock("a").wait_forever().progress(places).acquire().unwrap();
+            (believed.state(), next.token().unwrap())
+        });
+        place.recv_timeout(Duration::from_secs(10)).unwrap();
+        line.cut[direction].store(true, Ordering::Relaxed);
+        let lost = guard.wait_lost(Duration::from_secs(20)).unwrap();
+        assert_eq!(lost.cause, LostCause::Unproven, "{what}");
+        assert!(matches!(guard.append("late"), Err(Error::Lost(_))));
+        // Whether the lease ran out or the client's `abandon` arrived: when the other was granted, the first had given up.
+        let (state, next) = waiting.join().unwrap();
+        assert_eq!(state, GrantState::Lost, "both believed to hold it when {what} were lost");
+        assert!(next > token);
+        let error = Client::connect(server.address).unwrap().file_info("a").unwrap_err();
+        assert_eq!(error.kind(), Some(Kind::NotFound), "the late append was not sent");
+    }
+}
+
+#[test]
+fn a_guard_is_released_when_the_work_under_it_fails() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let other = Client::connect(server.address).unwrap();
+    let fail = || -> Result<(), Error> {
+        let guard = client.lock("f").acquire()?;
+        guard.append_file("another file", "x")?;
+        Ok(())
+    };
+    assert_eq!(fail().unwrap_err().kind(), Some(Kind::NotHolder));
+    drop(other.lock("f").acquire().unwrap());
+    let panicking = client.clone();
+    let work = std::thread::spawn(move || {
+        let _guard = panicking.lock("f").acquire().unwrap();
+        std::panic::resume_unwind(Box::new("the work under the lock panics"));
+    });
+    assert!(work.join().is_err());
+    drop(other.lock("f").acquire().unwrap());
+    let result = client.lock("f").with(|guard| guard.append_file("another file", "x")).unwrap();
+    assert!(result.is_err());
+    assert!(!other.is_locked("f").unwrap());
+}
+
+#[test]
+fn a_hundred_files_are_written_and_found_again_after_a_restart() {
+    let mut server = server();
+    let client = Client::builder().deadline(Duration::from_secs(30)).connect(server.address).unwrap();
+    let names: Vec<String> = (0..100).map(|number| format!("file_{number}")).collect();
+    for round in ["first", "second"] {
+        for name in &names {
+            let append = |guard: &tenure::client::Guard| guard.append(format!("{round} line of {name}\n"));
+            client.lock(name).acquire().and_then(|guard| append(&guard)).unwrap();
+        }
+        server.restart().unwrap();
+    }
+    let listed: BTreeSet<String> = client.list_files("file_").map(|file| file.unwrap().file).collect();
+    assert_eq!(listed, names.iter().cloned().collect());
+    for name in &names {
+        let text = format!("first line of {name}\nsecond line of {name}\n");
+        assert_eq!(client.read_all(name).unwrap(), text.as_bytes());
+    }
+    // A file begins with its first append; to read what never began is an error of its own.
+    assert_eq!(client.read_all("file_100").unwrap_err().kind(), Some(Kind::NotFound));
+    for name in ["../x", "/file_0", "file_0/", ""] {
+        assert_eq!(client.read_all(name).unwrap_err().kind(), Some(Kind::BadName), "{name}");
+    }
+}
+
+#[test]
+fn every_operation_of_the_library_goes_over_one_session() {
+    let server = server();
+    let client = Client::builder().name("all").connect(server.address).unwrap();
+    let session = client.session().unwrap();
+    let guard = client.lock("a").label("all of it").lease(Duration::from_secs(60)).acquire().unwrap();
+    let token = guard.token().unwrap();
+    assert!(guard.renew(Duration::from_secs(30)).unwrap() <= Duration::from_secs(30));
+    let version = guard.set_own(&1).unwrap();
+    assert_eq!(guard.get("a").unwrap().unwrap().version, version);
+    assert!(guard.set_raw("a", "2", Some(version)).is_ok());
+    assert!(guard.delete("a").unwrap().is_some());
+    guard.append("one\n").unwrap();
+    assert_eq!(client.read_file("a", 0, Some(3)).unwrap().data, b"one");
+    assert_eq!(client.file_info("a").unwrap().length, 4);
+    guard.rotate_file("a", "a.1").unwrap();
+    guard.append("two\n").unwrap();
+    guard.repair_file("a").unwrap();
+    guard.delete_file("a").unwrap();
+    let info = client.lock_info("a").unwrap();
+    assert_eq!((info.holders[0].token, info.holders[0].label.as_str()), (token, "all of it"));
+    assert_eq!(client.list_locks("").count(), 1);
+    assert_eq!(client.list_grants("a").next().unwrap().unwrap().holder.token, token);
+    assert_eq!(client.list_sessions().next().unwrap().unwrap().client, session.client);
+    assert_eq!(client.list_files("").map(|file| file.unwrap().file).collect::<Vec<_>>(), ["a.1"]);
+    assert!(client.is_locked("a").unwrap());
+    guard.fence().unwrap().set("b", &true).unwrap();
+    assert_eq!(client.range("a", "z").count(), 1);
+    assert_eq!(client.delete_if("b", 1).unwrap_err().kind(), Some(Kind::VersionMismatch));
+    guard.release().unwrap();
+    assert_eq!(client.cleanup_expired_locks().unwrap(), 0);
+    assert_eq!(client.ping().unwrap().server, "tenure");
+    assert_eq!(client.status().unwrap().counts["sessions"], 1);
+    // Many requests later it is the same session.
+    for number in 0..1_500 {
+        client.set("n", &number).unwrap();
+    }
+    assert_eq!(client.session().unwrap(), session);
+    client.close().unwrap();
+    assert!(matches!(client.set("n", &0), Err(Error::Closed)));
 }

@@ -1,4 +1,4 @@
-//! `state show`, `state check`, `state restore`: a stopped server's directory.
+//! `state show`, `state events`, `state check`, `state restore`: a stopped server's directory.
 
 use super::context::Context;
 use super::exit::{Failure, REFUSED, Result};
@@ -14,6 +14,14 @@ pub(crate) enum State {
     Show {
         #[command(flatten)]
         dir: Dir,
+    },
+    /// Tell what the commands in the journal of a stopped directory did: who took, lost and released what, and when.
+    Events {
+        #[command(flatten)]
+        dir: Dir,
+        /// At most so many lines, the last ones.
+        #[arg(long, env = "TENURE_LAST", value_name = "N", default_value_t = 100)]
+        last: usize,
     },
     /// Verify a stopped directory: snapshot, journal, files. Exit code 1 if anything is wrong.
     Check {
@@ -45,6 +53,9 @@ pub(crate) fn state(context: &Context, verb: &State) -> Result<()> {
     let done = match verb {
         State::Show { dir } => open(&dir.data_dir)
             .and_then(|dir| inspect::show(&dir, context.format() == Format::Json, &mut out))
+            .map(|()| true),
+        State::Events { dir, last } => open(&dir.data_dir)
+            .and_then(|dir| inspect::events(&dir, *last, context.format() == Format::Json, &mut out))
             .map(|()| true),
         State::Check { dir } => open(&dir.data_dir).and_then(|dir| inspect::check(&dir, &mut out)),
         State::Restore { from, to, take_loss } => {

@@ -6,6 +6,7 @@ use super::{
     Asked, BUSY_RETRY_MS, FILE_BYTES_PENDING_MAX, FileTag, FileWork, Flight, GATHERED_BYTES_MAX, Node, Tag,
 };
 use crate::command::{Call, Command, EndReason, Patience, Request};
+use crate::event;
 use crate::identity::SessionId;
 use crate::kind::{Detail, Kind, Refusal};
 use crate::log::Room;
@@ -32,10 +33,16 @@ impl Node {
             Ok(request) => request,
             Err(refusal) => {
                 self.count("refused");
+                log::debug!(target: event::TARGET, "{from} refused, {}", refusal.kind.as_str());
                 return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
             }
         };
         let session = request.session;
+        log::trace!(
+            target: event::TARGET,
+            "{from} {}",
+            event::requested(&self.state, session, &request.method)
+        );
         match request.method {
             Method::Logged { id, ack, call } => {
                 let session = session.expect("the wire asks for the session of a logged request");
@@ -150,6 +157,12 @@ impl Node {
         }
         if let Some(refusal) = refusal {
             self.count("refused");
+            log::debug!(
+                target: event::TARGET,
+                "{}: refused for now, {}",
+                event::requested_call(&self.state, &request),
+                refusal.kind.as_str()
+            );
             return self.resolve_with(place, |out, id| encode_error(out, id, refusal));
         }
         if let Call::RepairFile { file, .. } = &request.call

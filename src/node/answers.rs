@@ -21,7 +21,6 @@ impl Node {
             }
             Effect::Lost { session, loss } => {
                 self.count("grants_expired");
-                log::debug!("session {session:?} lost token {}: {:?}", loss.token, loss.reason);
                 if let Some(peer) = self.peers.get(&session) {
                     let mut bytes = Vec::new();
                     wire::encode_notification(&mut bytes, "lost", &reads::lost_shown(&loss));

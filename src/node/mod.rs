@@ -26,6 +26,7 @@ mod telling;
 
 use crate::command::{Call, Command, Durability, EndReason, Entry, Request};
 use crate::datagram::{self, Dropped};
+use crate::event::{self, Event};
 use crate::identity::{Op, SessionId};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::lease::LeaseTable;
@@ -178,6 +179,8 @@ pub struct Node {
     serving: bool,
     /// When it was applied.
     serving_since: Time,
+    /// When the datagram that is taken in was read.
+    heard: Time,
     draining: bool,
     room: Room,
     batch_bytes_max: usize,
@@ -230,6 +233,7 @@ impl Node {
             secrets,
             serving: false,
             serving_since: now,
+            heard: now,
             draining: false,
             room: Room::Ok,
             batch_bytes_max,
@@ -323,6 +327,12 @@ impl Node {
         self.file_bytes_pending = bytes;
     }
 
+    /// Says when the datagrams taken in from here on were read, if that is later than the `now` at which they are judged: a
+    /// session's lease runs from there.
+    pub fn set_heard(&mut self, heard: Time) {
+        self.heard = heard;
+    }
+
     /// Says whether writes to files wait for room on the disk: then new appends are refused.
     pub fn set_files_full(&mut self, full: bool) {
         self.files_full = full;
@@ -386,7 +396,12 @@ impl Node {
         assert_eq!(batch.seq, seq, "the log commits in order");
         let mut effects = Vec::new();
         for (op, (entry, tag)) in (batch.first_op..).zip(batch.entries.iter().zip(tags)) {
+            let event = log::log_enabled!(target: event::TARGET, log::Level::Debug)
+                .then(|| Event::of(&self.state, op, &entry.command));
             let outcome = self.state.apply(op, entry.at, &entry.command, &mut effects);
+            for line in event.iter().flat_map(|event| event.lines(&self.state, &outcome, &effects)) {
+                log::debug!(target: event::TARGET, "{line}");
+            }
             self.count("commands");
             if let Command::NewTerm { .. } = entry.command {
                 self.serving = true;
@@ -530,7 +545,7 @@ impl Node {
     /// Takes a sign of life and what else a request says beside what it asks.
     fn hear(&mut self, now: Time, from: SocketAddr, sealed: bool, request: &wire::Request) {
         let Some(session) = request.session else { return };
-        if !self.leases.renew(session, now) {
+        if !self.leases.renew(session, now, now.max(self.heard)) {
             return;
         }
         if self.peers.insert(session, Peer { address: from, sealed }).is_none() {
@@ -552,7 +567,6 @@ impl Node {
             && let Some(session) = self.leases.pop_lapsed(now)
         {
             let term = self.state.head().term;
-            log::debug!("session {session:?}: no sign of life for its TTL; it ends");
             self.count("sessions_expired");
             self.gather(
                 now,

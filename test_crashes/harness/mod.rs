@@ -50,6 +50,14 @@ pub(crate) fn seed() -> u64 {
     seed
 }
 
+/// The seed of a test that is to be the same run every time: `TENURE_SEED` if that is set, else this one.
+pub(crate) fn seed_or(fixed: u64) -> u64 {
+    match std::env::var_os("TENURE_SEED") {
+        Some(_) => seed(),
+        None => fixed,
+    }
+}
+
 /// Mixes numbers into one seed, so that each part of a test has random numbers of its own.
 pub(crate) fn mix(parts: &[u64]) -> u64 {
     // The finalizer of SplitMix64, folded over the parts.

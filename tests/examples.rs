@@ -1,0 +1,76 @@
+//! The examples, run as a reader would run them: each checks what it shows and ends with 0 only then.
+//!
+//! `cargo test` builds the examples first; so does `cargo test --examples --test examples`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Runs an example to its end and gives what it printed.
+fn run(name: &str, args: &[&str]) -> String {
+    let test = std::env::current_exe().unwrap();
+    // target/<profile>/deps/<this> and target/<profile>/examples/<name>
+    let example: PathBuf = test.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(example.exists(), "{} is not built: run `cargo build --examples`", example.display());
+    let output = Command::new(&example).args(args).output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name} {args:?}: {}\n{told}\n{errors}", output.status);
+    told
+}
+
+#[test]
+fn five_clients_that_start_half_a_second_apart_write_each_line_once() {
+    let told = run("multi_client", &["--kills", "0", "--stagger-ms", "500", "--pace-ms", "400"]);
+    for (file, clients) in [(0, &[1, 3][..]), (2, &[2]), (3, &[4, 5])] {
+        for client in clients {
+            let line = format!("    Log entry from client_{client} writing to file_{file}\n");
+            assert_eq!(told.matches(&line).count(), 1, "{line}{told}");
+        }
+    }
+    // Each step of each client can be followed, with its name and file.
+    for step in
+        ["opens a session", "is granted file_2 with token", "has appended to file_2", "releases file_2"]
+    {
+        assert!(told.contains(&format!("client_2  {step}")), "{step}: {told}");
+    }
+    assert!(told.contains("client_2  closes its session"), "{told}");
+    assert!(told.contains("waits for file_"), "overlapping clients wait for each other: {told}");
+}
+
+#[test]
+fn the_demo_goes_through_a_kill_of_the_server() {
+    let told = run("multi_client", &["--pace-ms", "50"]);
+    assert!(told.contains("kill -9: 1; lines lost: 0; lines doubled: 0."), "{told}");
+    assert!(told.contains("the server refuses"), "{told}");
+}
+
+#[test]
+fn many_workers_count_to_exactly_workers_times_increments() {
+    let told = run("counter", &["--workers", "4", "--increments", "10"]);
+    assert!(told.contains("40 of 40 increments counted"), "{told}");
+}
+
+#[test]
+fn jobs_are_claimed_a_leader_elected_a_migration_done_once_and_a_configuration_shared() {
+    let told = run("recipes", &[]);
+    for title in ["claiming jobs", "electing a leader", "migrating once", "sharing a configuration"] {
+        assert!(told.contains(title), "{title}: {told}");
+    }
+}
+
+#[test]
+fn the_tour_shows_keys_locks_leases_and_two_machines() {
+    let told = run("tour", &[]);
+    assert!(
+        told.contains("shared_counter: Some(3)") && told.contains("had ended by themselves: 2"),
+        "{told}"
+    );
+    assert!(told.contains("machine-2 sees: "), "{told}");
+}
+
+#[test]
+fn the_state_machine_needs_no_server() {
+    assert!(run("in_process", &[]).contains("refused, not_holder"));
+}
