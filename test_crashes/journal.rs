@@ -168,13 +168,17 @@ fn a_journal_cut_at_any_byte_starts_with_an_exact_prefix() {
 fn a_tail_of_garbage_behind_a_cut_is_cut_off() {
     let mut run = run(false);
     let bytes = run.bytes.clone();
-    for cut in places(run.end, 12).into_iter().skip(4) {
+    let mut started = 0;
+    for cut in places(run.end, 12) {
         let mut damaged = bytes[..cut].to_vec();
         damaged.extend((0..4_096u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8));
-        if let Fate::Refused = start_damaged(&mut run, &format!("garbage from byte {cut}"), &damaged) {
-            panic!("garbage from byte {cut} was taken for corruption");
+        match start_damaged(&mut run, &format!("garbage from byte {cut}"), &damaged) {
+            Fate::Serves(_) => started += 1,
+            // In the header of the segment, or in what the snapshot rests on.
+            Fate::Refused => assert_eq!(started, 0, "garbage from byte {cut} was taken for corruption"),
         }
     }
+    assert!(started >= 8, "only {started} starts");
 }
 
 #[test]

@@ -790,7 +790,7 @@ fn tokens_and_versions_never_repeat_though_a_power_cut_lost_what_was_told() {
         let token = raw.acquire("f");
         raw.set("k", json!(0));
         // The directory as it is now is what a power cut leaves of all that follows.
-        let mut left = server.copy();
+        let mut left = server.copy_as_of_now();
         raw.release(token);
         let (lost_token, lost_version) = (raw.acquire("f"), raw.set("k", json!(1)));
         drop(server);

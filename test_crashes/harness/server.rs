@@ -100,6 +100,20 @@ impl Server {
         copy
     }
 
+    /// A server on the data directory as a power cut at this moment leaves it. Not started.
+    pub(crate) fn copy_as_of_now(&self) -> Server {
+        self.signal(Signal::STOP);
+        let pid = self.child.as_ref().expect("it runs").id();
+        // Copying what moves would find names that are gone.
+        poll_until("the server to stand still", || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')).then_some(())
+        });
+        let copy = self.copy();
+        self.signal(Signal::CONT);
+        copy
+    }
+
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
