@@ -1,0 +1,82 @@
+//! `docs/source-rows.md` names what exists, and goes through every row.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn page() -> String {
+    fs::read_to_string(root().join("docs/source-rows.md")).unwrap()
+}
+
+#[test]
+fn every_test_script_and_example_that_is_named_exists() {
+    let page = page();
+    let mut checked = 0;
+    // What stands between two backticks.
+    for named in page.split('`').skip(1).step_by(2) {
+        if let Some((path, name)) = named.split_once("::") {
+            let text =
+                fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+            let is_test = text.contains(&format!("#[test]\nfn {name}()"))
+                || text.contains(&format!("#[test]\n    fn {name}()"));
+            assert!(is_test, "{path} has no test {name}");
+        } else if named.starts_with("tests/") || named.starts_with("docs/") || named.ends_with(".toml") {
+            assert!(root().join(named).is_file(), "there is no {named}");
+        } else if let Some((_, after)) = named.split_once("--example ") {
+            let name = after.split(' ').next().unwrap();
+            assert!(root().join(format!("examples/{name}.rs")).is_file(), "there is no example {name}");
+        } else {
+            continue;
+        }
+        checked += 1;
+    }
+    assert!(checked > 150, "only {checked} names were found");
+}
+
+#[test]
+fn every_row_stands_on_the_page_once() {
+    let page = page();
+    let rows: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" |").next())
+        .filter(|row| row.chars().any(|c| c.is_ascii_digit()))
+        .collect();
+    let series = [("A", 1..=23), ("D", 1..=20), ("P", 1..=11), ("X", 1..=40), ("W", 1..=14), ("W", 17..=20)];
+    let due: BTreeSet<String> = series
+        .into_iter()
+        .flat_map(|(letter, numbers)| numbers.map(move |number| format!("{letter}{number}")))
+        .collect();
+    let found: BTreeSet<String> = rows.iter().map(|&row| row.to_owned()).collect();
+    assert_eq!(found, due);
+    assert_eq!(rows.len(), due.len(), "a row stands twice");
+}
+
+/// A clock that jumps cannot be tried without turning that of the whole machine, so this looks at the sources. The time of
+/// day in the lines of a log is that of the logger.
+#[test]
+fn nothing_reads_a_wall_clock() {
+    let mut sources = Vec::new();
+    collect(&root().join("src"), &mut sources);
+    assert!(sources.len() > 50);
+    for path in sources {
+        let text = fs::read_to_string(&path).unwrap();
+        for clock in ["SystemTime", "ClockId::Realtime", "UNIX_EPOCH", "chrono", "gettimeofday"] {
+            assert!(!text.contains(clock), "{} reads a wall clock: {clock}", path.display());
+        }
+    }
+}
+
+fn collect(directory: &Path, sources: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, sources);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push(path);
+        }
+    }
+}
