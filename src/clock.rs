@@ -40,6 +40,11 @@ impl LogClock {
         self.at(boot_micros())
     }
 
+    /// Log time now, in a turn that began at `began`, as it will have been when the turn is over: without its stall.
+    pub fn now_in_turn(&self, began: Time) -> Time {
+        self.now().min(began.after_us(TURN_US))
+    }
+
     /// How long until that log time, in microseconds.
     pub fn micros_until(&self, time: Time) -> u64 {
         time.us_since(self.now())
@@ -118,6 +123,11 @@ mod tests {
     fn only_the_part_of_a_turn_beyond_100_ms_is_a_stall() {
         let mut clock = LogClock::new(Time::ZERO);
         clock.started -= 350_000;
+        assert_eq!(
+            clock.now_in_turn(Time::ZERO),
+            Time::from_micros(TURN_US),
+            "what is read now gives no more"
+        );
         clock.worked(Time::ZERO);
         assert!((250..260).contains(&clock.stalled_ms()), "{}", clock.stalled_ms());
     }

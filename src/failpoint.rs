@@ -2,7 +2,9 @@
 //!
 //! `TENURE_FAILPOINT` names them, several with commas: `journal.before_sync=kill`, `=kill@3` at the third time,
 //! `=error` and `=error@3` for an injected I/O error, `=nospace` for a full disk, `=sleep:500` for half a second each
-//! time. The variable is read once. Without debug assertions and without the feature `failpoints` a [`hit`] is nothing.
+//! time. The variable is read once. `TENURE_FAILPOINT_WHILE` may name a file: while it is not there no point acts or
+//! counts, so that a test chooses the step that it kills in. Without debug assertions and without the feature
+//! `failpoints` a [`hit`] is nothing.
 
 use std::io;
 
@@ -24,6 +26,7 @@ pub fn hit(name: &str) -> io::Result<()> {
 #[cfg(any(debug_assertions, feature = "failpoints"))]
 mod armed {
     use std::io;
+    use std::path::PathBuf;
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
@@ -38,6 +41,9 @@ mod armed {
 
     static POINTS: LazyLock<Vec<Point>> =
         LazyLock::new(|| parse(&std::env::var("TENURE_FAILPOINT").unwrap_or_default()));
+
+    static WHILE: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| std::env::var_os("TENURE_FAILPOINT_WHILE").map(PathBuf::from));
 
     fn parse(text: &str) -> Vec<Point> {
         let points = text.split(',').filter_map(|point| point.trim().split_once('='));
@@ -56,6 +62,9 @@ mod armed {
 
     pub(super) fn hit(name: &str) -> io::Result<()> {
         for point in POINTS.iter().filter(|point| point.name == name) {
+            if WHILE.as_ref().is_some_and(|file| !file.exists()) {
+                continue;
+            }
             let hits = point.hits.fetch_add(1, Ordering::Relaxed) + 1;
             if point.at != 0 && point.at != hits {
                 continue;

@@ -41,11 +41,12 @@ impl LeaseTable {
         }
     }
 
-    /// Takes a sign of life. False if there is no such lease, it has run out or it is lapsing: then nothing was extended.
-    pub fn renew(&mut self, session: SessionId, now: Time) -> bool {
+    /// Takes a sign of life that was read at `heard`: the lease runs from there. False if there is no such lease, it has run
+    /// out at `now` or it is lapsing: then nothing was extended.
+    pub fn renew(&mut self, session: SessionId, now: Time, heard: Time) -> bool {
         match self.leases.get_mut(&session) {
             Some(lease) if !lease.lapsing && now < lease.deadline => {
-                lease.deadline = lease.deadline.max(now.after_ms(lease.ttl_ms));
+                lease.deadline = lease.deadline.max(heard.after_ms(lease.ttl_ms));
                 true
             }
             Some(_) | None => false,
@@ -123,11 +124,11 @@ mod tests {
         let mut table = LeaseTable::default();
         table.begin(A, 100, at(0));
         table.begin(B, 100, at(0));
-        assert!(table.renew(A, at(90)));
+        assert!(table.renew(A, at(90), at(90)));
         assert_eq!(table.pop_lapsed(at(150)), Some(B));
         assert_eq!(table.pop_lapsed(at(189)), None);
         assert_eq!(table.pop_lapsed(at(190)), Some(A));
-        assert!(!table.renew(A, at(190)), "a lapsing session is not revived");
+        assert!(!table.renew(A, at(190), at(190)), "a lapsing session is not revived");
         assert!(table.is_lapsing(A, at(190)));
     }
 
@@ -135,16 +136,25 @@ mod tests {
     fn what_has_run_out_is_not_revived_before_its_end_is_submitted() {
         let mut table = LeaseTable::default();
         table.begin(A, 100, at(0));
-        assert!(!table.renew(A, at(100)));
+        assert!(!table.renew(A, at(100), at(100)));
         assert!(table.is_lapsing(A, at(100)) && !table.is_lapsing(A, at(99)));
         assert_eq!(table.pop_lapsed(at(100)), Some(A));
+    }
+
+    #[test]
+    fn a_lease_is_judged_at_one_moment_and_runs_from_the_one_at_which_its_sign_of_life_was_read() {
+        let mut table = LeaseTable::default();
+        table.begin(A, 100, at(0));
+        assert!(table.renew(A, at(99), at(150)), "it waited in the socket, and was read late");
+        assert_eq!(table.pop_lapsed(Time::from_micros(249_999)), None);
+        assert_eq!(table.pop_lapsed(at(250)), Some(A));
     }
 
     #[test]
     fn an_older_sign_of_life_never_shortens_a_lease() {
         let mut table = LeaseTable::default();
         table.begin(A, 100, at(50));
-        table.renew(A, at(10));
+        table.renew(A, at(10), at(10));
         assert_eq!(table.left_ms(A, at(50)), Some(100));
     }
 
@@ -153,7 +163,7 @@ mod tests {
         let mut table = LeaseTable::default();
         table.begin(A, 100, at(0));
         for ms in 0..10_000 {
-            table.renew(A, at(ms));
+            table.renew(A, at(ms), at(ms));
             assert_eq!(table.pop_lapsed(at(ms)), None);
             assert_eq!(table.queue.len(), 1);
         }

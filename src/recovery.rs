@@ -849,7 +849,7 @@ pub(crate) mod tests {
         assert_eq!(files(&dir), ["a", "b"], "nothing was said to be safe");
         rig.set("k", 1);
         let from = rig.state.file("b").unwrap().generation;
-        let kept = vec![Kept { file: name("b"), generation: from, from }];
+        let kept = vec![Kept { file: name("b"), generation: from, from, waits: false }];
         rig.log.fold(Record { op: rig.state.op(), kept });
         rig.until(|event| matches!(event, LogEvent::SnapshotDone { .. }));
         assert_eq!(files(&dir), ["b"], "what is safe went, what is not stayed");

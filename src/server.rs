@@ -10,8 +10,9 @@
 //! One turn: wait; read what has come (at most a buffer of it, all at one moment of log time); take in commits and what
 //! became of files; let time pass; hand over the next batch and work for the files; send. Nothing here waits but the poll.
 //!
-//! Time moves between turns only, and only when the socket was found empty or a whole buffer of it was read: so a sign of
-//! life that waited in the socket is heard before anything expires.
+//! Time moves past a deadline only when the socket was found empty, or a whole buffer of it was read, after the deadline
+//! had come: so a sign of life that waited in the socket is heard before anything expires. What is heard gives life from
+//! the moment at which it was read, however long that time stood.
 
 use crate::clock::LogClock;
 use crate::command::Durability;
@@ -32,6 +33,7 @@ use crate::storage::DataDir;
 use crate::time::Time;
 use mio::net::{UdpSocket, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -47,11 +49,18 @@ const SIGNALS: Token = Token(2);
 /// clients loses no heartbeat. (The default of 212,992 bytes holds 256.)
 const RECEIVE_BUFFER: usize = 4 << 20;
 
+/// At least so much of the buffer is taken by a datagram, however short it is. (832 bytes of a buffer that the kernel
+/// makes twice as large as it was asked.)
+const DATAGRAM_SHARE: usize = 256;
+
 /// Datagrams read in one turn before the log and the clock get theirs.
 const DATAGRAMS_A_TURN: usize = 512;
 
 /// How long a stop waits for what is on its way.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Files that must be allowed to be open: the image keeps 256, the rest is the server's own.
+const OPEN_FILES_MIN: u64 = 320;
 
 /// How often figures that cost something to read are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
@@ -152,7 +161,7 @@ struct Server {
     now: Time,
     /// Whether the socket may have more.
     readable: bool,
-    /// Bytes read since the socket was last found empty.
+    /// How much of the socket's buffer was read since it was last found empty, at least.
     read_since_empty: usize,
     safe: Record,
     /// The last command that had work for the files.
@@ -166,6 +175,7 @@ struct Server {
 impl Server {
     fn start(config: &Config, mut socket: UdpSocket) -> Result<Server, String> {
         let start_failed = |error: io::Error| format!("the server cannot start: {error}");
+        allow_open_files()?;
         let dir = Arc::new(DataDir::open(&config.data_dir).map_err(|error| error.sentence)?);
         let began = Instant::now();
         let recovered = recovery::recover(&dir).map_err(|error| error.sentence)?;
@@ -255,10 +265,12 @@ impl Server {
 
     /// One turn of the loop. `read`: whether datagrams are read; before the term has begun they wait in the socket.
     fn turn(&mut self, read: bool) -> Result<(), String> {
-        self.wait(read)?;
+        let asked = self.wait(read)?;
         let began = self.clock.now();
-        if read && self.readable {
-            self.read();
+        if read {
+            self.hear(began, asked);
+        } else {
+            self.now = self.now.max(began);
         }
         self.take_log_events()?;
         self.take_image_events();
@@ -270,8 +282,8 @@ impl Server {
         Ok(())
     }
 
-    /// Waits until there is something to do, and lets time pass.
-    fn wait(&mut self, read: bool) -> Result<(), String> {
+    /// Waits until there is something to do. Gives the wake-up that was asked for.
+    fn wait(&mut self, read: bool) -> Result<Option<Time>, String> {
         let asked = self.node.poll_timeout();
         let timeout = match asked {
             _ if read && self.readable => Some(Duration::ZERO),
@@ -308,18 +320,33 @@ impl Server {
             log::info!("a signal asks the server to stop");
             self.stopping = Some(Instant::now());
         }
-        if self.read_since_empty == 0 || self.read_since_empty >= RECEIVE_BUFFER {
-            self.now = self.now.max(self.clock.now());
-            self.read_since_empty = 0;
-        }
-        Ok(())
+        Ok(asked)
     }
 
-    fn read(&mut self) {
+    /// Reads what has come, and lets time pass up to `began`, when this turn did. If a deadline has come meanwhile, time
+    /// stays just before it until the socket was read.
+    fn hear(&mut self, began: Time, asked: Option<Time>) {
+        // It may have become readable between the waking up and now.
+        self.readable |= asked.is_some_and(|asked| asked <= began);
+        if self.read_since_empty == 0 {
+            let up_to = asked.map_or(began, |asked| began.min(asked.just_before()));
+            self.now = self.now.max(up_to);
+        }
+        if self.readable {
+            self.read(began);
+        }
+        if self.read_since_empty == 0 || self.read_since_empty >= RECEIVE_BUFFER {
+            self.now = self.now.max(began);
+            self.read_since_empty = 0;
+        }
+    }
+
+    fn read(&mut self, began: Time) {
         for _ in 0..DATAGRAMS_A_TURN {
             match self.socket.recv_from(&mut self.buffer) {
                 Ok((bytes, from)) => {
-                    self.read_since_empty += bytes.max(1);
+                    self.read_since_empty += bytes.max(DATAGRAM_SHARE);
+                    self.node.set_heard(self.clock.now_in_turn(began));
                     self.node.handle_datagram(self.now, from, &self.buffer[..bytes]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -341,6 +368,8 @@ impl Server {
                     log::warn!("room on the disk for the journal: {room:?}");
                 }
                 LogEvent::FoldDue => {
+                    // The image takes this for everything up to that command.
+                    self.hand_over_files();
                     self.image.sync(self.node.state().op());
                     self.log.fold(self.safe.clone());
                 }
@@ -366,20 +395,7 @@ impl Server {
     /// Hands batches to the log and work to the files, as long as one leads to the other.
     fn hand_over(&mut self) -> Result<(), String> {
         loop {
-            while let Some(work) = self.node.poll_file_work() {
-                match work {
-                    FileWork::Apply(effect) => {
-                        self.last_file_op = effect.op;
-                        self.image.apply(effect);
-                    }
-                    FileWork::Read { tag, file, generation, offset, count, length } => {
-                        self.image.read(tag, file, generation, offset, count, length);
-                    }
-                    FileWork::Look { tag, file, generation, length, checksum } => {
-                        self.image.look(tag, Look { file, generation, length, checksum });
-                    }
-                }
-            }
+            self.hand_over_files();
             match self.node.poll_batch() {
                 Some(batch) => {
                     self.log.submit(batch);
@@ -387,6 +403,23 @@ impl Server {
                     self.take_log_events()?;
                 }
                 None => return Ok(()),
+            }
+        }
+    }
+
+    fn hand_over_files(&mut self) {
+        while let Some(work) = self.node.poll_file_work() {
+            match work {
+                FileWork::Apply(effect) => {
+                    self.last_file_op = effect.op;
+                    self.image.apply(effect);
+                }
+                FileWork::Read { tag, file, generation, offset, count, length } => {
+                    self.image.read(tag, file, generation, offset, count, length);
+                }
+                FileWork::Look { tag, file, generation, length, checksum } => {
+                    self.image.look(tag, Look { file, generation, length, checksum });
+                }
             }
         }
     }
@@ -467,6 +500,16 @@ fn take_image_event(node: &mut Node, safe: &mut Record, now: Time, event: ImageE
             log::warn!("file {file:?}: {reason}");
             node.handle_file_fault(now, file, generation, reason);
         }
+        ImageEvent::Room { full } => {
+            match full {
+                true => log::warn!(
+                    "the files' disk is full: writes to them wait, and new appends are refused, until there is room"
+                ),
+                false => log::info!("the files' disk has room again: all that waited is written"),
+            }
+            node.set_files_full(full);
+            node.set_gauge("files_full", full.into());
+        }
         ImageEvent::Watermark(record) => *safe = record,
     }
 }
@@ -483,6 +526,25 @@ fn report_files(redone: &crate::image::Recovery) {
             cut.from,
             cut.to
         );
+    }
+}
+
+/// Takes as many open files as the system gives. Too few would show in the middle of the work, as a disk that fails.
+fn allow_open_files() -> Result<(), String> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let most = Rlimit { current: limit.maximum, ..limit };
+        match setrlimit(Resource::Nofile, most) {
+            Ok(()) => limit = most,
+            Err(error) => log::debug!("the limit on open files stays as it is: {error}"),
+        }
+    }
+    match limit.current {
+        Some(files @ ..OPEN_FILES_MIN) => Err(format!(
+            "this process may have {files} files open, and the server needs {OPEN_FILES_MIN}: raise the limit (`ulimit -n`, \
+             LimitNOFILE= of a service)"
+        )),
+        Some(_) | None => Ok(()),
     }
 }
 

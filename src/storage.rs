@@ -437,9 +437,14 @@ fn make_dir(path: &Path) -> Result<(), DiskError> {
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_dir(parent)?;
-    let made = DirBuilder::new().mode(0o700).create(path);
-    made.map_err(|error| DiskError::io("make the directory", path, &error))?;
-    sync_dir(parent)
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => sync_dir(parent),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(DiskError::new(format!(
+            "{} is in the way: a directory is needed there, and it is something else",
+            path.display()
+        ))),
+        Err(error) => Err(DiskError::io("make the directory", path, &error)),
+    }
 }
 
 /// Others who may write here could put another state in the place of ours.

@@ -41,6 +41,11 @@ impl Time {
         Time(self.0.saturating_add(micros))
     }
 
+    /// The last moment before this one.
+    pub const fn just_before(self) -> Time {
+        Time(self.0.saturating_sub(1))
+    }
+
     /// Whole milliseconds from `earlier` to this moment, rounded down; 0 if `earlier` is later.
     pub const fn ms_since(self, earlier: Time) -> u64 {
         self.us_since(earlier) / 1_000

@@ -129,6 +129,21 @@ fn a_client_that_starts_again_is_a_new_one_and_its_old_grant_runs_out() {
 }
 
 #[test]
+fn a_session_that_never_says_anything_lives_for_its_whole_ttl() {
+    let server = Server::start();
+    let mut watcher = server.client(60_000);
+    let before = Instant::now();
+    let silent = server.client(700);
+    poll_until("the end of the silent session", || {
+        let sessions = watcher.ok("list_sessions", json!({}));
+        let there = sessions["items"].as_array().unwrap().iter().any(|item| item["client"] == silent.client);
+        (!there).then_some(())
+    });
+    let lived = before.elapsed();
+    assert!(lived >= Duration::from_millis(700), "it lived for {lived:?}");
+}
+
+#[test]
 fn a_holder_without_heartbeats_loses_its_lock_and_one_with_them_keeps_it() {
     let server = Server::start();
     let mut with = server.client(1_000);

@@ -126,15 +126,94 @@ fn a_full_disk_refuses_new_work_lets_go_of_old_and_resumes_by_itself() {
         disk.fill();
         server.start_again();
         assert_eq!(raw.held(), 2);
-        assert_eq!(raw.ok("file_info", json!({"file": "f"}))["length"], length);
+        let info = raw.ok("file_info", json!({"file": "f"}));
+        assert_eq!((&info["length"], info.get("fault")), (&json!(length), None));
         // With room it goes on by itself: the very request that was refused is executed, once.
         disk.make_room();
-        assert_eq!(raw.finish(&refused).ok()["offset"], length);
+        let whole = raw.finish(&refused).ok().clone();
+        assert_eq!(whole["offset"], length);
+        let path = server.file("f");
+        poll_until("all bytes on disk", || {
+            (fs::metadata(&path).ok()?.len() == whole["length"]).then_some(())
+        });
+        let line = format!("{}\n", "x".repeat(40_000));
+        assert!(fs::read(&path).unwrap().chunks(line.len()).all(|chunk| chunk == line.as_bytes()));
+        assert_eq!(raw.ok("file_info", json!({"file": "f"})).get("fault"), None);
     }
     raw.release(token);
     let exit = server.terminate();
     assert!(exit.status.success(), "{exit:?}");
     drop(server);
+}
+
+/// Sends an append that the server must refuse for lack of room, and that may be sent again.
+fn refused_for_room(raw: &mut Raw, file: &str, token: u64) -> crate::harness::Sent {
+    poll_until("the lack of room to be noticed", || {
+        (raw.ok("status", json!({}))["counts"]["files_full"] == 1).then_some(())
+    });
+    let sent = raw.prepare("append_file", json!({"file": file, "token": token, "data": "refused\n"}));
+    poll_until("the lack of room to be said", || {
+        raw.send(&sent);
+        let answer = raw.listen(&sent, Duration::from_millis(200))?;
+        assert_eq!(answer.refused("no_space")["final"], false, "{}", answer.0);
+        Some(())
+    });
+    sent
+}
+
+#[test]
+fn a_file_without_room_waits_for_it_and_nothing_is_at_fault() {
+    if !has_failpoints() {
+        return;
+    }
+    // One write of a file finds no room; a second later there is some.
+    let setup = Setup { failpoint: Some("image.before_write=nospace@2".into()), ..Setup::default() };
+    let server = Server::with(setup);
+    let mut raw = server.client(600_000);
+    let token = raw.acquire("f");
+    raw.append("f", token, "first\n");
+    poll_until("the file on disk", || fs::read(server.file("f")).ok().filter(|bytes| bytes == b"first\n"));
+    assert_eq!(raw.append("f", token, "second\n"), (6, 13));
+    assert_eq!(raw.read("f"), "first\nsecond\n", "what waits is read");
+    poll_until("what waits on disk", || {
+        fs::read(server.file("f")).ok().filter(|bytes| bytes == b"first\nsecond\n")
+    });
+    assert_eq!(raw.append("f", token, "third\n"), (13, 19));
+    assert_eq!(raw.ok("file_info", json!({"file": "f"})).get("fault"), None);
+}
+
+#[test]
+fn what_waited_for_room_is_written_after_a_kill_and_after_a_clean_stop() {
+    if !has_failpoints() {
+        return;
+    }
+    for clean in [false, true] {
+        let setup = Setup { failpoint: Some("image.before_write=nospace".into()), ..Setup::default() };
+        let mut server = Server::with(setup);
+        let mut raw = server.client(600_000);
+        let (token, other) = (raw.acquire("f"), raw.acquire("g"));
+        raw.append("f", token, "first\n");
+        let refused = refused_for_room(&mut raw, "f", token);
+        // Another file has no room either, and all else goes on.
+        refused_for_room(&mut raw, "g", other);
+        raw.set("k", json!("v"));
+        assert_eq!(raw.read("f"), "first\n");
+        raw.ok("rotate_file", json!({"file": "f", "to": "f.1", "token": token}));
+        assert_eq!((raw.read("f.1"), raw.read("f")), ("first\n".into(), String::new()));
+        assert_eq!(raw.ok("file_info", json!({"file": "f.1"})).get("fault"), None);
+        assert_eq!(fs::read(server.file("f.1")).ok(), None);
+        if clean {
+            assert!(server.terminate().status.success());
+        } else {
+            server.kill();
+        }
+        server.start_again();
+        poll_until("what waited on disk", || {
+            fs::read(server.file("f.1")).ok().filter(|bytes| bytes == b"first\n")
+        });
+        assert_eq!(raw.finish(&refused).ok()["offset"], 0, "the very request that was refused");
+        assert_eq!((raw.read("f.1"), raw.read("f")), ("first\n".into(), "refused\n".into()));
+    }
 }
 
 #[test]
@@ -289,7 +368,15 @@ fn a_link_a_device_or_a_directory_in_the_place_of_a_file_is_never_written_throug
     fs::write(server.file("directory/inside"), "untouched").unwrap();
     let fifo = Command::new("mkfifo").arg(server.file("fifo")).status().unwrap();
     assert!(fifo.success());
-    for name in ["link", "dangling", "linked/victim", "linked/new", "hard", "directory", "fifo"] {
+    let _socket = std::os::unix::net::UnixListener::bind(server.file("socket")).unwrap();
+    let mut names =
+        vec!["link", "dangling", "linked/victim", "linked/new", "hard", "directory", "fifo", "socket"];
+    // The device that swallows everything: only a superuser can make one.
+    let device = Command::new("mknod").arg(server.file("device")).args(["c", "1", "3"]).output();
+    if device.is_ok_and(|made| made.status.success()) {
+        names.push("device");
+    }
+    for name in names {
         let token = raw.acquire(name);
         let answer = raw.call("append_file", json!({"file": name, "token": token, "data": "x"}));
         println!("{name}: {}", answer.0);

@@ -1,9 +1,9 @@
 //! Stalls: SIGSTOP of the server for longer than the leases, SIGSTOP of a client past its lease.
 
-use crate::harness::{ClientProcess, Server, Setup, has_failpoints, let_pass};
+use crate::harness::{ClientProcess, PATIENCE, Raw, Server, Setup, has_failpoints, let_pass};
 use rustix::process::Signal;
 use serde_json::json;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_server_that_was_stopped_for_longer_than_the_leases_expires_none_of_those_who_kept_sending() {
@@ -31,6 +31,42 @@ fn a_server_that_was_stopped_for_longer_than_the_leases_expires_none_of_those_wh
         }
     }
     assert!(server.fallen().is_none());
+}
+
+#[test]
+fn a_sign_of_life_at_the_end_of_a_full_socket_is_heard_before_anything_expires() {
+    let server = Server::start();
+    let mut holder = server.client(1_000);
+    let token = holder.acquire("f");
+    let crowd = Raw::new(server.address());
+    // More than the loop reads in a turn, if the system lets the socket buffer that much.
+    let room = !server.stderr().contains("the socket buffers");
+    let ahead = if room { 2_000 } else { 60 };
+    server.signal(Signal::STOP);
+    for number in 0..ahead {
+        crowd.send_bytes(format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"ping"}}"#).as_bytes());
+    }
+    let sent = holder.start("heartbeat", json!({}));
+    let_pass(2_500);
+    server.signal(Signal::CONT);
+    let heard = holder.listen(&sent, PATIENCE).expect("the heartbeat is answered");
+    assert_eq!(heard.ok()["held"], 1);
+    holder.append("f", token, "alive\n");
+}
+
+#[test]
+fn the_first_heartbeat_of_all_that_waited_in_the_socket_of_a_stopped_server_is_in_time() {
+    let server = Server::start();
+    for _ in 0..3 {
+        // Nothing was heard of it since: the wake-up that the server asks for is the very end of its lease.
+        let mut raw = server.client(400);
+        server.signal(Signal::STOP);
+        let waiting = raw.start("heartbeat", json!({}));
+        let_pass(1_000);
+        server.signal(Signal::CONT);
+        raw.finish(&waiting).ok();
+        raw.ok("close_session", json!({}));
+    }
 }
 
 #[test]
@@ -68,6 +104,32 @@ fn a_disk_that_is_slower_than_the_leases_expires_nobody() {
         assert_eq!(raw.held(), 1);
     }
     assert_eq!(raw.read("f"), "0\n1\n2\n");
+}
+
+#[test]
+fn a_heartbeat_behind_the_end_of_its_session_is_not_answered_and_changes_nothing() {
+    if !has_failpoints() {
+        return;
+    }
+    const TTL: u64 = 1_000;
+    let failpoint = Some("journal.before_sync=sleep:1500".into());
+    let server = Server::with(Setup { failpoint, disarmed: true, ..Setup::default() });
+    let mut second = server.client(60_000);
+    let mut holder = server.client(TTL);
+    holder.acquire("f");
+    let wait = second.stand_in_line("f");
+    server.arm();
+    // Its end is decided after one TTL and committed 1.5 s later; the heartbeat falls between, if nothing was late.
+    let_pass(2 * TTL);
+    let sent_at = Instant::now();
+    let beat = holder.start("heartbeat", json!({}));
+    second.granted(&wait);
+    let granted = sent_at.elapsed();
+    if let Some(answer) = holder.listen(&beat, Duration::from_millis(200)) {
+        let kept = answer.kind() == Some("no_session") || granted >= Duration::from_millis(TTL);
+        assert!(kept, "the lock went {granted:?} after a heartbeat that was answered: {}", answer.0);
+    }
+    holder.refused("heartbeat", json!({}), "no_session");
 }
 
 #[test]

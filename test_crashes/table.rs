@@ -24,6 +24,13 @@ fn the_table_and_the_tests_are_the_same() {
         .filter(|word| word.contains("::") && !word.contains(' '))
         .map(str::to_owned)
         .collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in table.split('`').filter(|word| word.starts_with("tests/") || word.starts_with("src/")) {
+        assert!(
+            file.ends_with("/...") || root.join(file).exists(),
+            "the table names {file}, which is not there"
+        );
+    }
     assert!(tests.len() > 50);
     assert_eq!(
         tests.difference(&rows).collect::<Vec<_>>(),

@@ -1,5 +1,7 @@
 //! The client library against a live server: over a bad line, over restarts, and from an address that has to be proven.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "protocol/server.rs"]
 #[expect(
     dead_code,

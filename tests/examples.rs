@@ -2,6 +2,8 @@
 //!
 //! `cargo test` builds the examples first; so does `cargo test --examples --test examples`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::PathBuf;
 use std::process::Command;
 

@@ -20,6 +20,7 @@
 //! crash | restart | snapshot             kill -9 and start again; stop and start again; what a start reads first
 //! server [LIMIT=N …]                     a fresh server with these limits
 //! room ok | low | full                   what the disk under the log can still take
+//! files ok | full                        whether writes to files wait for room on their disk
 //! drain                                  the server is asked to stop
 //! disk [fail|heal|edit FILE …]           what stands in the files; or what happens to one behind the server's back
 //! state                                  how much of everything there is

@@ -1,18 +1,23 @@
 //! What the image knows of each file, and the work on them: straight-line, on whatever thread calls it.
 //!
-//! A file's bytes are, from the left: safe (written and synced), unsynced (written, still held in memory), kept (held in
-//! memory because the file is faulted). A fault turns unsynced into kept: after a failed sync the kernel may have
-//! dropped what it took, and a file that somebody else changed proves nothing.
+//! A file's bytes are, from the left: safe (written and synced), unsynced (written, still held in memory), waiting (held
+//! in memory because the disk had no room for them), kept (held in memory because the file is faulted). A fault turns
+//! unsynced and waiting into kept: after a failed sync the kernel may have dropped what it took, and a file that
+//! somebody else changed proves nothing.
 //!
 //! ```text
 //!   0             safe                length             what the state has
 //!   ├── on disk ───┼── unsynced ────────┤                   no fault
+//!   ├── on disk ───┼── unsynced ────────┼── waiting ────────┤  no fault, no room
 //!   ├── on disk ───┼── kept: not safe, perhaps partly on disk ─┤  fault
 //! ```
+//!
+//! Lack of room is no fault: the effects of the file wait, in order, while other files go on, and are tried again. Of
+//! the first of them a part may be on disk already; it is completed where it ends.
 
 use super::record::{self, Kept, Record};
-use super::tree::{self, Found, Obstacle, Synced, Tree};
-use super::{Event, Gauges, Look, Looked, describe, point, write_at};
+use super::tree::{self, Obstacle, Synced, Tree};
+use super::{Event, Gauges, Look, Looked, describe, lack_of_room, point, write_at, write_some};
 use crate::identity::Op;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
@@ -35,6 +40,12 @@ pub(super) struct Mirror {
     /// Files with something to sync.
     dirty: BTreeSet<Name>,
     dirty_bytes: u64,
+    /// Files with effects that wait for room.
+    waiting: BTreeSet<Name>,
+    /// Whether a delete, a rotate or the record was stopped by lack of room when it was tried last.
+    pub(super) stopped: bool,
+    /// Effects that the recovery could not come to, since one that nothing may overtake had no room.
+    pub(super) behind: VecDeque<FileEffect>,
     /// Every effect up to this command was executed.
     pub(super) done: Op,
     pub(super) recorded: Record,
@@ -60,6 +71,11 @@ pub(super) struct File {
     pub(super) identity: Option<(u64, u64)>,
     pub(super) fault: Option<String>,
     unsynced: Vec<FileEffect>,
+    pub(super) waiting: VecDeque<FileEffect>,
+    /// So many bytes of the first waiting effect are on disk.
+    partial: u64,
+    /// After a crash or a failed sync: what stands past `length` is ours, but as much and as torn as it may be.
+    pub(super) loose: bool,
     pub(super) kept: VecDeque<FileEffect>,
     /// Its directory does not durably name it yet.
     fresh: bool,
@@ -86,6 +102,55 @@ impl File {
     pub(super) fn mark_fresh(&mut self) {
         self.fresh = true;
     }
+
+    /// The length that the file has once nothing waits.
+    pub(super) fn end(&self) -> u64 {
+        match self.waiting.back() {
+            Some(FileEffect { act: FileAct::Write { offset, data }, .. }) => offset + data.len() as u64,
+            _ => self.length,
+        }
+    }
+
+    /// Whether the file can have this length on disk if nobody else changed it.
+    fn fits(&self, found: u64) -> bool {
+        match self.loose {
+            true => (self.length..=self.end()).contains(&found),
+            false => found == self.length + self.partial,
+        }
+    }
+
+    fn wrong_length(&self, found: u64) -> String {
+        wrong_length(found, self.length + self.partial)
+    }
+
+    /// Whether nothing of it was ever on disk, its name included.
+    fn is_unborn(&self) -> bool {
+        self.identity.is_none() && self.length == 0 && !self.waiting.is_empty()
+    }
+}
+
+/// Why a file did not take an effect.
+#[derive(Debug)]
+pub(super) enum Hitch {
+    /// The disk has no room: nothing is wrong, the effect waits.
+    Room(Errno),
+    /// The file is closed, with a sentence.
+    Fault(String),
+}
+
+impl From<Obstacle> for Hitch {
+    fn from(obstacle: Obstacle) -> Hitch {
+        match obstacle {
+            Obstacle::Disk(errno @ (Errno::NOSPC | Errno::DQUOT)) => Hitch::Room(errno),
+            obstacle => Hitch::Fault(clause(&obstacle)),
+        }
+    }
+}
+
+impl From<io::Error> for Hitch {
+    fn from(error: io::Error) -> Hitch {
+        lack_of_room(&error).map_or_else(|| Hitch::Fault(refused(error)), Hitch::Room)
+    }
 }
 
 impl Mirror {
@@ -99,6 +164,9 @@ impl Mirror {
             turn: 0,
             dirty: BTreeSet::new(),
             dirty_bytes: 0,
+            waiting: BTreeSet::new(),
+            stopped: false,
+            behind: VecDeque::new(),
             done: recorded.op,
             recorded,
             acted: None,
@@ -112,8 +180,8 @@ impl Mirror {
     /// Executes one effect of the running server.
     ///
     /// # Errors
-    /// The record could not be written. The effect is not done; the same call again takes it up where it stopped, and
-    /// nothing else may be executed before.
+    /// The record could not be written, or there was no room for a delete or rotate. The effect is not done; the same
+    /// call again takes it up where it stopped, and nothing else may be executed before.
     pub(super) fn apply(&mut self, effect: FileEffect) -> io::Result<()> {
         match &effect.act {
             FileAct::Write { .. } => self.write(effect, true),
@@ -123,7 +191,7 @@ impl Mirror {
                 self.barrier(op, |mirror| match &effect.act {
                     FileAct::Delete => mirror.delete(&effect.file, effect.generation),
                     FileAct::Rotate { to } => mirror.rotate(&effect.file, effect.generation, to),
-                    FileAct::Write { .. } | FileAct::Repair { .. } => {}
+                    FileAct::Write { .. } | FileAct::Repair { .. } => Ok(()),
                 })?;
                 self.gauges.pending.sub(weight);
                 return Ok(());
@@ -137,11 +205,16 @@ impl Mirror {
     ///
     /// # Errors
     /// As for [`apply`](Mirror::apply).
-    pub(super) fn barrier(&mut self, op: Op, act: impl FnOnce(&mut Mirror)) -> io::Result<()> {
+    pub(super) fn barrier(
+        &mut self,
+        op: Op,
+        act: impl FnOnce(&mut Mirror) -> Result<(), Errno>,
+    ) -> io::Result<()> {
         if self.acted != Some(op) {
             self.reached(op.saturating_sub(1));
             self.sync()?;
-            act(self);
+            // Nothing later may be done before it, so a lack of room stops everything here.
+            act(self).inspect_err(|_| self.stopped = true)?;
             self.acted = Some(op);
         }
         self.reached(op);
@@ -175,50 +248,137 @@ impl Mirror {
                 return;
             }
         }
-        if self.files.get(&name).is_some_and(|file| file.fault.is_some()) {
+        let Some(file) = self.files.get(&name) else { return };
+        if file.fault.is_some() {
+            return self.keep(effect);
+        }
+        let end = file.end();
+        if end != offset {
             self.keep(effect);
-            return;
+            return self.fault(&name, format!("the log writes at {offset}, the image is at {end}"));
+        }
+        if !file.waiting.is_empty() {
+            return self.postpone(effect);
         }
         match self.try_write(&name, offset, &data, strict) {
-            Ok(()) => {
-                let Some(file) = self.files.get_mut(&name) else { return };
-                file.length = offset + data.len() as u64;
-                file.unsynced.push(effect);
-                self.dirty_bytes += data.len() as u64;
-                self.dirty.insert(name);
+            Ok(()) => self.took(&name, effect),
+            Err(Hitch::Room(_)) => {
+                if let Some(file) = self.files.get_mut(&name) {
+                    file.loose = !strict;
+                }
+                self.postpone(effect);
             }
-            Err(reason) => {
+            Err(Hitch::Fault(reason)) => {
                 self.keep(effect);
                 self.fault(&name, reason);
             }
         }
     }
 
-    fn try_write(&mut self, name: &Name, offset: u64, data: &[u8], strict: bool) -> Result<(), String> {
-        point("image.before_write").map_err(refused)?;
-        let Some(file) = self.files.get(name) else { return Err(gone()) };
-        if file.length != offset {
-            return Err(format!("the log writes at {offset}, the image is at {}", file.length));
+    /// Notes that a file took its next effect.
+    fn took(&mut self, name: &Name, effect: FileEffect) {
+        let Some(file) = self.files.get_mut(name) else { return };
+        file.length += bytes(&effect);
+        file.partial = 0;
+        self.dirty_bytes += bytes(&effect);
+        file.unsynced.push(effect);
+        self.dirty.insert(name.clone());
+    }
+
+    /// Lets an effect wait for room, behind those of its file that wait already.
+    pub(super) fn postpone(&mut self, effect: FileEffect) {
+        if let Some(file) = self.files.get_mut(&effect.file) {
+            self.waiting.insert(effect.file.clone());
+            file.waiting.push_back(effect);
         }
+    }
+
+    /// After a crash: of what waits, anything may be on disk already.
+    pub(super) fn loosen(&mut self) {
+        for name in &self.waiting {
+            let Some(file) = self.files.get_mut(name) else { continue };
+            if let Ok(found) = self.tree.find(name) {
+                file.identity.get_or_insert(found.identity);
+            }
+            file.loose = true;
+            // Its name may not be durable: the next sync covers it.
+            file.fresh = true;
+        }
+    }
+
+    /// Tries again what waits for room: of each file as much as there is room for.
+    pub(super) fn resume(&mut self) {
+        // Between a delete or rotate and its record nothing may be written.
+        if self.acted.is_some() {
+            return;
+        }
+        for name in self.waiting.clone() {
+            self.resume_file(&name);
+        }
+    }
+
+    /// Tries again what waits of this file.
+    pub(super) fn resume_file(&mut self, name: &Name) {
+        while let Some(effect) = self.files.get(name).and_then(|file| file.waiting.front().cloned()) {
+            let FileAct::Write { offset, data } = &effect.act else { return };
+            match self.try_write(name, *offset, data, true) {
+                Ok(()) => {
+                    if let Some(file) = self.files.get_mut(name) {
+                        file.waiting.pop_front();
+                    }
+                    self.took(name, effect);
+                }
+                Err(Hitch::Room(_)) => return,
+                Err(Hitch::Fault(reason)) => return self.fault(name, reason),
+            }
+        }
+        if self.waiting.remove(name)
+            && let Some(file) = self.files.get_mut(name)
+        {
+            file.loose = false;
+            if file.check.is_some() {
+                self.checks.push_back(name.clone());
+            }
+        }
+    }
+
+    /// Whether effects of some file wait for room.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether anything stands still for lack of room.
+    pub(super) fn lacks_room(&self) -> bool {
+        self.stopped || self.is_waiting()
+    }
+
+    fn try_write(&mut self, name: &Name, offset: u64, data: &[u8], strict: bool) -> Result<(), Hitch> {
+        point("image.before_write")?;
+        let Some(file) = self.files.get(name) else { return Err(Hitch::Fault(gone())) };
         let fd = if file.identity.is_none() && offset == 0 {
             self.create(name)?
         } else {
-            self.descriptor(name).map_err(|obstacle| somebody(&obstacle))?
+            self.descriptor(name).map_err(|obstacle| Hitch::Fault(somebody(&obstacle)))?
         };
-        let found = tree::look_again(&fd).map_err(|obstacle| somebody(&obstacle))?;
-        if strict && found.length != offset {
-            return Err(wrong_length(found.length, offset));
+        let found = tree::look_again(&fd).map_err(|obstacle| Hitch::Fault(somebody(&obstacle)))?;
+        let Some(file) = self.files.get_mut(name) else { return Err(Hitch::Fault(gone())) };
+        if strict && !file.fits(found.length) {
+            return Err(Hitch::Fault(file.wrong_length(found.length)));
         }
-        if let Some(file) = self.files.get_mut(name) {
-            file.touched = file.touched.max(offset + data.len() as u64);
+        file.touched = file.touched.max(offset + data.len() as u64);
+        let rest =
+            usize::try_from(file.partial).map_or(&[][..], |partial| data.get(partial..).unwrap_or(&[]));
+        let (written, result) = write_some(&fd, rest, offset + file.partial);
+        if strict && !file.loose {
+            file.partial += written as u64;
         }
-        write_at(&fd, data, offset).map_err(refused)?;
-        point("image.after_write").map_err(refused)
+        result?;
+        Ok(point("image.after_write")?)
     }
 
     /// Creates the file on disk, which must not have it.
-    pub(super) fn create(&mut self, name: &Name) -> Result<Arc<OwnedFd>, String> {
-        let (fd, found) = self.tree.create_file(name).map_err(|obstacle| clause(&obstacle))?;
+    fn create(&mut self, name: &Name) -> Result<Arc<OwnedFd>, Hitch> {
+        let (fd, found) = self.tree.create_file(name)?;
         if let Some(file) = self.files.get_mut(name) {
             file.identity = Some(found.identity);
             file.fresh = true;
@@ -264,7 +424,9 @@ impl Mirror {
         self.clean(name);
         self.open.remove(name);
         let Some(file) = self.files.get_mut(name) else { return };
-        for effect in file.unsynced.drain(..).rev() {
+        self.waiting.remove(name);
+        (file.partial, file.loose) = (0, false);
+        for effect in file.unsynced.drain(..).chain(file.waiting.drain(..)).rev() {
             self.gauges.pending.sub(weight(&effect));
             self.gauges.kept.add(weight(&effect));
             file.kept.push_front(effect);
@@ -301,7 +463,9 @@ impl Mirror {
             self.dirty_bytes -= file.unsynced.iter().map(bytes).sum::<u64>().min(self.dirty_bytes);
         }
         self.open.remove(name);
-        self.gauges.pending.sub(file.unsynced.drain(..).map(|effect| weight(&effect)).sum());
+        self.waiting.remove(name);
+        let pending = file.unsynced.drain(..).chain(file.waiting.drain(..));
+        self.gauges.pending.sub(pending.map(|effect| weight(&effect)).sum());
         self.gauges.kept.sub(file.kept.drain(..).map(|effect| weight(&effect)).sum());
         if file.fault.is_some() {
             self.gauges.faults.sub(1);
@@ -318,7 +482,8 @@ impl Mirror {
         self.dirty_bytes > DIRTY_BYTES_MAX || self.dirty.len() > DIRTY_FILES_MAX
     }
 
-    /// Syncs every dirty file, then records how far the image is safe. A file that cannot be synced gets a fault.
+    /// Syncs every dirty file, then records how far the image is safe. A file that cannot be synced gets a fault; if it
+    /// is for lack of room, its bytes wait to be written anew.
     ///
     /// # Errors
     /// The record could not be written. The files are synced; the same call again tries the record again.
@@ -339,25 +504,45 @@ impl Mirror {
                 file.fresh = false;
                 self.gauges.pending.sub(file.unsynced.drain(..).map(|effect| weight(&effect)).sum());
             }
-            Err(reason) => self.fault(name, reason),
+            Err(Hitch::Room(errno)) => self.unwrite(name, errno),
+            Err(Hitch::Fault(reason)) => self.fault(name, reason),
         }
     }
 
-    fn try_sync(&mut self, name: &Name, synced: &mut Synced) -> Result<(), String> {
-        point("image.before_sync").map_err(unsynced)?;
-        let fd = self.descriptor(name).map_err(|obstacle| somebody(&obstacle))?;
-        let Some(file) = self.files.get(name) else { return Err(gone()) };
-        let found = self.tree.find(name).map_err(|obstacle| somebody(&obstacle))?;
+    /// Takes back what was written since the last sync: the kernel may have dropped it, so it is written anew.
+    fn unwrite(&mut self, name: &Name, errno: Errno) {
+        self.clean(name);
+        let Some(file) = self.files.get_mut(name) else { return };
+        if file.unsynced.is_empty() {
+            // Nothing to write anew, and a sync that failed proves nothing when it is tried again.
+            return self.fault(name, unsynced(errno.into()));
+        }
+        for effect in file.unsynced.drain(..).rev() {
+            file.waiting.push_front(effect);
+        }
+        (file.length, file.partial, file.loose) = (file.safe, 0, true);
+        self.waiting.insert(name.clone());
+    }
+
+    fn try_sync(&mut self, name: &Name, synced: &mut Synced) -> Result<(), Hitch> {
+        let failed = |error: io::Error| {
+            lack_of_room(&error).map_or_else(|| Hitch::Fault(unsynced(error)), Hitch::Room)
+        };
+        let changed = |obstacle: Obstacle| Hitch::Fault(somebody(&obstacle));
+        point("image.before_sync").map_err(failed)?;
+        let fd = self.descriptor(name).map_err(changed)?;
+        let Some(file) = self.files.get(name) else { return Err(Hitch::Fault(gone())) };
+        let found = self.tree.find(name).map_err(changed)?;
         if Some(found.identity) != file.identity {
-            return Err(somebody(&Obstacle::Foreign(REPLACED)));
+            return Err(changed(Obstacle::Foreign(REPLACED)));
         }
-        if found.length != file.length {
-            return Err(wrong_length(found.length, file.length));
+        if !file.fits(found.length) {
+            return Err(Hitch::Fault(file.wrong_length(found.length)));
         }
-        rustix::fs::fdatasync(&fd).map_err(|error| unsynced(error.into()))?;
+        rustix::fs::fdatasync(&fd).map_err(|error| failed(error.into()))?;
         if file.fresh {
             self.tree.sync_parents(name, synced).map_err(|obstacle| {
-                format!("the disk refused to sync: the directory of the file {obstacle}")
+                Hitch::Fault(format!("the disk refused to sync: the directory of the file {obstacle}"))
             })?;
         }
         Ok(())
@@ -371,45 +556,77 @@ impl Mirror {
         }
         let mut record = Record { op: self.done, kept: Vec::new() };
         for (name, file) in &self.files {
-            if let Some(first) = file.kept.front() {
-                record.kept.push(Kept { file: name.clone(), generation: file.generation, from: first.op });
+            if let Some(first) = file.kept.front().or(file.waiting.front()) {
+                let (generation, waits) = (file.generation, file.fault.is_none());
+                record.kept.push(Kept { file: name.clone(), generation, from: first.op, waits });
             }
         }
         if record == self.recorded {
+            self.stopped = false;
             return Ok(());
         }
-        record.write(&self.directory)?;
+        let written = record.write(&self.directory);
+        self.stopped = written.as_ref().is_err_and(|error| lack_of_room(error).is_some());
+        written?;
         self.events.push(Event::Watermark(record.clone()));
         self.recorded = record;
         Ok(())
     }
 
     /// Removes the file. What cannot be removed is left behind and said; a new file of this name will find it.
-    pub(super) fn delete(&mut self, name: &Name, generation: u64) {
+    ///
+    /// # Errors
+    /// There is no room to remove it. Nothing has changed.
+    pub(super) fn delete(&mut self, name: &Name, generation: u64) -> Result<(), Errno> {
+        let done = match self.try_delete(name) {
+            Err(Hitch::Room(errno)) => return Err(errno),
+            Err(Hitch::Fault(reason)) => Err(reason),
+            Ok(()) => Ok(()),
+        };
         if let Some(file) = self.files.remove(name) {
             self.forget(name, file);
         }
-        let done = point("image.before_unlink")
-            .map_err(refused)
-            .and_then(|()| match self.tree.remove(name) {
-                Ok(()) => Ok(()),
-                Err(Obstacle::Missing) => {
-                    log::warn!("file {name:?} was to be deleted and was gone already");
-                    Ok(())
-                }
-                Err(obstacle) => Err(clause(&obstacle)),
-            })
-            .and_then(|()| point("image.after_unlink").map_err(refused));
         if let Err(reason) = done {
             let reason = format!("it was deleted, but what has its name on disk stays: {reason}");
             log::error!("file {name:?}: {reason}");
             self.events.push(Event::Fault { file: name.clone(), generation, reason });
         }
+        Ok(())
+    }
+
+    fn try_delete(&mut self, name: &Name) -> Result<(), Hitch> {
+        point("image.before_unlink")?;
+        match self.tree.remove(name) {
+            Ok(()) => {}
+            Err(Obstacle::Missing) => {
+                if self.files.get(name).is_none_or(|file| !file.is_unborn()) {
+                    log::warn!("file {name:?} was to be deleted and was gone already");
+                }
+            }
+            // It is gone, and it was its directory that could not be synced.
+            Err(obstacle) if matches!(self.tree.find(name), Err(Obstacle::Missing)) => {
+                return Err(Hitch::Fault(clause(&obstacle)));
+            }
+            Err(obstacle) => return Err(obstacle.into()),
+        }
+        point("image.after_unlink").map_err(|error| Hitch::Fault(refused(error)))
     }
 
     /// Gives the file its new name, with whatever fault it has. If that fails the new name has the fault.
-    pub(super) fn rotate(&mut self, from: &Name, generation: u64, to: &Name) {
-        let known = self.files.get(from).is_some_and(|file| file.generation == generation);
+    ///
+    /// # Errors
+    /// There is no room for the new name. Nothing has changed.
+    pub(super) fn rotate(&mut self, from: &Name, generation: u64, to: &Name) -> Result<(), Errno> {
+        let known = self.files.get(from).filter(|file| file.generation == generation);
+        let (unborn, known) = (known.is_some_and(File::is_unborn), known.is_some());
+        let found = self.tree.find(from);
+        let renamed = match self.try_rename(from, to) {
+            Err(Hitch::Room(errno)) => return Err(errno),
+            // What waits for room will create it under the new name.
+            Err(Hitch::Fault(_)) if unborn && matches!(found, Err(Obstacle::Missing)) => Ok(()),
+            Err(Hitch::Fault(reason)) => Err(reason),
+            Ok(()) => Ok(()),
+        };
         let expected = known.then(|| self.move_entry(from, to)).flatten();
         // The log may have rotated before it was told of the fault, which it then could not place.
         if let Some(File { fault: Some(reason), .. }) = self.files.get(to) {
@@ -421,25 +638,28 @@ impl Mirror {
             self.files.insert(to.clone(), File { generation, ..File::default() });
             self.fault(to, "the file is not the one that the log speaks of".to_owned());
         }
-        let found = self.tree.find(from);
-        if let Err(reason) = self.try_rename(from, to) {
+        if let Err(reason) = renamed {
             self.fault(to, format!("its content is still called {from:?}: {reason}"));
-            return;
+            return Ok(());
         }
         match (expected, found) {
-            (Some(expected), Ok(found)) if expected == found => {}
-            (Some(expected), Ok(found)) if expected.identity == found.identity => {
-                self.fault(to, wrong_length(found.length, expected.length));
+            (Some(identity), Ok(found)) if identity == found.identity => {
+                if let Some(file) = self.files.get(to)
+                    && !file.fits(found.length)
+                {
+                    self.fault(to, file.wrong_length(found.length));
+                }
             }
             (Some(_), Ok(_)) => self.fault(to, somebody(&Obstacle::Foreign(REPLACED))),
             (Some(_), Err(obstacle)) => self.fault(to, somebody(&obstacle)),
             // Never seen on disk by this process, or faulted already.
             (None, _) => {}
         }
+        Ok(())
     }
 
-    /// Moves what is known of a file to its new name; gives what must be on disk, if that is known.
-    pub(super) fn move_entry(&mut self, from: &Name, to: &Name) -> Option<Found> {
+    /// Moves what is known of a file to its new name; gives which file must be on disk, if that is known.
+    pub(super) fn move_entry(&mut self, from: &Name, to: &Name) -> Option<(u64, u64)> {
         let file = self.files.remove(from)?;
         if let Some(old) = self.files.remove(to) {
             self.forget(to, old);
@@ -447,20 +667,23 @@ impl Mirror {
         if let Some(open) = self.open.remove(from) {
             self.open.insert(to.clone(), open);
         }
+        if self.waiting.remove(from) {
+            self.waiting.insert(to.clone());
+        }
         if file.check.is_some() {
             self.checks.push_back(to.clone());
         }
-        let healthy = file.fault.is_none();
-        let expected = file.identity.map(|identity| Found { identity, length: file.length });
+        let expected = file.identity.filter(|_| file.fault.is_none());
         self.files.insert(to.clone(), file);
-        expected.filter(|_| healthy)
+        expected
     }
 
-    fn try_rename(&mut self, from: &Name, to: &Name) -> Result<(), String> {
-        point("image.before_rename").map_err(refused)?;
-        self.tree.rename(from, to).map_err(|obstacle| clause(&obstacle))?;
-        point("image.after_rename").map_err(refused)?;
-        self.settle_rename(from, to)
+    /// Renames on disk, durably. For lack of room nothing was renamed.
+    pub(super) fn try_rename(&mut self, from: &Name, to: &Name) -> Result<(), Hitch> {
+        point("image.before_rename")?;
+        self.tree.rename(from, to)?;
+        point("image.after_rename").map_err(|error| Hitch::Fault(refused(error)))?;
+        self.settle_rename(from, to).map_err(Hitch::Fault)
     }
 
     /// Makes a rename durable and removes the directories that it left empty.
@@ -478,7 +701,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Reads committed bytes: those of `[offset, offset + limit)` that lie below `length`.
+    /// Reads committed bytes: those of `[offset, offset + limit)` that lie below `length`. What waits for room is read
+    /// from memory.
     ///
     /// # Errors
     /// A sentence. A file that is not as long as the image left it has a fault from here on.
@@ -496,7 +720,18 @@ impl Mirror {
         if let Some(reason) = &file.fault {
             return Err(reason.clone());
         }
-        let (expected, identity) = (file.length, file.identity);
+        let (on_disk, identity, unborn) = (file.length, file.identity, file.is_unborn());
+        if file.end() < length {
+            return Err(self.fault_and_say(name, wrong_length(file.end(), length)));
+        }
+        let end = offset.saturating_add(limit.min(READ_MAX)).min(length);
+        let mut data = vec![0; usize::try_from(end.saturating_sub(offset)).unwrap_or(0)];
+        let split =
+            usize::try_from(on_disk.saturating_sub(offset)).map_or(data.len(), |it| it.min(data.len()));
+        copy_waiting(file, &mut data[split..], offset + split as u64);
+        if unborn {
+            return Ok(data);
+        }
         let fd = match self.descriptor(name) {
             // A read-only mount still reads.
             Err(Obstacle::Disk(Errno::ROFS | Errno::PERM | Errno::ACCESS)) => {
@@ -513,14 +748,14 @@ impl Mirror {
         if identity.is_some_and(|identity| identity != found.identity) {
             return Err(self.fault_and_say(name, somebody(&Obstacle::Foreign(REPLACED))));
         }
-        if found.length != expected || expected < length {
-            return Err(self.fault_and_say(name, wrong_length(found.length, expected.max(length))));
+        if let Some(file) = self.files.get(name)
+            && !file.fits(found.length)
+        {
+            return Err(self.fault_and_say(name, file.wrong_length(found.length)));
         }
-        let end = offset.saturating_add(limit.min(READ_MAX)).min(length);
-        let mut data = vec![0; usize::try_from(end.saturating_sub(offset)).unwrap_or(0)];
-        let read = read_at(&fd, &mut data, offset).map_err(refused)?;
-        if read < data.len() {
-            return Err(self.fault_and_say(name, wrong_length(offset + read as u64, expected)));
+        let read = read_at(&fd, &mut data[..split], offset).map_err(refused)?;
+        if read < split {
+            return Err(self.fault_and_say(name, wrong_length(offset + read as u64, on_disk)));
         }
         Ok(data)
     }
@@ -541,6 +776,9 @@ impl Mirror {
         }
         if self.dirty.contains(name) {
             self.sync_file(name, &mut Synced::new());
+        }
+        if self.waiting.contains(name) {
+            return Err("nothing is wrong with the file: it waits for room on the disk".to_owned());
         }
         // A file in the place of the old one may be accepted, so what is known of the old one does not count.
         self.open.remove(name);
@@ -658,7 +896,8 @@ impl Mirror {
         let Some(checking) = self.checking.take().or_else(|| self.next_check()) else { return };
         let Some(file) = self.files.get(&checking.file) else { return };
         let Some((length, expected)) = file.check else { return };
-        if file.generation != checking.generation || file.fault.is_some() {
+        // What waits for room is checked once it is written.
+        if file.generation != checking.generation || file.fault.is_some() || file.length < length {
             return;
         }
         match self.check_slice(&checking, length) {
@@ -731,6 +970,20 @@ fn is_ours(fd: &OwnedFd, file: &File, length: u64) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Fills the buffer with the bytes from `from` on that wait for room.
+fn copy_waiting(file: &File, buffer: &mut [u8], from: u64) {
+    let to = from + buffer.len() as u64;
+    for effect in &file.waiting {
+        let FileAct::Write { offset, data } = &effect.act else { continue };
+        let (start, end) = (from.max(*offset), to.min(offset + data.len() as u64));
+        if start < end {
+            let at = |position: u64, base: u64| usize::try_from(position - base).unwrap_or(usize::MAX);
+            buffer[at(start, from)..at(end, from)]
+                .copy_from_slice(&data[at(start, *offset)..at(end, *offset)]);
+        }
+    }
 }
 
 /// The CRC-32C of the first `length` bytes.

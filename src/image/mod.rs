@@ -5,10 +5,15 @@
 //! changes no outcome: its bytes are in the journal. The file gets a fault, which the loop puts into the log, and
 //! everything else goes on.
 //!
+//! Lack of room is no fault. A write that finds none waits, the later writes of its file behind it, and is tried again
+//! every second and at each sync; other files go on. Reads see what waits. A delete or a rotate that finds none holds up
+//! all later effects, since nothing may be done before it; reads of files that none of them is about go on. The loop is
+//! told, so that it takes no more appends, and told again when all is written: nobody has to do anything but make room.
+//!
 //! ```text
-//!   loop ── Apply, Read, Look, Sync, Stop ──► image ──► files/..., image.json
-//!    ▲                                          │
-//!    └── ReadDone, Looked, Fault, Watermark ◄───┘   and one call of `wake` for each bunch of them
+//!   loop ── Apply, Read, Look, Sync, Stop ────────► image ──► files/..., image.json
+//!    ▲                                                │
+//!    └── ReadDone, Looked, Fault, Room, Watermark ◄───┘   and one call of `wake` for each bunch of them
 //! ```
 //!
 //! - [`tree`] opens paths, and by no way that leaves the directory.
@@ -29,14 +34,14 @@ pub mod tree;
 
 use crate::identity::Op;
 use crate::name::Name;
-use crate::outcome::FileEffect;
+use crate::outcome::{FileAct, FileEffect};
 use crate::state::FilePart;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use mirror::{Mirror, weight};
 use record::Record;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -123,6 +128,11 @@ pub enum Event {
         /// Why, as a sentence.
         reason: String,
     },
+    /// Lack of room holds up effects on files, or does so no longer.
+    Room {
+        /// Whether it does.
+        full: bool,
+    },
     /// The safe watermark moved, durably: what [`Record::is_safe`] says of an effect now holds over any crash.
     Watermark(Record),
 }
@@ -168,19 +178,22 @@ impl Image {
     ///
     /// # Errors
     /// The system has no thread for us. Nothing has changed.
-    pub fn start(self, wake: Box<dyn Fn() + Send>) -> io::Result<Handle> {
+    pub fn start(mut self, wake: Box<dyn Fn() + Send>) -> io::Result<Handle> {
         let (tasks, inbox) = crossbeam_channel::unbounded();
         let (outbox, events) = crossbeam_channel::unbounded();
         let gauges = Arc::clone(&self.mirror.gauges);
+        let backlog = self.mirror.behind.drain(..).map(Task::Apply).collect();
         let worker = Worker {
             mirror: self.mirror,
             inbox,
             outbox,
             wake,
-            backlog: VecDeque::new(),
+            backlog,
             sync_at: None,
             retry_at: None,
+            room_at: None,
             check_at: None,
+            told_full: false,
         };
         let thread = std::thread::Builder::new().name("image".to_owned()).spawn(move || worker.run())?;
         Ok(Handle { tasks, events, gauges, thread })
@@ -202,13 +215,13 @@ impl Handle {
     }
 
     /// Asks what a faulted file holds, after trying to make it what the state has: writing again what is kept, if all
-    /// that stands on disk is ours. The fault stays until a [`FileAct::Repair`](crate::outcome::FileAct::Repair) with
+    /// that stands on disk is ours. The fault stays until a [`FileAct::Repair`] with
     /// what was found. Reads the whole file. Answered by [`Event::Looked`].
     pub fn look(&self, tag: u64, look: Look) {
         self.send(Task::Look { tag, look });
     }
 
-    /// Asks for a sync now, and says that every effect up to `op` has been handed over: the watermark may rise that far
+    /// Asks for a sync now, and to try again what waits for room; says that every effect up to `op` has been handed over: the watermark may rise that far
     /// although later commands had no effects on files. Answered by [`Event::Watermark`] if it moved.
     pub fn sync(&self, op: Op) {
         self.send(Task::Sync { op });
@@ -289,13 +302,18 @@ struct Worker {
     /// Tasks taken from the channel, in order.
     backlog: VecDeque<Task>,
     sync_at: Option<Instant>,
-    /// When to try again what the record stopped; until then nothing is executed.
+    /// When to try again what the record or a lack of room stopped; until then nothing is executed but some reads.
     retry_at: Option<Instant>,
+    /// When to try again the writes that wait for room.
+    room_at: Option<Instant>,
     check_at: Option<Instant>,
+    /// What the loop was told of the room.
+    told_full: bool,
 }
 
 impl Worker {
     fn run(mut self) {
+        self.housekeep();
         self.tell();
         loop {
             let open = self.gather();
@@ -307,10 +325,11 @@ impl Worker {
             self.housekeep();
             self.tell();
         }
-        if self.retry_at.is_none()
-            && let Err(error) = self.mirror.sync()
-        {
-            log::error!("image.json cannot be written at the stop: {error}");
+        if self.retry_at.is_none() {
+            self.mirror.resume();
+            if let Err(error) = self.mirror.sync() {
+                log::error!("image.json cannot be written at the stop: {error}");
+            }
         }
         self.tell();
     }
@@ -320,14 +339,14 @@ impl Worker {
         let due = match self.retry_at {
             Some(retry_at) => Some(retry_at),
             None if !self.backlog.is_empty() => Some(Instant::now()),
-            None => [self.sync_at, self.check_at].into_iter().flatten().min(),
+            None => [self.sync_at, self.room_at, self.check_at].into_iter().flatten().min(),
         };
         let first = match due {
             Some(due) => self.inbox.recv_deadline(due),
             None => self.inbox.recv().map_err(RecvTimeoutError::from),
         };
         match first {
-            Ok(task) => self.backlog.push_back(task),
+            Ok(task) => self.take(task),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 return !self.backlog.is_empty() && self.retry_at.is_none();
@@ -335,26 +354,40 @@ impl Worker {
         }
         while self.backlog.len() < GATHER_MAX {
             match self.inbox.try_recv() {
-                Ok(task) => self.backlog.push_back(task),
+                Ok(task) => self.take(task),
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
             }
         }
         true
     }
 
+    fn take(&mut self, task: Task) {
+        if matches!(task, Task::Sync { .. }) && self.retry_at.is_some() {
+            self.retry_at = Some(Instant::now());
+        }
+        self.backlog.push_back(task);
+    }
+
     /// Executes tasks; true if one of them is the stop.
     fn work(&mut self) -> bool {
-        if self.retry_at.is_some_and(|at| Instant::now() < at) {
-            return false;
+        if let Some(at) = self.retry_at {
+            if Instant::now() < at {
+                self.read_beside();
+                return false;
+            }
+            self.mirror.resume();
         }
         while let Some(task) = self.backlog.pop_front() {
             match self.execute(&task) {
                 Ok(stop) if stop => return true,
                 Ok(_) => self.retry_at = None,
                 Err(error) => {
-                    log::error!("image.json cannot be written, so files stand still: {error}");
+                    if lack_of_room(&error).is_none() {
+                        log::error!("image.json cannot be written, so files stand still: {error}");
+                    }
                     self.backlog.push_front(task);
                     self.retry_at = Some(Instant::now() + RETRY);
+                    self.read_beside();
                     return false;
                 }
             }
@@ -364,6 +397,30 @@ impl Worker {
             }
         }
         false
+    }
+
+    /// While files stand still, answers the reads of those that no earlier task is about.
+    fn read_beside(&mut self) {
+        let mut named = BTreeSet::new();
+        let mut rest = VecDeque::with_capacity(self.backlog.len());
+        for task in std::mem::take(&mut self.backlog) {
+            match &task {
+                Task::Apply(effect) => {
+                    named.insert(effect.file.clone());
+                    if let FileAct::Rotate { to } = &effect.act {
+                        named.insert(to.clone());
+                    }
+                }
+                Task::Read { tag, file, generation, offset, limit, length } if !named.contains(file) => {
+                    let result = self.mirror.read(file, *generation, *offset, *limit, *length);
+                    self.mirror.events.push(Event::ReadDone { tag: *tag, result });
+                    continue;
+                }
+                Task::Read { .. } | Task::Look { .. } | Task::Sync { .. } | Task::Stop => {}
+            }
+            rest.push_back(task);
+        }
+        self.backlog = rest;
     }
 
     fn execute(&mut self, task: &Task) -> io::Result<bool> {
@@ -381,11 +438,9 @@ impl Worker {
             }
             Task::Sync { op } => {
                 self.mirror.reached(*op);
+                self.mirror.resume();
                 // Only a delete or rotate has to wait for the record; this one is tried again by the clock.
-                if let Err(error) = self.mirror.sync() {
-                    log::error!("image.json cannot be written: {error}");
-                    self.sync_at = Some(Instant::now() + RETRY);
-                }
+                self.sync_or_later();
             }
             Task::Stop => return Ok(true),
         }
@@ -398,14 +453,17 @@ impl Worker {
             return;
         }
         let now = Instant::now();
+        if !self.mirror.is_waiting() {
+            self.room_at = None;
+        } else if *self.room_at.get_or_insert(now + RETRY) <= now {
+            self.mirror.resume();
+            self.room_at = Some(Instant::now() + RETRY);
+        }
         if !self.mirror.is_dirty() {
             self.sync_at = None;
         } else if *self.sync_at.get_or_insert(now + SYNC_PERIOD) <= now {
             self.sync_at = None;
-            if let Err(error) = self.mirror.sync() {
-                log::error!("image.json cannot be written: {error}");
-                self.sync_at = Some(now + RETRY);
-            }
+            self.sync_or_later();
         }
         if !self.mirror.has_checks() {
             self.check_at = None;
@@ -415,8 +473,22 @@ impl Worker {
         }
     }
 
+    fn sync_or_later(&mut self) {
+        if let Err(error) = self.mirror.sync() {
+            if lack_of_room(&error).is_none() {
+                log::error!("image.json cannot be written: {error}");
+            }
+            self.sync_at = Some(Instant::now() + RETRY);
+        }
+    }
+
     /// Passes events on, and wakes the loop if there were any.
     fn tell(&mut self) {
+        let full = self.mirror.lacks_room();
+        if full != self.told_full {
+            self.told_full = full;
+            self.mirror.events.push(Event::Room { full });
+        }
         if self.mirror.events.is_empty() {
             return;
         }
@@ -450,16 +522,26 @@ impl Gauge {
 
 /// Writes all of it at the offset.
 fn write_at(fd: &OwnedFd, data: &[u8], offset: u64) -> io::Result<()> {
+    write_some(fd, data, offset).1
+}
+
+/// Writes all of it at the offset, or as much as goes; gives how much that was.
+fn write_some(fd: &OwnedFd, data: &[u8], offset: u64) -> (usize, io::Result<()>) {
     let mut done = 0;
     while done < data.len() {
         match rustix::io::pwrite(fd, &data[done..], offset + done as u64) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) => return (done, Err(io::ErrorKind::WriteZero.into())),
             Ok(more) => done += more,
             Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return (done, Err(error.into())),
         }
     }
-    Ok(())
+    (done, Ok(()))
+}
+
+/// What the system said, if it was that there is no room.
+fn lack_of_room(error: &io::Error) -> Option<Errno> {
+    Errno::from_io_error(error).filter(|errno| matches!(*errno, Errno::NOSPC | Errno::DQUOT))
 }
 
 /// A point at which a test may stop or fail the image.
@@ -472,7 +554,7 @@ fn point(name: &str) -> io::Result<()> {
 /// Under load, files are synced this often.
 const SYNC_PERIOD: Duration = Duration::from_millis(200);
 
-/// A record that could not be written is tried again after this.
+/// What found no room, and a record that could not be written, is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A slice of the background check is read this often: 256 KiB each, so about 12 MiB a second.

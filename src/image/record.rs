@@ -34,6 +34,9 @@ pub struct Kept {
     pub generation: u64,
     /// The first command whose effect on the file is not safe.
     pub from: Op,
+    /// It waits for room on the disk: nothing is wrong with the file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits: bool,
 }
 
 impl Record {

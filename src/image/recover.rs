@@ -23,17 +23,21 @@
 //!
 //! A write whose file is later deleted or repaired in the same log is not executed: its bytes no longer matter.
 //! A file that is in `kept` but has no fault in the state lost its `file_fault` in the crash: it is restored with the
-//! care of a repair, and gets its fault again if that fails.
+//! care of a repair, and gets its fault again if that fails. One that waited for room is written like any other.
+//!
+//! A start needs no room. A write that finds none waits, as in the running server. A delete or rotate that finds none
+//! was not done before the stop either, nor was anything after it: all that is left to the running image.
 
-use super::mirror::{File, Mirror, somebody, weight, wrong_length};
-use super::record::Record;
+use super::mirror::{File, Hitch, Mirror, somebody, weight, wrong_length};
+use super::record::{Kept, Record};
 use super::tree::Obstacle;
-use super::{Cut, Event, Look, Recovery};
+use super::{Cut, Event, Look, Recovery, lack_of_room};
 use crate::identity::Op;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
 use crate::state::FilePart;
-use std::collections::BTreeMap;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::Path;
 
@@ -45,15 +49,37 @@ pub(super) fn recover(
     trust_surplus: bool,
 ) -> io::Result<(Mirror, Recovery)> {
     let mut mirror = Mirror::open(data_dir)?;
-    let mut redone = Redone { record: mirror.recorded.clone(), trust_surplus, recovery: Recovery::default() };
+    let mut redone = Redone {
+        record: mirror.recorded.clone(),
+        trust_surplus,
+        taken: BTreeSet::new(),
+        recovery: Recovery::default(),
+    };
     let fates = fates(parts, &redo);
-    for (effect, fate) in redo.into_iter().zip(fates) {
-        redone.redo(&mut mirror, effect, fate)?;
+    let mut redo: VecDeque<(FileEffect, Fate<'_>)> = redo.into_iter().zip(fates).collect();
+    while let Some((effect, fate)) = redo.pop_front() {
+        match redone.redo(&mut mirror, effect.clone(), fate) {
+            Ok(()) => {}
+            Err(error) if lack_of_room(&error).is_some() => {
+                log::warn!("the files' disk has no room for what the log did at op {}: {error}", effect.op);
+                redo.push_front((effect, fate));
+                break;
+            }
+            Err(error) => return Err(error),
+        }
     }
-    for part in parts {
+    let left = leave(&mut mirror, redo);
+    mirror.loosen();
+    for part in parts.iter().filter(|part| !left.contains(&part.generation)) {
         redone.settle(&mut mirror, part);
     }
-    mirror.sync()?;
+    match mirror.sync() {
+        Err(error) if lack_of_room(&error).is_some() => {
+            log::warn!("image.json cannot be written for lack of room: {error}");
+        }
+        other => other?,
+    }
+    mirror.stopped |= !mirror.behind.is_empty();
     let known = parts.iter().map(|part| part.file.as_str()).collect();
     redone.recovery.unknown = mirror.tree.unknown(&known, UNKNOWN_SHOWN);
     Ok((mirror, redone.recovery))
@@ -62,8 +88,9 @@ pub(super) fn recover(
 /// What becomes of a file after one of its effects.
 #[derive(Clone, Copy, Debug)]
 enum Fate<'a> {
-    /// It is in the state, and a later effect does not say anew what its content is.
-    Stays(&'a FilePart),
+    /// It is in the state, and no later effect says anew what its content is. The number is its length in bytes after
+    /// the effect: where the next write of the redo begins, or what the state has.
+    Stays(&'a FilePart, u64),
     /// It is in the state, and a later repair says what its content is.
     Repaired(&'a FilePart),
     /// It is gone from the state.
@@ -73,7 +100,7 @@ enum Fate<'a> {
 /// The fate of each effect, found from the end: the state says what the last effect left.
 fn fates<'a>(parts: &'a [FilePart], redo: &[FileEffect]) -> Vec<Fate<'a>> {
     let mut last: BTreeMap<Name, Fate<'a>> =
-        parts.iter().map(|part| (part.file.clone(), Fate::Stays(part))).collect();
+        parts.iter().map(|part| (part.file.clone(), Fate::Stays(part, part.length))).collect();
     let mut fates = Vec::with_capacity(redo.len());
     for effect in redo.iter().rev() {
         let fate = match &effect.act {
@@ -92,11 +119,17 @@ fn fates<'a>(parts: &'a [FilePart], redo: &[FileEffect]) -> Vec<Fate<'a>> {
         };
         // A part of another generation is another file of the same name.
         let fate = match fate {
-            Fate::Stays(part) | Fate::Repaired(part) if part.generation != effect.generation => Fate::Gone,
+            Fate::Stays(part, _) | Fate::Repaired(part) if part.generation != effect.generation => Fate::Gone,
             fate => fate,
         };
-        if let (FileAct::Repair { .. }, Fate::Stays(part)) = (&effect.act, fate) {
-            last.insert(effect.file.clone(), Fate::Repaired(part));
+        match (&effect.act, fate) {
+            (FileAct::Repair { .. }, Fate::Stays(part, _)) => {
+                last.insert(effect.file.clone(), Fate::Repaired(part));
+            }
+            (FileAct::Write { offset, .. }, Fate::Stays(part, _)) => {
+                last.insert(effect.file.clone(), Fate::Stays(part, *offset));
+            }
+            _ => {}
         }
         fates.push(fate);
     }
@@ -104,11 +137,46 @@ fn fates<'a>(parts: &'a [FilePart], redo: &[FileEffect]) -> Vec<Fate<'a>> {
     fates
 }
 
+/// Leaves effects to the running image, to which they are new, and makes it know their files; gives their generations.
+fn leave(mirror: &mut Mirror, effects: VecDeque<(FileEffect, Fate<'_>)>) -> BTreeSet<u64> {
+    let mut left = BTreeSet::new();
+    for (effect, fate) in effects {
+        let (part, length) = match (fate, &effect.act) {
+            (Fate::Stays(part, _), FileAct::Write { offset, .. }) => (part, *offset),
+            (Fate::Stays(part, length), _) => (part, length),
+            (Fate::Repaired(part), FileAct::Rotate { .. }) => (part, part.length),
+            // Bytes that do not matter any more.
+            (_, FileAct::Write { .. } | FileAct::Repair { .. }) => continue,
+            (_, FileAct::Delete | FileAct::Rotate { .. }) => {
+                mirror.gauges.pending.add(weight(&effect));
+                mirror.behind.push_back(effect);
+                continue;
+            }
+        };
+        let name = &effect.file;
+        let known = mirror.files.get(name).is_some_and(|file| file.generation == part.generation);
+        if left.insert(part.generation) && !known && effect.op != part.generation {
+            let identity = mirror.tree.find(name).ok().map(|found| found.identity);
+            let mut file = File::safe(part.generation, length);
+            file.identity = identity;
+            mirror.files.insert(name.clone(), file);
+            if let Some(reason) = &part.fault {
+                carry(mirror, name, reason);
+            }
+        }
+        mirror.gauges.pending.add(weight(&effect));
+        mirror.behind.push_back(effect);
+    }
+    left
+}
+
 /// A recovery under way.
 struct Redone {
     /// As it was found.
     record: Record,
     trust_surplus: bool,
+    /// Names that a rotate could not free: what stands there is the content of another file.
+    taken: BTreeSet<Name>,
     recovery: Recovery,
 }
 
@@ -117,18 +185,27 @@ impl Redone {
         let done = effect.op <= self.record.op;
         match &effect.act {
             FileAct::Write { offset, .. } => {
-                let kept = self.is_kept(effect.generation, effect.op);
-                let Fate::Stays(part) = fate else { return Ok(()) };
-                if done && !kept {
-                    return Ok(());
+                let kept = self.kept(effect.generation, effect.op);
+                let Fate::Stays(part, _) = fate else { return Ok(()) };
+                match kept {
+                    None if done => return Ok(()),
+                    Some(kept) if kept.waits && done => {
+                        // Its file may have another name by now.
+                        self.recovery.redone += 1;
+                        let offset = *offset;
+                        wait_again(mirror, effect, part, offset);
+                        return Ok(());
+                    }
+                    _ => {}
                 }
-                self.prepare(mirror, &effect.file, part, *offset, kept);
+                let faulted = kept.is_some_and(|kept| !kept.waits);
+                self.prepare(mirror, &effect.file, part, *offset, faulted);
                 mirror.gauges.pending.add(weight(&effect));
                 mirror.write(effect, false);
                 self.recovery.redone += 1;
             }
             FileAct::Repair { length, .. } => {
-                let Fate::Stays(part) = fate else { return Ok(()) };
+                let Fate::Stays(part, _) = fate else { return Ok(()) };
                 if done {
                     return Ok(());
                 }
@@ -150,8 +227,12 @@ impl Redone {
                 }
                 let perhaps_done = self.record.op.checked_add(1) == Some(effect.op);
                 mirror.barrier(effect.op, |mirror| {
-                    rotate(mirror, &effect.file, effect.generation, to, perhaps_done, fate);
+                    rotate(mirror, &effect.file, effect.generation, to, perhaps_done, fate)
                 })?;
+                let failed = mirror.files.get(to).is_some_and(|file| file.fault.is_some());
+                if failed && !matches!(mirror.tree.find(&effect.file), Err(Obstacle::Missing)) {
+                    self.taken.insert(effect.file.clone());
+                }
                 self.recovery.redone += 1;
             }
             FileAct::Delete => {}
@@ -159,9 +240,9 @@ impl Redone {
         Ok(())
     }
 
-    /// Whether the record says that this effect was held back.
-    fn is_kept(&self, generation: u64, op: Op) -> bool {
-        self.record.kept.iter().any(|kept| kept.generation == generation && kept.from <= op)
+    /// What the record says of this effect, if it was held back.
+    fn kept(&self, generation: u64, op: Op) -> Option<&Kept> {
+        self.record.kept.iter().find(|kept| kept.generation == generation && kept.from <= op)
     }
 
     /// Makes a file ready for its first write of the redo, which begins at `offset`: below it everything is safe.
@@ -175,10 +256,15 @@ impl Redone {
             carry(mirror, name, reason);
         } else if kept {
             carry(mirror, name, LOST_FAULT);
+        } else if self.taken.contains(name) {
+            mirror.fault(
+                name,
+                "what has its name on disk is the content of a file that was rotated".to_owned(),
+            );
         } else {
             match mirror.tree.find(name) {
-                // Created by the write itself.
-                Err(Obstacle::Missing) if offset == 0 => {}
+                // Created by the write itself, which also judges what stands in its place: perhaps an empty directory.
+                Err(Obstacle::Missing | Obstacle::Foreign(_)) if offset == 0 => {}
                 Ok(found) if found.length >= offset => {
                     if let Some(file) = mirror.files.get_mut(name) {
                         file.identity = Some(found.identity);
@@ -206,24 +292,28 @@ impl Redone {
             None if lost => return self.restore(mirror, part),
             None => {}
         }
-        if mirror.files.get(name).is_some_and(|file| file.fault.is_some()) {
-            return;
-        }
+        let Some(file) = mirror.files.get(name).filter(|file| file.fault.is_none()) else { return };
+        let (on_disk, end, waits) = (file.length, file.end(), !file.waiting.is_empty());
         match mirror.tree.find(name) {
-            Ok(found) if found.length >= part.length => {
-                let Some(file) = mirror.files.get_mut(name) else { return };
-                if file.length != part.length {
-                    let what =
-                        format!("the log writes {} bytes of it, the state has {}", file.length, part.length);
+            Ok(found) if found.length >= on_disk => {
+                if end != part.length {
+                    let what = format!("the log writes {end} bytes of it, the state has {}", part.length);
                     return mirror.fault(name, what);
                 }
-                file.identity.get_or_insert(found.identity);
+                if let Some(file) = mirror.files.get_mut(name) {
+                    file.identity.get_or_insert(found.identity);
+                }
                 self.cut_surplus(mirror, name, found.length, part.length);
             }
-            Ok(found) => mirror.fault(name, wrong_length(found.length, part.length)),
+            // Created by what waits, as in `prepare`.
+            Err(Obstacle::Missing | Obstacle::Foreign(_)) if waits && on_disk == 0 => {}
+            Ok(found) => mirror.fault(name, wrong_length(found.length, on_disk)),
             Err(obstacle) => mirror.fault(name, somebody(&obstacle)),
         }
         mirror.check_later(name, part.length, part.checksum);
+        if waits {
+            mirror.resume_file(name);
+        }
     }
 
     /// Bytes past what the state has: lost records of ours after an unclean stop that may lose some, else a stranger's.
@@ -282,38 +372,77 @@ fn carry(mirror: &mut Mirror, name: &Name, reason: &str) {
     mirror.events.retain(|event| !matches!(event, Event::Fault { file, .. } if file == name));
 }
 
-fn rotate(mirror: &mut Mirror, from: &Name, generation: u64, to: &Name, perhaps_done: bool, fate: Fate<'_>) {
-    let there = mirror.tree.find(from);
-    let missing = matches!(there, Err(Obstacle::Missing));
+/// An effect that waited for room before the stop waits again, until its file is settled.
+fn wait_again(mirror: &mut Mirror, effect: FileEffect, part: &FilePart, offset: u64) {
+    let name = &effect.file;
+    if mirror.files.get(name).is_none_or(|file| file.generation != part.generation) {
+        mirror.files.insert(name.clone(), File::safe(part.generation, offset));
+        if let Some(reason) = &part.fault {
+            carry(mirror, name, reason);
+        }
+    }
+    mirror.gauges.pending.add(weight(&effect));
+    if mirror.files.get(name).is_some_and(|file| file.fault.is_some()) {
+        mirror.write(effect, false);
+    } else {
+        mirror.postpone(effect);
+    }
+}
+
+fn rotate(
+    mirror: &mut Mirror,
+    from: &Name,
+    generation: u64,
+    to: &Name,
+    perhaps_done: bool,
+    fate: Fate<'_>,
+) -> Result<(), Errno> {
+    let missing = matches!(mirror.tree.find(from), Err(Obstacle::Missing));
     if missing && perhaps_done && mirror.tree.find(to).is_ok() {
         mirror.move_entry(from, to);
         if let Err(reason) = mirror.settle_rename(from, to) {
-            mirror.fault(to, reason);
+            fault_anew(mirror, to, generation, fate, reason);
         }
-        return;
+        return Ok(());
     }
     match fate {
         // What is deleted later need not be there: its writes were not redone.
         Fate::Gone if missing => {}
         Fate::Gone => {
             mirror.files.entry(from.clone()).or_insert_with(|| File::safe(generation, 0));
-            mirror.rotate(from, generation, to);
+            mirror.rotate(from, generation, to)?;
             if let Some(file) = mirror.files.remove(to) {
                 mirror.forget(to, file);
             }
             mirror.events.retain(|event| !matches!(event, Event::Fault { file, .. } if file == to));
         }
-        Fate::Stays(part) | Fate::Repaired(part) => {
-            let known = mirror.files.get(from).is_some_and(|file| file.generation == generation);
-            if !known {
-                mirror.files.insert(from.clone(), File::safe(generation, part.length));
-                if let Some(reason) = &part.fault {
-                    carry(mirror, from, reason);
-                }
-            }
-            mirror.rotate(from, generation, to);
+        Fate::Stays(..) | Fate::Repaired(_)
+            if mirror.files.get(from).is_some_and(|file| file.generation == generation) =>
+        {
+            mirror.rotate(from, generation, to)?;
         }
+        // Nothing of it was redone yet, so the next write or the end finds it under its new name and says how long it is.
+        Fate::Stays(..) | Fate::Repaired(_) => match mirror.try_rename(from, to) {
+            Ok(()) => {}
+            Err(Hitch::Room(errno)) => return Err(errno),
+            Err(Hitch::Fault(reason)) => {
+                let reason = format!("its content is still called {from:?}: {reason}");
+                fault_anew(mirror, to, generation, fate, reason);
+            }
+        },
     }
+    Ok(())
+}
+
+/// A fault of a file of which perhaps nothing was redone yet.
+fn fault_anew(mirror: &mut Mirror, name: &Name, generation: u64, fate: Fate<'_>, reason: String) {
+    let length = match fate {
+        Fate::Stays(_, length) => length,
+        // What was written is nobody's concern any more.
+        Fate::Repaired(_) | Fate::Gone => 0,
+    };
+    mirror.files.entry(name.clone()).or_insert_with(|| File::safe(generation, length));
+    mirror.fault(name, reason);
 }
 
 fn wrong_content(found: u64, expected: u64) -> String {

@@ -257,10 +257,14 @@ impl Node {
             if let Some(refusal) = self.refuse_all(call.is_some_and(Call::frees)) {
                 return Some(refusal);
             }
-            if matches!(call, Some(Call::AppendFile { .. }))
-                && self.file_bytes_pending > FILE_BYTES_PENDING_MAX
-            {
-                return Some(busy("the files' disk is behind"));
+            if matches!(call, Some(Call::AppendFile { .. })) {
+                if self.files_full {
+                    let text = "the files' disk is full, and earlier appends wait for it; free some room, it goes on by itself";
+                    return Some(Refusal::new(Kind::NoSpace, text).with(Detail::Again { retry_ms: 1_000 }));
+                }
+                if self.file_bytes_pending > FILE_BYTES_PENDING_MAX {
+                    return Some(busy("the files' disk is behind"));
+                }
             }
             let Some(known) = self.state.session(session) else { continue };
             let flights = self.in_flight.get(&session);

@@ -179,6 +179,8 @@ pub struct Node {
     serving: bool,
     /// When it was applied.
     serving_since: Time,
+    /// When the datagram that is taken in was read.
+    heard: Time,
     draining: bool,
     room: Room,
     batch_bytes_max: usize,
@@ -200,6 +202,7 @@ pub struct Node {
     /// How many session ids were drawn.
     last_draw: u64,
     file_bytes_pending: u64,
+    files_full: bool,
     /// Files that are looked at for a repair that is not applied yet.
     repairing: BTreeSet<Name>,
 
@@ -230,6 +233,7 @@ impl Node {
             secrets,
             serving: false,
             serving_since: now,
+            heard: now,
             draining: false,
             room: Room::Ok,
             batch_bytes_max,
@@ -248,6 +252,7 @@ impl Node {
             last_file_tag: 0,
             last_draw: 0,
             file_bytes_pending: 0,
+            files_full: false,
             repairing: BTreeSet::new(),
             transmits: VecDeque::new(),
             file_work: VecDeque::new(),
@@ -320,6 +325,17 @@ impl Node {
     /// Says how many bytes of appends wait for their files.
     pub fn set_file_bytes_pending(&mut self, bytes: u64) {
         self.file_bytes_pending = bytes;
+    }
+
+    /// Says when the datagrams taken in from here on were read, if that is later than the `now` at which they are judged: a
+    /// session's lease runs from there.
+    pub fn set_heard(&mut self, heard: Time) {
+        self.heard = heard;
+    }
+
+    /// Says whether writes to files wait for room on the disk: then new appends are refused.
+    pub fn set_files_full(&mut self, full: bool) {
+        self.files_full = full;
     }
 
     /// Sets a figure that `status` shows under `counts`.
@@ -529,7 +545,7 @@ impl Node {
     /// Takes a sign of life and what else a request says beside what it asks.
     fn hear(&mut self, now: Time, from: SocketAddr, sealed: bool, request: &wire::Request) {
         let Some(session) = request.session else { return };
-        if !self.leases.renew(session, now) {
+        if !self.leases.renew(session, now, now.max(self.heard)) {
             return;
         }
         if self.peers.insert(session, Peer { address: from, sealed }).is_none() {

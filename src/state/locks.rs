@@ -286,6 +286,7 @@ impl State {
         for ask in wanted.asks {
             let lock = self.locks.entry(ask.key.clone()).or_default();
             assert!(lock.holders.is_empty(), "lock {:?} would have two exclusive holders", ask.key);
+            lock.holders.reserve_exact(1);
             lock.holders.push(token);
         }
         let session = self.sessions.get_mut(&wanted.session).expect("a grant goes to a session that asks");
@@ -296,8 +297,8 @@ impl State {
             token,
             Grant {
                 session: wanted.session,
-                owner: wanted.owner.into(),
-                label: wanted.label.into(),
+                owner: shared_text(wanted.owner),
+                label: shared_text(wanted.label),
                 asks: wanted.asks.to_vec(),
                 op,
                 since: self.head.at,
@@ -330,7 +331,7 @@ impl State {
             let text = format!("the session has its {max} waits; name the answered ones in `got`");
             return Err(Refusal::limit("session_waits", max, text));
         }
-        let (op, owner) = (self.head.op, Arc::<str>::from(wanted.owner));
+        let (op, owner) = (self.head.op, shared_text(wanted.owner));
         session.begin_wait(wanted.id, wanted.fingerprint, owner.clone(), op);
         if let Some(deadline) = deadline {
             self.due.insert((deadline, Due::Wait(op)));
@@ -344,7 +345,7 @@ impl State {
                 session: wanted.session,
                 id: wanted.id,
                 owner,
-                label: wanted.label.into(),
+                label: shared_text(wanted.label),
                 asks: wanted.asks.to_vec(),
                 since: self.head.at,
                 deadline,
@@ -730,6 +731,11 @@ impl State {
         self.waits.insert(op, wait);
         Ok(())
     }
+}
+
+/// A text to keep. Most owners and labels are empty; those take no memory of their own.
+fn shared_text(text: &str) -> Arc<str> {
+    if text.is_empty() { Arc::default() } else { text.into() }
 }
 
 /// The outcome of a wait that was cancelled.

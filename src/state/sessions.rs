@@ -192,9 +192,9 @@ impl Session {
         if ack > 0 {
             self.acks = true;
             self.floor = self.floor.max(ack);
-            let kept = self.replies.split_off(&ack);
-            let gone = std::mem::replace(&mut self.replies, kept);
-            self.reply_bytes -= gone.values().map(|kept| kept.outcome.weight()).sum::<u64>();
+            while let Some(oldest) = self.replies.first_entry().filter(|entry| *entry.key() < ack) {
+                self.reply_bytes -= oldest.remove().outcome.weight();
+            }
         }
         if ack > 0 || !got.is_empty() {
             let floor = self.floor;

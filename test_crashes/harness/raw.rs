@@ -107,9 +107,16 @@ impl Raw {
 
     /// Opens a session, in place of the one that it may have.
     pub(crate) fn open_session(&mut self, ttl_ms: u64) {
+        self.open_session_with(ttl_ms, || {});
+    }
+
+    /// Opens a session, doing `between` before each copy of the request.
+    pub(crate) fn open_session_with(&mut self, ttl_ms: u64, between: impl FnMut()) {
         let nonce = format!("{:032x}", fastrand::u128(..));
         self.session = None;
-        let opened = self.ok("open_session", json!({"nonce": nonce, "ttl_ms": ttl_ms, "name": "raw"}));
+        let sent = self.prepare("open_session", json!({"nonce": nonce, "ttl_ms": ttl_ms, "name": "raw"}));
+        let answer = self.finish_with(&sent, between);
+        let opened = answer.ok();
         self.session = Some(opened["session"].as_str().unwrap().to_owned());
         self.client = opened["client"].as_u64().unwrap();
     }

@@ -22,13 +22,24 @@ pub(crate) struct Setup {
     pub(crate) args: Vec<String>,
     /// `TENURE_FAILPOINT`, for one start: [`Server::start_again`] clears it.
     pub(crate) failpoint: Option<String>,
+    /// Whether the failpoint waits for [`Server::arm`].
+    pub(crate) disarmed: bool,
     /// `TENURE_LOG`.
     pub(crate) log: &'static str,
+    /// How many files the process may have open, if not as many as the tests.
+    pub(crate) open_files: Option<u32>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { durability: "sync", args: Vec::new(), failpoint: None, log: "debug" }
+        Setup {
+            durability: "sync",
+            args: Vec::new(),
+            failpoint: None,
+            disarmed: false,
+            log: "debug",
+            open_files: None,
+        }
     }
 }
 
@@ -110,17 +121,30 @@ impl Server {
     /// How it ended, if it did before it served.
     pub(crate) fn launch(&mut self) -> Result<(), Exit> {
         assert!(self.child.is_none(), "it runs already");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tenure"));
+        const PROGRAM: &str = env!("CARGO_BIN_EXE_tenure");
+        let mut command = match self.setup.open_files {
+            None => Command::new(PROGRAM),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh", PROGRAM]);
+                shell
+            }
+        };
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TENURE_")) {
             command.env_remove(name);
         }
         if let Some(failpoint) = &self.setup.failpoint {
             command.env("TENURE_FAILPOINT", failpoint);
+            if self.setup.disarmed {
+                command.env("TENURE_FAILPOINT_WHILE", self.armed());
+            }
         }
         command
             .args(["serve", "--bind", &self.address.to_string(), "--durability", self.setup.durability])
             .arg("--data-dir")
             .arg(&self.directory)
+            // The smallest: they are filled with zeros ahead, and no test writes much.
+            .args(["--segment-bytes", "256KiB"])
             .args(&self.setup.args)
             .env("TENURE_LOG", self.setup.log)
             .stdin(Stdio::null())
@@ -170,6 +194,16 @@ impl Server {
     pub(crate) fn start_again(&mut self) {
         self.setup.failpoint = None;
         self.must_launch();
+    }
+
+    /// From now on the failpoint acts.
+    pub(crate) fn arm(&self) {
+        fs::write(self.armed(), "").unwrap();
+    }
+
+    /// The file that arms the failpoint, beside the data directory.
+    fn armed(&self) -> PathBuf {
+        self.directory.with_extension("armed")
     }
 
     /// SIGKILL, and a new start.

@@ -124,6 +124,8 @@ impl World {
                 };
                 self.node.set_room(self.now, room);
             }
+            ("files", ["full"]) => self.node.set_files_full(true),
+            ("files", ["ok"]) => self.node.set_files_full(false),
             ("pending", [bytes]) => self.node.set_file_bytes_pending(bytes.parse()?),
             ("disk", []) => {
                 let shown = self.disk.show();
