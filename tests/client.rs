@@ -1,13 +1,6 @@
 //! The client library against a live server: over a bad line, over restarts, and from an address that has to be proven.
 
-<<<<<<< HEAD
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking; the lint's own exception ends at functions marked #[test]"
-)]
-=======
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
->>>>>>> main
 
 #[path = "protocol/server.rs"]
 #[expect(

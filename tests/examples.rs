@@ -2,26 +2,17 @@
 //!
 //! `cargo test` builds the examples first; so does `cargo test --examples --test examples`.
 
-<<<<<<< HEAD
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking; the lint's own exception ends at functions marked #[test]"
-)]
-=======
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
->>>>>>> main
-
 use std::path::PathBuf;
 use std::process::Command;
 
 /// Runs an example to its end and gives what it printed.
 fn run(name: &str, args: &[&str]) -> String {
-    let test = std::env::current_exe().unwrap();
+    let test = std::env::current_exe().expect("a test is a file");
     // target/<profile>/deps/<this> and target/<profile>/examples/<name>
-    let example: PathBuf = test.parent().unwrap().parent().unwrap().join("examples").join(name);
+    let example: PathBuf = test.ancestors().nth(2).expect("it stands in deps").join("examples").join(name);
     assert!(example.exists(), "{} is not built: run `cargo build --examples`", example.display());
-    let output = Command::new(&example).args(args).output().unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
+    let output = Command::new(&example).args(args).output().expect("an example starts");
+    let told = String::from_utf8(output.stdout).expect("an example prints text");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} {args:?}: {}\n{told}\n{errors}", output.status);
     told
