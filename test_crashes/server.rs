@@ -484,6 +484,28 @@ fn waiters_keep_their_places_over_a_kill() {
 }
 
 #[test]
+fn a_stop_that_loses_patience_with_the_disk_leaves_what_it_committed_last_to_the_next_start() {
+    if !has_failpoints() {
+        return;
+    }
+    // One sync that takes longer than a stop waits. Each step below is two of them, the second for the seal.
+    let slow = Setup { failpoint: Some("journal.before_sync=sleep:22000@7".into()), ..Setup::default() };
+    let mut server = Server::with(slow);
+    let_pass(400);
+    let mut raw = server.client(600_000);
+    let_pass(400);
+    let token = raw.acquire("f");
+    let_pass(400);
+    let append = raw.start("append_file", json!({"file": "f", "token": token, "data": "late\n"}));
+    let_pass(200);
+    assert!(server.terminate().status.success());
+    server.start_again();
+    assert_eq!(*raw.finish(&append).ok(), json!({"offset": 0, "length": 5}));
+    assert_eq!(raw.read("f"), "late\n");
+    assert_eq!(raw.ok("file_info", json!({"file": "f"})).get("fault"), None);
+}
+
+#[test]
 fn a_server_that_is_down_for_longer_than_the_lease_gives_every_session_its_whole_lease_once() {
     let mut server = Server::start();
     let mut first = server.client(1_500);
