@@ -38,6 +38,7 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const SOCKET: Token = Token(0);
@@ -90,8 +91,12 @@ pub fn run(config: &Config, on_ready: &mut dyn FnMut(SocketAddr)) -> Result<(), 
     let mut server = Server::start(config, socket)?;
     // The first batch holds `new_term`; until it is committed nothing else wakes the loop.
     server.hand_over()?;
-    while !server.node.is_serving() {
+    server.ends_at_once.store(false, Ordering::SeqCst);
+    while !server.node.is_serving() && server.stopping.is_none() {
         server.turn(false)?;
+    }
+    if !server.node.is_serving() {
+        return server.stop();
     }
     log::info!(
         "serving {address}, data in {}, durability {:?}, term {}, op {}",
@@ -146,6 +151,9 @@ struct Server {
     /// The kernel's number of the socket, to find its drops by.
     socket_inode: Option<u64>,
     signals: UnixStream,
+    /// Whether a signal ends the process where it is: before the loop runs, and once a stop is asked for. Whatever the disk
+    /// keeps waiting then, nothing acknowledged is lost.
+    ends_at_once: Arc<AtomicBool>,
     alarm: Alarm,
     clock: LogClock,
     node: Node,
@@ -202,7 +210,8 @@ impl Server {
             })
         };
         poll.registry().register(&mut socket, SOCKET, Interest::READABLE).map_err(start_failed)?;
-        let mut signals = signals().map_err(start_failed)?;
+        let ends_at_once = Arc::new(AtomicBool::new(true));
+        let mut signals = signals(&ends_at_once).map_err(start_failed)?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(start_failed)?;
 
         let journal = JournalConfig {
@@ -240,6 +249,7 @@ impl Server {
             socket_inode: socket_inode(&socket),
             socket,
             signals,
+            ends_at_once,
             alarm: Alarm::start(wake()).map_err(start_failed)?,
             clock,
             node,
@@ -311,12 +321,12 @@ impl Server {
                 _ => {}
             }
         }
-        if signalled && self.stopping.is_some() {
-            return Err("a second signal: the server ends at once; nothing acknowledged is lost".into());
-        }
-        if signalled {
-            log::info!("a signal asks the server to stop");
+        if signalled && self.stopping.is_none() {
+            log::info!(
+                "a signal asks the server to stop; another one ends it at once, and loses nothing acknowledged"
+            );
             self.stopping = Some(Instant::now());
+            self.ends_at_once.store(true, Ordering::SeqCst);
         }
         Ok(asked)
     }
@@ -513,11 +523,13 @@ fn report_files(redone: &crate::image::Recovery) {
     }
 }
 
-/// A stream that has a byte for each SIGTERM and SIGINT.
-fn signals() -> io::Result<UnixStream> {
+/// A stream that has a byte for each SIGTERM and SIGINT, as long as they do not end the process.
+fn signals(end_at_once: &Arc<AtomicBool>) -> io::Result<UnixStream> {
     let (reader, writer) = std::os::unix::net::UnixStream::pair()?;
     reader.set_nonblocking(true)?;
     for signal in [SIGTERM, SIGINT] {
+        // As a shell tells of whom a signal ended.
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, end_at_once.clone())?;
         signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
     }
     Ok(UnixStream::from_std(reader))

@@ -506,6 +506,40 @@ fn a_stop_that_loses_patience_with_the_disk_leaves_what_it_committed_last_to_the
 }
 
 #[test]
+fn a_second_signal_ends_the_server_at_once_wherever_it_waits_for_its_disk() {
+    if !has_failpoints() {
+        return;
+    }
+    // While the first term is being begun, and while the last snapshot is written: the one at the start is the first.
+    for (point, serves) in
+        [("journal.before_sync=sleep:15000@1", false), ("snapshot.before_sync=sleep:15000@2", true)]
+    {
+        let mut server = Server::prepare(Setup { failpoint: Some(point.into()), ..Setup::default() });
+        if serves {
+            server.must_launch();
+            let mut raw = server.client(600_000);
+            raw.set("a", json!(1));
+            let snapshot = server.snapshot();
+            poll_until("the first snapshot", || snapshot.exists().then_some(()));
+        } else {
+            server.spawn();
+            let_pass(1_000);
+        }
+        server.signal(Signal::TERM);
+        let_pass(1_000);
+        let began = Instant::now();
+        let exit = server.terminate();
+        assert_eq!(exit.status.code(), Some(128 + 15), "{point}: {}", exit.stderr);
+        assert!(began.elapsed() < Duration::from_secs(5), "{point}: it took {:?}", began.elapsed());
+        server.start_again();
+        let mut raw = server.client(600_000);
+        if serves {
+            assert_eq!(raw.value("a"), json!(1));
+        }
+    }
+}
+
+#[test]
 fn a_server_that_is_down_for_longer_than_the_lease_gives_every_session_its_whole_lease_once() {
     let mut server = Server::start();
     let mut first = server.client(1_500);
