@@ -17,7 +17,7 @@
 //! | --- | --- | --- |
 //! | `sync` | it is synced | always |
 //! | `os` | the kernel has it | at most once a second, and at the end of a segment |
-//! | `none` | it was submitted | as `os` |
+//! | `none` | it was submitted, unless 16 MiB wait to be written | as `os` |
 //!
 //! The batch with `new_term` is synced whatever the durability: it is what tells the next start that this one was not a
 //! clean stop, before anything is answered.
@@ -50,6 +50,9 @@ pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const BATCH_BYTES_MAX: u64 = 1 << 20;
 /// Batches that go together into one write, in bytes.
 const MERGE_BYTES_MAX: usize = 4 << 20;
+/// So much may be committed ahead of its writing under `none`, in bytes: a disk that is slower than the clients must slow
+/// them down before it fills the memory.
+const AHEAD_BYTES_MAX: u64 = 16 << 20;
 /// The smallest reserve for a snapshot, in bytes.
 const RESERVE_BYTES_MIN: u64 = 1 << 20;
 /// What a full segment keeps for seals, in bytes.
@@ -216,6 +219,13 @@ impl FileLog {
     }
 }
 
+impl FileLog {
+    /// Bytes that were submitted and are not known to be written.
+    fn unwritten(&self) -> u64 {
+        self.submitted_bytes - self.gauge.written_bytes.load(Ordering::Acquire)
+    }
+}
+
 fn batch_bytes_max(segment_bytes: u64) -> u64 {
     BATCH_BYTES_MAX.min(segment_bytes / 2 - SEAL_ROOM)
 }
@@ -250,8 +260,10 @@ impl Log for FileLog {
             self.batch_bytes_max
         );
         let seq = batch.seq;
-        let told =
-            self.durability == Durability::None && self.committed == self.submitted && !begins_term(&batch);
+        let told = self.durability == Durability::None
+            && self.committed == self.submitted
+            && self.unwritten() <= AHEAD_BYTES_MAX
+            && !begins_term(&batch);
         self.submitted = seq;
         self.submitted_bytes += bytes as u64;
         if told {
@@ -285,8 +297,8 @@ impl Log for FileLog {
 
     fn room(&self) -> Room {
         // In this order: what is written meanwhile is counted twice rather than not at all.
-        let written = self.gauge.written_bytes.load(Ordering::Acquire);
-        self.gauge.room(self.submitted_bytes - written, self.batch_bytes_max as u64)
+        let unwritten = self.unwritten();
+        self.gauge.room(unwritten, self.batch_bytes_max as u64)
     }
 
     fn batch_bytes_max(&self) -> usize {
@@ -711,7 +723,8 @@ impl Writer {
         }
         let bytes: usize = batches.iter().map(|(batch, _)| bytes_of(&batch.entries)).sum();
         self.gauge.written_bytes.fetch_add(bytes as u64, Ordering::AcqRel);
-        let mut news = false;
+        // While room is short, what is written makes room in the eyes of the loop.
+        let mut news = self.gauge.short.load(Ordering::Acquire);
         for (batch, _) in batches.iter().filter(|(_, told)| !told) {
             let _ = self.outbox.events.send(LogEvent::Committed { seq: batch.seq });
             news = true;
@@ -1239,6 +1252,31 @@ mod tests {
         committed(&mut log, 2);
         log.submit(batch(3, 3, 1, 10));
         assert_eq!(log.poll(), Some(LogEvent::Committed { seq: 3 }), "from here nothing waits");
+    }
+
+    #[test]
+    fn without_durability_a_slow_disk_slows_what_is_submitted_before_it_fills_the_memory() {
+        let (_path, dir) = fresh();
+        let mut log = start(&dir, Durability::None);
+        // More than the bound, in memory at once: no disk writes and syncs a new segment for each two so fast.
+        let (bytes, count) = (100_000, 400);
+        let mut slowed = 0;
+        for seq in 1..=count {
+            let ahead = log.unwritten();
+            log.submit(batch(seq, seq, 1, bytes));
+            match log.poll() {
+                Some(LogEvent::Committed { seq: told }) if told == seq => {
+                    assert!(ahead <= AHEAD_BYTES_MAX, "batch {seq} was told with {ahead} bytes before it");
+                }
+                _ => slowed += 1,
+            }
+        }
+        assert!(slowed > 0);
+        while log.committed < count {
+            event(&mut log);
+        }
+        log.close().unwrap();
+        assert_eq!(entries(&dir).len() as u64, count);
     }
 
     #[test]

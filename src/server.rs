@@ -39,6 +39,7 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const SOCKET: Token = Token(0);
@@ -94,8 +95,12 @@ pub fn run(config: &Config, on_ready: &mut dyn FnMut(SocketAddr)) -> Result<(), 
     let mut server = Server::start(config, socket)?;
     // The first batch holds `new_term`; until it is committed nothing else wakes the loop.
     server.hand_over()?;
-    while !server.node.is_serving() {
+    server.ends_at_once.store(false, Ordering::SeqCst);
+    while !server.node.is_serving() && server.stopping.is_none() {
         server.turn(false)?;
+    }
+    if !server.node.is_serving() {
+        return server.stop();
     }
     log::info!(
         "serving {address}, data in {}, durability {:?}, term {}, op {}",
@@ -150,6 +155,9 @@ struct Server {
     /// The kernel's number of the socket, to find its drops by.
     socket_inode: Option<u64>,
     signals: UnixStream,
+    /// Whether a signal ends the process where it is: before the loop runs, and once a stop is asked for. Whatever the disk
+    /// keeps waiting then, nothing acknowledged is lost.
+    ends_at_once: Arc<AtomicBool>,
     alarm: Alarm,
     clock: LogClock,
     node: Node,
@@ -207,7 +215,8 @@ impl Server {
             })
         };
         poll.registry().register(&mut socket, SOCKET, Interest::READABLE).map_err(start_failed)?;
-        let mut signals = signals().map_err(start_failed)?;
+        let ends_at_once = Arc::new(AtomicBool::new(true));
+        let mut signals = signals(&ends_at_once).map_err(start_failed)?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(start_failed)?;
 
         let journal = JournalConfig {
@@ -245,6 +254,7 @@ impl Server {
             socket_inode: socket_inode(&socket),
             socket,
             signals,
+            ends_at_once,
             alarm: Alarm::start(wake()).map_err(start_failed)?,
             clock,
             node,
@@ -296,6 +306,9 @@ impl Server {
                 Some(Duration::from_micros(micros) + Duration::from_millis(5))
             }
         };
+        // A stop waits for nothing longer than its patience.
+        let patience = self.stopping.map(|since| STOP_PATIENCE.saturating_sub(since.elapsed()));
+        let timeout = [timeout, patience].into_iter().flatten().min();
         let slept_from = self.clock.now();
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}
@@ -313,12 +326,12 @@ impl Server {
                 _ => {}
             }
         }
-        if signalled && self.stopping.is_some() {
-            return Err("a second signal: the server ends at once; nothing acknowledged is lost".into());
-        }
-        if signalled {
-            log::info!("a signal asks the server to stop");
+        if signalled && self.stopping.is_none() {
+            log::info!(
+                "a signal asks the server to stop; another one ends it at once, and loses nothing acknowledged"
+            );
             self.stopping = Some(Instant::now());
+            self.ends_at_once.store(true, Ordering::SeqCst);
         }
         Ok(asked)
     }
@@ -474,7 +487,9 @@ impl Server {
                 node.handle_committed(now, seq);
             }
         }
-        let files_safe = ended && safe.kept.is_empty() && safe.op >= last_file_op;
+        // What was committed only now has work that nobody does any more: the next start does it, from the journal.
+        let late = node.poll_file_work().is_some();
+        let files_safe = ended && !late && safe.kept.is_empty() && safe.op >= last_file_op;
         if !node.is_idle() || !files_safe {
             log::warn!(
                 "stopped without a last snapshot, since some files are behind: the journal holds everything"
@@ -548,11 +563,13 @@ fn allow_open_files() -> Result<(), String> {
     }
 }
 
-/// A stream that has a byte for each SIGTERM and SIGINT.
-fn signals() -> io::Result<UnixStream> {
+/// A stream that has a byte for each SIGTERM and SIGINT, as long as they do not end the process.
+fn signals(end_at_once: &Arc<AtomicBool>) -> io::Result<UnixStream> {
     let (reader, writer) = std::os::unix::net::UnixStream::pair()?;
     reader.set_nonblocking(true)?;
     for signal in [SIGTERM, SIGINT] {
+        // As a shell tells of whom a signal ended.
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, end_at_once.clone())?;
         signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
     }
     Ok(UnixStream::from_std(reader))

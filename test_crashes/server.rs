@@ -587,6 +587,62 @@ fn waiters_keep_their_places_over_a_kill() {
 }
 
 #[test]
+fn a_stop_that_loses_patience_with_the_disk_leaves_what_it_committed_last_to_the_next_start() {
+    if !has_failpoints() {
+        return;
+    }
+    // One sync that takes longer than a stop waits. Each step below is two of them, the second for the seal.
+    let slow = Setup { failpoint: Some("journal.before_sync=sleep:22000@7".into()), ..Setup::default() };
+    let mut server = Server::with(slow);
+    let_pass(400);
+    let mut raw = server.client(600_000);
+    let_pass(400);
+    let token = raw.acquire("f");
+    let_pass(400);
+    let append = raw.start("append_file", json!({"file": "f", "token": token, "data": "late\n"}));
+    let_pass(200);
+    assert!(server.terminate().status.success());
+    server.start_again();
+    assert_eq!(*raw.finish(&append).ok(), json!({"offset": 0, "length": 5}));
+    assert_eq!(raw.read("f"), "late\n");
+    assert_eq!(raw.ok("file_info", json!({"file": "f"})).get("fault"), None);
+}
+
+#[test]
+fn a_second_signal_ends_the_server_at_once_wherever_it_waits_for_its_disk() {
+    if !has_failpoints() {
+        return;
+    }
+    // While the first term is being begun, and while the last snapshot is written: the one at the start is the first.
+    for (point, serves) in
+        [("journal.before_sync=sleep:15000@1", false), ("snapshot.before_sync=sleep:15000@2", true)]
+    {
+        let mut server = Server::prepare(Setup { failpoint: Some(point.into()), ..Setup::default() });
+        if serves {
+            server.must_launch();
+            let mut raw = server.client(600_000);
+            raw.set("a", json!(1));
+            let snapshot = server.snapshot();
+            poll_until("the first snapshot", || snapshot.exists().then_some(()));
+        } else {
+            server.spawn();
+            let_pass(1_000);
+        }
+        server.signal(Signal::TERM);
+        let_pass(1_000);
+        let began = Instant::now();
+        let exit = server.terminate();
+        assert_eq!(exit.status.code(), Some(128 + 15), "{point}: {}", exit.stderr);
+        assert!(began.elapsed() < Duration::from_secs(5), "{point}: it took {:?}", began.elapsed());
+        server.start_again();
+        let mut raw = server.client(600_000);
+        if serves {
+            assert_eq!(raw.value("a"), json!(1));
+        }
+    }
+}
+
+#[test]
 fn a_server_that_is_down_for_longer_than_the_lease_gives_every_session_its_whole_lease_once() {
     let mut server = Server::start();
     let mut first = server.client(1_500);

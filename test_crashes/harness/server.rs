@@ -134,6 +134,19 @@ impl Server {
     /// # Errors
     /// How it ended, if it did before it served.
     pub(crate) fn launch(&mut self) -> Result<(), Exit> {
+        match self.spawn().recv_timeout(PATIENCE) {
+            Ok(line) => {
+                let address = line.strip_prefix("listening on ").and_then(|text| text.trim().parse().ok());
+                self.address = address.unwrap_or_else(|| panic!("the server's first line was {line:?}"));
+                Ok(())
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
+            Err(RecvTimeoutError::Timeout) => panic!("the server neither serves nor ends"),
+        }
+    }
+
+    /// Starts it and waits for nothing. The first line that it says on stdout will come from the channel.
+    pub(crate) fn spawn(&mut self) -> mpsc::Receiver<String> {
         assert!(self.child.is_none(), "it runs already");
         const PROGRAM: &str = env!("CARGO_BIN_EXE_tenure");
         let mut command = match self.setup.open_files {
@@ -177,15 +190,7 @@ impl Server {
         }));
         let kept = Arc::clone(&self.stderr);
         self.readers.push(std::thread::spawn(move || keep(stderr, &kept)));
-        match told.recv_timeout(PATIENCE) {
-            Ok(line) => {
-                let address = line.strip_prefix("listening on ").and_then(|text| text.trim().parse().ok());
-                self.address = address.unwrap_or_else(|| panic!("the server's first line was {line:?}"));
-                Ok(())
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
-            Err(RecvTimeoutError::Timeout) => panic!("the server neither serves nor ends"),
-        }
+        told
     }
 
     /// Starts it on an address of the caller's.
