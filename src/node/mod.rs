@@ -309,6 +309,9 @@ impl Node {
         for Gathered { entry, tag } in refused {
             let place = tag.place.expect("only what has a place is refused");
             self.gathered_bytes -= entry.command.weight();
+            if let Command::Request(Request { call: Call::RepairFile { file, .. }, .. }) = &entry.command {
+                self.repairing.remove(file);
+            }
             if let Asked::Request { session, id, .. } = tag.asked {
                 self.land(session, id);
             }
