@@ -377,11 +377,18 @@ impl Opened {
         match tail.segments.last() {
             Some(last) if tail.keep => Opened::renew(dir, tail, *last, segment_bytes),
             last => {
-                // Nothing in them is needed: a snapshot of a clean stop has it all.
+                let number = last.map_or(1, |last| last.number + 1);
+                // Nothing in them is needed: the snapshot has it all. But only that of a clean stop may stand without any
+                // journal. (That one can be ahead of the journal, too: then no segment can be begun behind the last.)
+                let follows = last.is_some_and(|last| last.last_op == tail.last_op);
+                let begun = match follows.then(|| Opened::begin(dir, tail, number, segment_bytes)) {
+                    Some(Err(error)) if error.no_space => None,
+                    begun => begun.transpose()?,
+                };
                 for known in &tail.segments {
                     dir.remove_segment(known.number)?;
                 }
-                Opened::begin(dir, tail, last.map_or(1, |last| last.number + 1), segment_bytes)
+                begun.map_or_else(|| Opened::begin(dir, tail, number, segment_bytes), Ok)
             }
         }
     }

@@ -45,6 +45,8 @@ pub struct Recovered {
     pub snapshot_op: Op,
     /// The torn tail that was cut, to be reported.
     pub cut: Option<Cut>,
+    /// Whether the previous snapshot had to serve, since the current one is damaged or missing.
+    pub fell_back: bool,
     /// What else the operator should hear, as sentences.
     pub notes: Vec<String>,
     /// How the journal goes on.
@@ -113,6 +115,7 @@ pub struct Known {
 pub fn recover(dir: &DataDir) -> Result<Recovered, DiskError> {
     let mut notes = Vec::new();
     let base = load(dir, &mut notes)?;
+    let fell_back = !notes.is_empty();
     let numbers = dir.segments()?;
     let (snapshot_op, clean) = base.as_ref().map_or((0, false), |base| (base.parts.head.op, base.clean));
     let server = base.as_ref().map(|base| base.server);
@@ -162,6 +165,7 @@ pub fn recover(dir: &DataDir) -> Result<Recovered, DiskError> {
         must_raise: unsafe_term && !clean,
         snapshot_op,
         cut: walked.cut,
+        fell_back,
         notes,
         tail,
         state: replay.state,
@@ -921,6 +925,13 @@ pub(crate) mod tests {
         assert_eq!(rig.log.room(), Room::Low);
         // A snapshot still finds room, in its reserve.
         rig.fold();
+        // What it let go of may be a spare already.
+        fill(disk.path());
+        while rig.log.room() == Room::Ok {
+            rig.set("k", 20_000);
+            fill(disk.path());
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let mut low = 0;
         while rig.log.room() == Room::Low {
             rig.set("k", 1_000);

@@ -228,6 +228,10 @@ impl Server {
         // The journal's tail is made durable before files are written from it.
         let log =
             FileLog::start(dir.clone(), &recovered.tail, &journal, wake()).map_err(|error| error.sentence)?;
+        if recovered.fell_back {
+            // Before any snapshot is written: it must not become the previous one, which is the good one.
+            dir.put_damaged_aside().map_err(|error| error.sentence)?;
+        }
         let files = recovered.state.parts().files;
         let (image, redone) = Image::recover(dir.path(), &files, recovered.redo, recovered.must_raise)
             .map_err(|error| {

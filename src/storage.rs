@@ -113,7 +113,10 @@ impl DataDir {
         let dir = DataDir { path: path.into(), _lock: Some(file) };
         make_dir(&dir.journal())?;
         make_dir(&dir.files())?;
+        // Whoever made or renamed something there before may have been killed before that was on the disk.
+        sync_parent(path)?;
         sync_dir(path)?;
+        sync_dir(&dir.journal())?;
         dir.sweep()?;
         Ok(dir)
     }
@@ -293,13 +296,21 @@ impl DataDir {
     /// Makes the reserve for a snapshot at least `bytes` long.
     ///
     /// # Errors
-    /// A sentence; there may be a smaller reserve, or none.
+    /// A sentence; the reserve is as it was: a smaller one, or none.
     pub fn hold_reserve(&self, bytes: u64) -> Result<(), DiskError> {
         let (path, tmp) = (self.path.join(RESERVE), self.path.join(RESERVE_TMP));
-        if fs::metadata(&path).is_ok_and(|found| found.len() >= bytes) {
-            return Ok(());
+        if let Ok(held) = fs::metadata(&path).map(|found| found.len()) {
+            if held >= bytes {
+                return Ok(());
+            }
+            // In its place: on a disk that has filled up meanwhile a smaller one is better than none.
+            let file = open_for_writing(&path)?;
+            let grown = reserve(&file, bytes).and_then(|()| file.sync_all());
+            return grown.map_err(|error| {
+                let _ = file.set_len(held);
+                DiskError::io("make the reserve for a snapshot longer", &path, &error)
+            });
         }
-        remove(&path)?;
         let file = create(&tmp)?;
         let made = reserve(&file, bytes).and_then(|()| file.sync_all());
         if let Err(error) = made {
@@ -428,6 +439,18 @@ pub(crate) fn point(name: &str, path: &Path) -> Result<(), DiskError> {
 pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
     let synced = File::open(path).and_then(|dir| dir.sync_all());
     synced.map_err(|error| DiskError::io("sync the directory", path, &error))
+}
+
+/// Syncs the directory that has `path` in it, if this user may look into it.
+fn sync_parent(path: &Path) -> Result<(), DiskError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(parent) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            ::log::debug!("cannot sync {}: {error}", parent.display());
+            Ok(())
+        }
+        _ => sync_dir(parent),
+    }
 }
 
 /// Makes a directory with mode 0700, with those above it, if it is not there.
@@ -591,6 +614,20 @@ mod tests {
         let dir = DataDir::open(&path).unwrap();
         assert_eq!([mode(&path), mode(&dir.journal()), mode(&dir.files())], [0o700; 3]);
         assert_eq!(mode(&path.join(LOCK)), 0o600);
+    }
+
+    #[test]
+    fn a_reserve_that_cannot_grow_stays_as_it_is() {
+        let path = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(path.path()).unwrap();
+        let held = || fs::metadata(path.path().join(RESERVE)).map(|found| found.len()).ok();
+        assert!(dir.hold_reserve(1 << 60).is_err());
+        assert_eq!(held(), None);
+        dir.hold_reserve(8_192).unwrap();
+        assert!(dir.hold_reserve(1 << 60).is_err());
+        assert_eq!(held(), Some(8_192));
+        dir.hold_reserve(16_384).unwrap();
+        assert_eq!(held(), Some(16_384));
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! missed is then aimed at: the failpoint is armed when the step begins.
 
 use crate::harness::{
-    Answer, Exit, PATIENCE, Raw, Sent, Server, Setup, has_failpoints, let_pass, mix, places, poll_until,
+    Answer, Exit, PATIENCE, Raw, Sent, Server, Setup, crc32c, has_failpoints, let_pass, mix, places,
+    poll_until,
 };
 use rustix::process::Signal;
 use serde_json::json;
@@ -640,6 +641,62 @@ fn a_second_signal_ends_the_server_at_once_wherever_it_waits_for_its_disk() {
             assert_eq!(raw.value("a"), json!(1));
         }
     }
+}
+
+#[test]
+fn killed_while_it_stops_right_after_a_damaged_snapshot_was_passed_over_the_good_one_is_still_there() {
+    if !has_failpoints() {
+        return;
+    }
+    let mut server = Server::start();
+    let mut raw = server.client(600_000);
+    raw.set("a", json!(1));
+    assert!(server.terminate().status.success());
+    server.start_again();
+    let previous = server.directory().join("server_state.json.previous");
+    poll_until("a snapshot behind that of the stop", || previous.exists().then_some(()));
+    // Its last step: the new one has its name.
+    let_pass(300);
+    server.kill();
+    let mut bytes = fs::read(server.snapshot()).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(server.snapshot(), bytes).unwrap();
+    // Told to stop before the first snapshot of this start is begun, and killed in the middle of the last one.
+    let point = "journal.before_sync=sleep:1500@1,snapshot.after_previous=kill";
+    server.setup.failpoint = Some(point.into());
+    server.spawn();
+    let_pass(700);
+    server.terminate();
+    server.start_again();
+    assert_eq!(raw.value("a"), json!(1));
+}
+
+#[test]
+fn killed_while_a_journal_of_older_rules_goes_there_is_always_one() {
+    if !has_failpoints() {
+        return;
+    }
+    let mut server = Server::start();
+    let mut raw = server.client(600_000);
+    raw.set("a", json!(1));
+    assert!(server.terminate().status.success());
+    server.start_again();
+    let previous = server.directory().join("server_state.json.previous");
+    poll_until("a snapshot behind that of the stop", || previous.exists().then_some(()));
+    let_pass(300);
+    server.kill();
+    // The snapshot has everything, and is not that of a clean stop; the journal says that other rules applied it.
+    let segments = server.segments();
+    let mut bytes = fs::read(&segments[0]).unwrap();
+    bytes[12..16].copy_from_slice(&0u32.to_le_bytes());
+    let sum = crc32c(&bytes[..124]);
+    bytes[124..128].copy_from_slice(&sum.to_le_bytes());
+    fs::write(&segments[0], bytes).unwrap();
+    server.setup.failpoint = Some("segment.after_delete=kill".into());
+    assert!(server.launch().is_err());
+    server.start_again();
+    assert_eq!(raw.value("a"), json!(1));
 }
 
 #[test]

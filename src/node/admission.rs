@@ -333,7 +333,7 @@ impl Node {
     }
 }
 
-fn busy(what: &str) -> Refusal {
+pub(super) fn busy(what: &str) -> Refusal {
     Refusal::new(Kind::Busy, format!("{what}; repeat the request a little later"))
         .with(Detail::Again { retry_ms: BUSY_RETRY_MS })
 }

@@ -53,6 +53,9 @@ const GATHERED_BYTES_MAX: usize = 32 << 20;
 /// Bytes of appends that may wait for their files before new appends are told `busy`.
 const FILE_BYTES_PENDING_MAX: u64 = 64 << 20;
 
+/// Reads of files that may be under way before new ones are told `busy`.
+const FILE_READS_MAX: usize = 1_024;
+
 /// After how much log time without a record a `tick` is logged while a deadline stands, in milliseconds: so much log
 /// time, at most, is lived again after a crash.
 const TICK_MS: u64 = 5_000;
@@ -314,6 +317,9 @@ impl Node {
         for Gathered { entry, tag } in refused {
             let place = tag.place.expect("only what has a place is refused");
             self.gathered_bytes -= entry.command.weight();
+            if let Command::Request(Request { call: Call::RepairFile { file, .. }, .. }) = &entry.command {
+                self.repairing.remove(file);
+            }
             if let Asked::Request { session, id, .. } = tag.asked {
                 self.land(session, id);
             }
@@ -653,5 +659,72 @@ impl Node {
 
     fn drop_datagram(&mut self, cause: Dropped) {
         *self.drops.entry(cause.as_str()).or_default() += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A node that serves, and a client on its machine. The log commits at once, files are left to the test.
+    struct Rig {
+        node: Node,
+        session: Value,
+        id: u64,
+    }
+
+    impl Rig {
+        fn new() -> Rig {
+            let secrets = Secrets { cookie: [1; 16], session: [2; 16] };
+            let (limits, durability) = (Limits::default(), Durability::Sync);
+            let node = Node::new(Time::ZERO, State::new(), limits, durability, false, secrets, 1 << 20);
+            let mut rig = Rig { node, session: Value::Null, id: 0 };
+            rig.commit();
+            let opened = rig.call("open_session", json!({"nonce": "0".repeat(32)}));
+            rig.session = opened.unwrap()["result"]["session"].clone();
+            rig
+        }
+
+        fn commit(&mut self) {
+            while let Some(batch) = self.node.poll_batch() {
+                self.node.handle_committed(Time::ZERO, batch.seq);
+            }
+        }
+
+        /// Sends a request; gives the reply if there is one yet.
+        fn call(&mut self, method: &str, mut params: Value) -> Option<Value> {
+            self.id += 1;
+            if !self.session.is_null() {
+                params["session"] = self.session.clone();
+            }
+            let message = json!({"jsonrpc": "2.0", "id": self.id, "method": method, "params": params});
+            let from = SocketAddr::from(([127, 0, 0, 1], 7));
+            self.node.handle_datagram(Time::ZERO, from, message.to_string().as_bytes());
+            self.commit();
+            self.node.poll_transmit().map(|transmit| serde_json::from_slice(&transmit.bytes).unwrap())
+        }
+    }
+
+    #[test]
+    fn reads_of_files_that_wait_for_a_slow_disk_have_a_cap() {
+        let mut rig = Rig::new();
+        let token = rig.call("acquire_lock", json!({"key": "f"})).unwrap()["result"]["token"].clone();
+        rig.call("append_file", json!({"file": "f", "token": token, "data": "x"})).unwrap();
+        while rig.node.poll_file_work().is_some() {}
+        let mut tags = Vec::new();
+        for _ in 0..FILE_READS_MAX {
+            assert_eq!(rig.call("read_file", json!({"file": "f"})), None);
+            match rig.node.poll_file_work() {
+                Some(FileWork::Read { tag, .. }) => tags.push(tag),
+                other => panic!("{other:?}"),
+            }
+        }
+        let refused = rig.call("read_file", json!({"file": "f"})).unwrap();
+        assert_eq!(refused["error"]["data"]["kind"], "busy");
+        assert!(rig.node.poll_file_work().is_none());
+        rig.node.handle_file_read(tags[0], Ok(b"x".to_vec()));
+        assert!(rig.node.poll_transmit().is_some());
+        assert_eq!(rig.call("read_file", json!({"file": "f"})), None, "there is room again");
     }
 }

@@ -1,8 +1,8 @@
 //! Reads: answered from the state as it is, which is committed by the rules of the log.
 
-use super::admission::no_session;
+use super::admission::{busy, no_session};
 use super::assembly::{Place, Slot};
-use super::{FileTag, FileWork, Node};
+use super::{FILE_READS_MAX, FileTag, FileWork, Node};
 use crate::identity::SessionId;
 use crate::kind::Refusal;
 use crate::limits::REPLY_PAGE;
@@ -323,6 +323,9 @@ impl Node {
         if count == 0 {
             let page = FilePage { data: Some(String::new()), data_b64: None, length, eof: offset >= length };
             return self.reply(place, &page);
+        }
+        if self.file_tags.len() >= FILE_READS_MAX {
+            return self.refuse(place, &busy("the files' disk is behind"));
         }
         self.assemblies.await_file(place);
         let tag = self.file_tag(FileTag::Read { place, offset, count, length });
