@@ -282,7 +282,7 @@ impl Server {
         let asked = self.wait(read)?;
         let began = self.clock.now();
         if read {
-            self.hear(began, asked);
+            self.hear(began, asked)?;
         } else {
             self.now = self.now.max(began);
         }
@@ -342,7 +342,7 @@ impl Server {
 
     /// Reads what has come, and lets time pass up to `began`, when this turn did. If a deadline has come meanwhile, time
     /// stays just before it until the socket was read.
-    fn hear(&mut self, began: Time, asked: Option<Time>) {
+    fn hear(&mut self, began: Time, asked: Option<Time>) -> Result<(), String> {
         // It may have become readable between the waking up and now.
         self.readable |= asked.is_some_and(|asked| asked <= began);
         if self.read_since_empty == 0 {
@@ -350,37 +350,44 @@ impl Server {
             self.now = self.now.max(up_to);
         }
         if self.readable {
-            self.read(began);
+            self.read(began)?;
         }
         if self.read_since_empty == 0 || self.read_since_empty >= RECEIVE_BUFFER {
             self.now = self.now.max(began);
             self.read_since_empty = 0;
         }
+        Ok(())
     }
 
-    fn read(&mut self, began: Time) {
+    fn read(&mut self, began: Time) -> Result<(), String> {
         for _ in 0..DATAGRAMS_A_TURN {
             match self.socket.recv_from(&mut self.buffer) {
                 Ok((bytes, from)) => {
                     self.read_since_empty += bytes.max(DATAGRAM_SHARE);
                     self.node.set_heard(self.clock.now_in_turn(began));
                     self.node.handle_datagram(self.now, from, &self.buffer[..bytes]);
+                    // What is answered at once goes at once: a turn's replies together could be large.
+                    self.send()?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.readable = false;
                     self.read_since_empty = 0;
-                    return;
+                    return Ok(());
                 }
                 // What the network says of a datagram that was sent (ECONNREFUSED and the like) is no news: clients resend.
                 Err(error) => log::debug!("the socket says: {error}"),
             }
         }
+        Ok(())
     }
 
     fn take_log_events(&mut self) -> Result<(), String> {
         while let Some(event) = self.log.poll() {
             match event {
-                LogEvent::Committed { seq } => self.node.handle_committed(self.now, seq),
+                LogEvent::Committed { seq } => {
+                    self.node.handle_committed(self.now, seq);
+                    self.send()?;
+                }
                 LogEvent::Room(room) => {
                     log::warn!("room on the disk for the journal: {room:?}");
                 }

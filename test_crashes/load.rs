@@ -4,7 +4,8 @@
 //! TENURE_KILLS=1000 cargo test --test crashes load -- --nocapture
 //! ```
 
-use crate::harness::{Life, Oracle, Server, Setup, Worker, mix, poll_until, seed};
+use crate::harness::{Life, Oracle, Server, Setup, Worker, let_pass, mix, poll_until, seed};
+use rustix::process::Signal;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
@@ -99,4 +100,29 @@ impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+#[test]
+fn replies_a_thousand_times_as_large_as_their_requests_are_never_in_memory_together() {
+    let server = Server::start();
+    let mut raw = server.client(600_000);
+    raw.set("k", json!("x".repeat(40_000)));
+    let before = server.memory_peak();
+    let get = json!({"jsonrpc": "2.0", "id": 0, "method": "get", "params": {"key": "k"}});
+    server.signal(Signal::STOP);
+    for number in 0..300 {
+        // Reads alone, and reads that wait for a write.
+        let mut batch = vec![get.clone(); 64];
+        if number % 2 == 0 {
+            let params = json!({"session": raw.session, "key": "other", "value": 1});
+            batch[0] = json!({"jsonrpc": "2.0", "id": 1_000 + number, "method": "set", "params": params});
+        }
+        raw.send_bytes(json!(batch).to_string().as_bytes());
+    }
+    server.signal(Signal::CONT);
+    poll_until("the last of them", || (raw.value("other") == json!(1)).then_some(()));
+    let_pass(500);
+    raw.ok("heartbeat", json!({}));
+    let more = server.memory_peak() - before;
+    assert!(more < 200_000, "{more} KiB for replies");
 }

@@ -105,6 +105,12 @@ impl Assemblies {
         self.under_way[&place.key].slots[..place.index].iter().any(|slot| matches!(slot, Slot::Copy))
     }
 
+    /// How many reads of a message wait for what stands before them.
+    pub(super) fn reads_behind(&self, key: u64) -> usize {
+        let slots = self.under_way.get(&key).map_or(&[][..], |assembly| &assembly.slots);
+        slots.iter().filter(|slot| matches!(slot, Slot::Read(..))).count()
+    }
+
     /// Remembers which message answers a request in flight.
     pub(super) fn tie(&mut self, place: Place, session: SessionId, id: u64) {
         self.tied.insert((session, id), place.key);

@@ -47,6 +47,9 @@ use telling::Tellings;
 /// Batches handed to the log and not yet committed: one being synced, one behind it.
 const BATCHES_IN_FLIGHT: usize = 2;
 
+/// Reads that may wait for the outcomes of one batch: all of them are answered when it is committed.
+const READS_BEHIND_MAX: usize = 256;
+
 /// Bytes that may be gathered for the log before new work is told `busy`.
 const GATHERED_BYTES_MAX: usize = 32 << 20;
 
@@ -510,14 +513,17 @@ impl Node {
             return None;
         }
         let first_op = next_op(self.last_op, &self.gathered[0].entry.command);
-        let mut bytes = bytes_of(&[]);
+        let (mut bytes, mut reads) = (bytes_of(&[]), 0);
         let (mut entries, mut tags) = (Vec::new(), Vec::new());
         while let Some(next) = self.gathered.front() {
             let more = bytes_of(std::slice::from_ref(&next.entry)) - bytes_of(&[]);
-            if !entries.is_empty() && bytes + more > self.batch_bytes_max {
+            let behind = next.tag.place.map_or(0, |place| self.assemblies.reads_behind(place.key));
+            let full = bytes + more > self.batch_bytes_max || reads + behind > READS_BEHIND_MAX;
+            if !entries.is_empty() && full {
                 break;
             }
             bytes += more;
+            reads += behind;
             self.gathered_bytes -= next.entry.command.weight();
             let Gathered { entry, tag } = self.gathered.pop_front().expect("it was looked at");
             entries.push(entry);
@@ -704,6 +710,32 @@ mod tests {
             self.commit();
             self.node.poll_transmit().map(|transmit| serde_json::from_slice(&transmit.bytes).unwrap())
         }
+    }
+
+    #[test]
+    fn a_commit_answers_only_so_many_reads_that_wait_behind_it() {
+        let mut rig = Rig::new();
+        let of = |rig: &Rig, id: usize| {
+            let params = json!({"session": rig.session, "key": "k", "value": "v"});
+            let mut elements = vec![json!({"jsonrpc": "2.0", "id": id, "method": "set", "params": params})];
+            let read = json!({"jsonrpc": "2.0", "id": 0, "method": "get", "params": {"key": "k"}});
+            elements.resize(64, read);
+            json!(elements).to_string()
+        };
+        let from = SocketAddr::from(([127, 0, 0, 1], 7));
+        for id in 10..110 {
+            let message = of(&rig, id);
+            rig.node.handle_datagram(Time::ZERO, from, message.as_bytes());
+        }
+        let mut sets = 0;
+        while let Some(batch) = rig.node.poll_batch() {
+            assert!(batch.entries.len() <= READS_BEHIND_MAX / 63);
+            sets += batch.entries.len();
+            rig.node.handle_committed(Time::ZERO, batch.seq);
+            let replies = std::iter::from_fn(|| rig.node.poll_transmit()).count();
+            assert_eq!(replies, batch.entries.len(), "each message has its answer");
+        }
+        assert_eq!(sets, 100);
     }
 
     #[test]

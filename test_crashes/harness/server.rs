@@ -270,6 +270,14 @@ impl Server {
         Exit { status, stderr: self.stderr.lock().unwrap().clone() }
     }
 
+    /// The most memory that it has had so far, in KiB.
+    pub(crate) fn memory_peak(&self) -> u64 {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// What it has said on stderr so far, over all its starts.
     pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().unwrap().clone()
