@@ -79,7 +79,7 @@ pub struct JournalConfig {
     pub segment_bytes: u64,
     /// A fold is due after so many commands, ...
     pub fold_ops: u64,
-    /// ... or so many bytes of batches, or at the end of a segment.
+    /// ... or so many bytes of segments.
     pub fold_bytes: u64,
 }
 
@@ -691,7 +691,6 @@ impl Writer {
             self.at.last_op = batch.first_op + batch.entries.len() as u64 - 1;
             self.digest = (batch.digest_op, batch.digest);
             self.fold_ops += batch.entries.len() as u64;
-            self.fold_bytes += bytes as u64;
         }
         self.put(&mut out)?;
         self.commit(&batches[done..])
@@ -713,6 +712,7 @@ impl Writer {
         })?;
         point("journal.after_write", &self.at.path)?;
         self.at.offset += out.len() as u64;
+        self.fold_bytes += out.len() as u64;
         self.gauge.left.store(self.at.size - self.at.offset, Ordering::Release);
         (self.dirty, self.sealed, self.last_write) = (true, false, Instant::now());
         out.clear();
@@ -788,13 +788,14 @@ impl Writer {
         self.at.closed.push_back(Known { number: number - 1, last_op: self.at.last_op, end: self.at.offset });
         self.at.file = file;
         self.at.path = self.dir.segment(number);
+        // A segment counts whole: what no batch fits into, and the header of the next.
+        self.fold_bytes += self.at.size - self.at.offset + segment::HEADER_BYTES as u64;
         (self.at.number, self.at.id, self.at.size) = (number, id, size);
         self.at.offset = segment::HEADER_BYTES as u64;
         self.gauge.spare.store(false, Ordering::Release);
         self.gauge.left.store(size - self.at.offset, Ordering::Release);
         self.sealed = true;
         self.helpers.keep(Keep::Spare);
-        self.fold_due = true;
         Ok(())
     }
 

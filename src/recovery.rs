@@ -628,6 +628,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn no_fold_is_due_before_as_many_bytes_were_written_as_are_asked_for() {
+        let (_path, dir) = fresh();
+        let mut rig = Rig::start(&dir, Durability::Sync);
+        rig.fold();
+        rig.fold_due = false;
+        for _ in 0..60 {
+            rig.set("k", 20_000);
+        }
+        assert!(dir.segments().unwrap().len() > 4);
+        assert!(!rig.fold_due, "16 MiB were asked for");
+    }
+
+    #[test]
     fn folding_gives_the_same_state_and_lets_old_segments_go_one_cycle_later() {
         let (_path, dir) = fresh();
         let mut rig = Rig::start(&dir, Durability::Sync);
