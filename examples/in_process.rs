@@ -6,7 +6,7 @@
 
 #![allow(clippy::print_stdout, reason = "an example tells its story on stdout")]
 
-use tenure::command::{Ask, Call, Command, Mode, Patience, Request};
+use tenure::command::{Ask, Call, Command, Life, Mode, Patience, Request, Terms};
 use tenure::event::Event;
 use tenure::identity::{Nonce, Op, SessionId};
 use tenure::name::Name;
@@ -48,9 +48,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let acquire = |wait| Call::Acquire {
         asks: vec![Ask { key: jobs.clone(), mode: Mode::Exclusive }],
         wait,
-        lease_ms: Some(2_000),
         owner: String::new(),
-        label: String::new(),
+        terms: Terms { lease_ms: Some(2_000), ..Terms::default() },
     };
     let Outcome::Granted { token, .. } = local.request(alice, 1, acquire(Patience::Try)) else {
         return Err("a free lock was not granted".into());
@@ -59,6 +58,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         key: jobs.clone(),
         value: "\"mine\"".into(),
         if_version: None,
+        life: Life::default(),
         token: Some(token),
         holder: None,
     };

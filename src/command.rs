@@ -103,12 +103,10 @@ pub enum Call {
         asks: Vec<Ask>,
         /// Whether and how long to stand in line.
         wait: Patience,
-        /// The grant's own lease in milliseconds, if it is to have one.
-        lease_ms: Option<u64>,
         /// The owner inside the session; empty is the session itself.
         owner: String,
-        /// A note for people; may be empty.
-        label: String,
+        /// What the grant is to be like.
+        terms: Terms,
     },
     /// `cancel_wait`
     CancelWait {
@@ -146,6 +144,8 @@ pub enum Call {
         value: Arc<str>,
         /// The version that the key must have; 0: it must not exist.
         if_version: Option<u64>,
+        /// How long the key lives.
+        life: Life,
         /// The grant.
         token: Option<Token>,
         /// Whose.
@@ -209,6 +209,109 @@ pub enum Call {
         /// Whose.
         holder: Option<SessionId>,
     },
+    /// `convert_lock`
+    Convert {
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+        /// The locks of the grant whose mode is to change, with the new mode; sorted by name, each name once.
+        asks: Vec<Ask>,
+        /// Whether and how long to wait for it, the grant held meanwhile as it is.
+        wait: Patience,
+    },
+    /// `hand_over`: offers a grant to another session, which may then take it over. The grant stays where it is until then.
+    HandOver {
+        /// The grant.
+        token: Token,
+        /// Whose.
+        holder: Option<SessionId>,
+        /// The number of the session that may take it; none takes an offer back.
+        client: Option<u64>,
+    },
+    /// `take_over`: makes a grant that was offered the caller's, under a new token.
+    TakeOver {
+        /// The grant.
+        token: Token,
+        /// Whose, if the caller knows that session's id; then no offer is needed.
+        holder: Option<SessionId>,
+        /// The owner that gets it, inside the caller's session.
+        owner: String,
+        /// The label that it has from here; may be empty.
+        label: String,
+    },
+    /// `break_lock`: ends a grant whether its holder agrees or not.
+    BreakLock {
+        /// The grant.
+        token: Token,
+        /// Why, for its holder and for the log.
+        reason: String,
+    },
+    /// `ask_release`: asks the holder of a grant to let go.
+    AskRelease {
+        /// The grant.
+        token: Token,
+        /// Why, for its holder and for the log.
+        reason: String,
+        /// After so many milliseconds the grant is broken; never, if absent.
+        deadline_ms: Option<u64>,
+    },
+    /// `transaction`: if every key has the version that it is compared with, all changes take effect, else none.
+    Transaction {
+        /// What is compared; sorted by key, each key once.
+        compare: Vec<Compare>,
+        /// What changes; sorted by key, each key once.
+        apply: Vec<Change>,
+        /// The grant.
+        token: Option<Token>,
+        /// Whose.
+        holder: Option<SessionId>,
+    },
+}
+
+/// What a grant is to be like beside its locks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terms {
+    /// A note for people; may be empty.
+    pub label: Arc<str>,
+    /// The grant's own lease in milliseconds, if it is to have one.
+    pub lease_ms: Option<u64>,
+    /// Whether what is written under it is staged, and takes effect together at its release or not at all.
+    pub atomic: bool,
+    /// For how many milliseconds its locks stay closed after any end of it but a release; 0 for not at all.
+    pub lock_delay_ms: u64,
+    /// After how many milliseconds it ends whatever is renewed, if ever.
+    pub max_hold_ms: Option<u64>,
+}
+
+/// How long a key lives that is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// For so many milliseconds; for ever, if absent.
+    pub ttl_ms: Option<u64>,
+    /// Only as long as the session that set it.
+    pub bound: bool,
+}
+
+/// What a key must be for a transaction to take effect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compare {
+    /// The key.
+    pub key: Name,
+    /// The version that it must have; 0: it must not exist.
+    pub version: u64,
+}
+
+/// One change of a key in a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The key.
+    pub key: Name,
+    /// The JSON text that it gets, as it came; none deletes it.
+    pub value: Option<Arc<str>>,
+    /// How long it lives.
+    pub life: Life,
 }
 
 /// One lock that an acquire asks for.
@@ -226,6 +329,15 @@ pub struct Ask {
 pub enum Mode {
     /// By one holder alone.
     Exclusive,
+    /// By any number of holders that all hold it so.
+    Shared,
+    /// As a semaphore: by holders whose weights together are at most its slots.
+    Slot {
+        /// How many slots it has; all who ask must say the same.
+        slots: u32,
+        /// How many of them this holder takes.
+        weight: u32,
+    },
 }
 
 /// How long an acquire stands in line.
@@ -264,6 +376,13 @@ pub enum Durability {
     None,
 }
 
+impl Ask {
+    /// About how many bytes it takes in a record.
+    fn weight(&self) -> usize {
+        self.key.len() + 12
+    }
+}
+
 impl Call {
     /// A hash of what is asked, of 53 bits so that every reader of a snapshot can hold it: two requests of one id are the
     /// same request if these agree.
@@ -295,12 +414,18 @@ impl Call {
             | Call::RenewLease { .. }
             | Call::CancelWait { .. }
             | Call::Delete { .. }
-            | Call::DeleteFile { .. } => true,
+            | Call::DeleteFile { .. }
+            | Call::BreakLock { .. } => true,
             Call::Acquire { .. }
             | Call::Set { .. }
             | Call::AppendFile { .. }
             | Call::RotateFile { .. }
-            | Call::RepairFile { .. } => false,
+            | Call::RepairFile { .. }
+            | Call::Convert { .. }
+            | Call::HandOver { .. }
+            | Call::TakeOver { .. }
+            | Call::AskRelease { .. }
+            | Call::Transaction { .. } => false,
         }
     }
 }
@@ -324,8 +449,18 @@ impl Command {
             Command::Request(request) => match &request.call {
                 Call::Set { key, value, .. } => key.len() + value.len(),
                 Call::AppendFile { file, data, .. } => file.len() + data.len(),
-                Call::Acquire { asks, owner, label, .. } => {
-                    asks.iter().map(|ask| ask.key.len() + 4).sum::<usize>() + owner.len() + label.len()
+                Call::Acquire { asks, owner, terms, .. } => {
+                    asks.iter().map(Ask::weight).sum::<usize>() + owner.len() + terms.label.len() + 24
+                }
+                Call::Convert { asks, .. } => asks.iter().map(Ask::weight).sum(),
+                Call::TakeOver { owner, label, .. } => owner.len() + label.len(),
+                Call::BreakLock { reason, .. } | Call::AskRelease { reason, .. } => reason.len(),
+                Call::Transaction { compare, apply, .. } => {
+                    let change = |change: &Change| {
+                        change.key.len() + change.value.as_ref().map_or(0, |value| value.len()) + 24
+                    };
+                    compare.iter().map(|compare| compare.key.len() + 12).sum::<usize>()
+                        + apply.iter().map(change).sum::<usize>()
                 }
                 Call::RotateFile { file, to, .. } => file.len() + to.len(),
                 Call::Delete { key: name, .. }
@@ -334,7 +469,8 @@ impl Command {
                 Call::CancelWait { .. }
                 | Call::Release { .. }
                 | Call::Abandon { .. }
-                | Call::RenewLease { .. } => 0,
+                | Call::RenewLease { .. }
+                | Call::HandOver { .. } => 0,
             }
             .saturating_add(request.got.len() * 10),
             Command::OpenSession { name, label, .. } => name.len() + label.len() + 32,

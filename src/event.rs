@@ -55,6 +55,9 @@ impl Event {
                 Effect::Lost { session, loss } => {
                     let reason = match loss.reason {
                         LossReason::LeaseExpired => "its own lease ran out",
+                        LossReason::HeldTooLong => "it was held for as long as it may be",
+                        LossReason::Broken => "it was broken",
+                        LossReason::TakenOver => "another session took it over",
                     };
                     let locks = names(loss.keys.iter());
                     lines.push(format!(
@@ -63,7 +66,12 @@ impl Event {
                         loss.token
                     ));
                 }
-                Effect::Opened { .. } | Effect::Ended { .. } | Effect::Renewed | Effect::File(_) => {}
+                Effect::Opened { .. }
+                | Effect::Ended { .. }
+                | Effect::Renewed
+                | Effect::Asked { .. }
+                | Effect::Offered { .. }
+                | Effect::File(_) => {}
             }
         }
         lines
@@ -140,9 +148,9 @@ fn asked(state: &State, session: SessionId, call: &Call) -> String {
         Some(_) | None => String::new(),
     };
     match call {
-        Call::Acquire { asks, lease_ms, owner, .. } => {
+        Call::Acquire { asks, owner, terms, .. } => {
             let owner = if owner.is_empty() { String::new() } else { format!(", owner {owner:?}") };
-            let lease = lease_ms.map_or(String::new(), |lease_ms| format!(", lease {lease_ms} ms"));
+            let lease = terms.lease_ms.map_or(String::new(), |lease_ms| format!(", lease {lease_ms} ms"));
             format!("acquire_lock {}{owner}{lease}", locks(&asks.iter().collect::<Vec<_>>()))
         }
         Call::CancelWait { wait } => format!("cancel_wait {wait}"),
@@ -167,6 +175,22 @@ fn asked(state: &State, session: SessionId, call: &Call) -> String {
         }
         Call::RepairFile { file, token, holder: of, .. } => {
             format!("repair_file {file:?}{}{}", under(token), holder(of))
+        }
+        Call::Convert { token, holder: of, asks, .. } => {
+            let asks = locks(&asks.iter().collect::<Vec<_>>());
+            format!("convert_lock {asks}{}{}", under(token), holder(of))
+        }
+        Call::HandOver { token, holder: of, client } => {
+            let to = client.map_or("to nobody".into(), |client| format!("to client {client}"));
+            format!("hand_over {to}{}{}", under(token), holder(of))
+        }
+        Call::TakeOver { token, holder: of, .. } => format!("take_over{}{}", under(token), holder(of)),
+        Call::BreakLock { token, reason } => format!("break_lock{} ({reason})", under(token)),
+        Call::AskRelease { token, reason, .. } => format!("ask_release{} ({reason})", under(token)),
+        Call::Transaction { compare, apply, token, holder: of } => {
+            let token = token.as_ref().map_or(String::new(), under);
+            let keys = names(apply.iter().map(|change| &change.key));
+            format!("transaction of {} compared, on {keys}{token}{}", compare.len(), holder(of))
         }
     }
 }
@@ -207,19 +231,32 @@ fn told(outcome: &Outcome) -> String {
                 Reason::Timeout => "timeout",
                 Reason::Cancelled => "cancelled",
                 Reason::SessionEnded => "its session ended",
+                Reason::Conversion => "a conversion waits",
+                Reason::LockDelay => "lock-delay",
+                Reason::GrantEnded => "its grant ended",
             };
             format!("not granted, {reason}")
         }
         Outcome::Cancelled => "cancelled".into(),
-        Outcome::Released { .. } => "released".into(),
+        Outcome::Released { writes: 0, .. } => "released".into(),
+        Outcome::Released { writes, .. } => format!("released, with {writes} staged writes"),
         Outcome::Renewed { lease_left_ms } => format!("renewed, {lease_left_ms} ms left"),
-        Outcome::Set { version } => format!("version {version}"),
-        Outcome::Deleted { version: Some(version) } => format!("deleted version {version}"),
-        Outcome::Deleted { version: None } => "was not there".into(),
-        Outcome::Appended { offset, length } => format!("at offset {offset}, length {length}"),
+        Outcome::Set { staged: true, .. }
+        | Outcome::Deleted { staged: true, .. }
+        | Outcome::Appended { staged: true, .. }
+        | Outcome::Applied { staged: true, .. } => "staged".into(),
+        Outcome::Set { version, .. } | Outcome::Applied { version, .. } => format!("version {version}"),
+        Outcome::Deleted { version: Some(version), .. } => format!("deleted version {version}"),
+        Outcome::Deleted { version: None, .. } => "was not there".into(),
+        Outcome::Appended { offset, length, .. } => format!("at offset {offset}, length {length}"),
         Outcome::FileChanged { length, generation } => format!("length {length}, generation {generation}"),
         Outcome::Cleaned { cleaned } => format!("{cleaned} cleaned up"),
         Outcome::Refused(refusal) => format!("refused, {}", refusal.kind.as_str()),
+        Outcome::Offered { client: Some(client) } => format!("offered to client {client}"),
+        Outcome::Offered { client: None } => "offered to nobody".into(),
+        Outcome::Broken { .. } => "broken".into(),
+        Outcome::ReleaseAsked { deadline_ms: Some(ms) } => format!("asked, to be broken in {ms} ms"),
+        Outcome::ReleaseAsked { deadline_ms: None } => "asked".into(),
         Outcome::Void => "no effect: a copy, or something that has ended".into(),
     }
 }
@@ -227,7 +264,7 @@ fn told(outcome: &Outcome) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Mode, Patience};
+    use crate::command::{Life, Mode, Patience, Terms};
     use crate::identity::Nonce;
     use crate::time::Time;
     use std::sync::Arc;
@@ -262,9 +299,8 @@ mod tests {
         let acquire = |wait, owner: &str| Call::Acquire {
             asks: vec![Ask { key: jobs.clone(), mode: Mode::Exclusive }],
             wait,
-            lease_ms: None,
             owner: owner.into(),
-            label: String::new(),
+            terms: Terms::default(),
         };
         let value: Arc<str> = Arc::from("\"a secret value\"");
         let data: Arc<[u8]> = Arc::from(&b"secret data"[..]);
@@ -272,6 +308,7 @@ mod tests {
             key: jobs.clone(),
             value: value.clone(),
             if_version: None,
+            life: Life::default(),
             token,
             holder: None,
         };

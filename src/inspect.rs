@@ -643,7 +643,7 @@ fn copy_file(from: &Path, to: &Path) -> Result<(), DiskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Ask, Call, Durability, Mode, Patience};
+    use crate::command::{Ask, Call, Durability, Mode, Patience, Terms};
     use crate::log::Log;
     use crate::name::Name;
     use crate::recovery::tests::{Rig, fresh};
@@ -654,8 +654,8 @@ mod tests {
         rig.set("k", 5);
         rig.fold();
         let asks = vec![Ask { key: Name::new("a").unwrap(), mode: Mode::Exclusive }];
-        let (owner, label) = (String::new(), String::new());
-        rig.call(Call::Acquire { asks, wait: Patience::Try, lease_ms: None, owner, label });
+        let (owner, terms) = (String::new(), Terms::default());
+        rig.call(Call::Acquire { asks, wait: Patience::Try, owner, terms });
         let op = rig.state.op();
         rig.log.close().unwrap();
         (path, op)

@@ -1,8 +1,10 @@
 //! Kinds of errors: the word a program tests, the code on the wire, and the sentence for a person.
 
 use crate::identity::Token;
+use crate::name::Name;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// Why a request was refused. The codes are frozen: a number is never given to another kind (`docs/protocol.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -217,6 +219,50 @@ pub enum Detail {
         /// 32 hex digits.
         cookie: String,
     },
+    /// The cycle of owners that waiting would have closed.
+    Cycle {
+        /// The asker first; each waits for the next, the last for the asker. At most
+        /// [`CYCLE_SHOWN`](crate::limits::CYCLE_SHOWN) of them.
+        cycle: Vec<CycleStep>,
+        /// How many there are in all.
+        cycle_total: u64,
+    },
+    /// The number of slots in force.
+    Slots {
+        /// The number.
+        slots: u32,
+    },
+    /// The version that a key of a transaction has, 0 if it does not exist.
+    VersionOf {
+        /// The key.
+        key: Name,
+        /// The version.
+        version: u64,
+    },
+}
+
+/// An owner in a cycle of owners that wait for each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CycleStep {
+    /// The public number of its session.
+    pub client: u64,
+    /// The session's name.
+    pub name: Arc<str>,
+    /// The owner inside it.
+    pub owner: Arc<str>,
+    /// The label of its request.
+    pub label: Arc<str>,
+    /// The lock it waits for, in whose way the next one is.
+    pub key: Name,
+    /// The grant of the next one that is in the way; none if the next one only stands before it in line.
+    pub token: Option<Token>,
+}
+
+impl CycleStep {
+    /// About how many bytes keeping it takes.
+    pub fn weight(&self) -> usize {
+        64 + self.name.len() + self.owner.len() + self.label.len() + self.key.len()
+    }
 }
 
 impl Refusal {

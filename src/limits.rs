@@ -29,6 +29,21 @@ pub const LABEL_MAX: usize = 128;
 /// Holders that one reply names; the rest is a number.
 pub const HOLDERS_SHOWN: usize = 8;
 
+/// Locks that one request may ask for.
+pub const ASKS_MAX: usize = 128;
+
+/// Slots of one lock.
+pub const SLOTS_MAX: u32 = 1_000_000;
+
+/// Keys that one transaction may compare, and keys that it may change.
+pub const TRANSACTION_MAX: usize = 128;
+
+/// Owners of a cycle that one error lists; the rest is a number.
+pub const CYCLE_SHOWN: usize = 8;
+
+/// Bytes of the reason for a break or for asking a holder to let go.
+pub const REASON_MAX: usize = 256;
+
 /// Losses that a session remembers for its client.
 pub const LOSSES_KEPT: usize = 64;
 
@@ -78,6 +93,16 @@ pub struct Limits {
     pub file_bytes: u64,
     /// Bytes of the data of one append.
     pub append_bytes: u64,
+    /// Writes staged under one atomic grant.
+    pub section_writes: u64,
+    /// Bytes staged under one atomic grant: names, values and data.
+    pub section_bytes: u64,
+    /// Bytes staged under all atomic grants.
+    pub staged_bytes: u64,
+    /// Events that are kept for `watch`.
+    pub history_events: u64,
+    /// Bytes of the events that are kept for `watch`.
+    pub history_bytes: u64,
 }
 
 impl Default for Limits {
@@ -97,6 +122,11 @@ impl Default for Limits {
             files: 100_000,
             file_bytes: 1 << 40,
             append_bytes: 48 * 1024,
+            section_writes: 1_024,
+            section_bytes: 1 << 20,
+            staged_bytes: 256 << 20,
+            history_events: 10_000,
+            history_bytes: 4 << 20,
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::command::{Ask, Mode};
 use crate::identity::{Op, SessionId, Token};
-use crate::kind::{Detail, Refusal};
+use crate::kind::{CycleStep, Detail, Refusal};
 use crate::name::Name;
+use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -43,8 +44,10 @@ pub enum Outcome {
     Cancelled,
     /// The grant was released.
     Released {
-        /// The command that released it.
+        /// The command that released it: the version of every key that was staged under it.
         op: Op,
+        /// How many staged writes took effect with it.
+        writes: u64,
     },
     /// The lease of the grant was renewed.
     Renewed {
@@ -55,11 +58,15 @@ pub enum Outcome {
     Set {
         /// Its version: the command that set it.
         version: Op,
+        /// Whether it takes effect at the release of the grant only.
+        staged: bool,
     },
     /// The key was deleted, or was not there.
     Deleted {
         /// The version that was removed, if the key was there.
         version: Option<Op>,
+        /// Whether it takes effect at the release of the grant only.
+        staged: bool,
     },
     /// The bytes stand in the file.
     Appended {
@@ -67,6 +74,8 @@ pub enum Outcome {
         offset: u64,
         /// How long the file is with them, in bytes.
         length: u64,
+        /// Whether it takes effect at the release of the grant only.
+        staged: bool,
     },
     /// The file was deleted, rotated or repaired.
     FileChanged {
@@ -85,6 +94,28 @@ pub enum Outcome {
     /// The command took no effect: another copy of the request came before it, or its session is gone, or the term
     /// that judged has passed. Never kept: the edge answers from what it finds in the state.
     Void,
+    /// The grant is offered to another session, or an offer was taken back.
+    Offered {
+        /// The number of the session that may take it over now, if one may.
+        client: Option<u64>,
+    },
+    /// The grant was broken.
+    Broken {
+        /// The command that broke it.
+        op: Op,
+    },
+    /// The holder of the grant is asked to let go.
+    ReleaseAsked {
+        /// When the grant will be broken, in milliseconds from the command, if ever.
+        deadline_ms: Option<u64>,
+    },
+    /// The transaction took effect.
+    Applied {
+        /// The version of every key that it set: the command.
+        version: Op,
+        /// Whether it takes effect at the release of the grant only.
+        staged: bool,
+    },
 }
 
 /// Why a grant was not made, and who stands in the way.
@@ -98,6 +129,33 @@ pub struct Blocked {
     pub holders: Vec<Holder>,
     /// How many there are in all.
     pub holders_total: u64,
+    /// The first of the locks asked for that is in the way; none if the request was answered for another reason.
+    pub key: Option<Name>,
+    /// The nearest earlier request in the way, if that is why.
+    pub ahead: Option<Ahead>,
+    /// How many waits stand in the longest line that it joined or would have joined, itself left out.
+    pub queue_total: u64,
+    /// In how many milliseconds it may be served, from how long this lock was held lately; none if nothing is known.
+    pub estimate_ms: Option<u64>,
+}
+
+/// An earlier request that is in the way of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ahead {
+    /// The session's public number.
+    pub client: u64,
+    /// The session's name.
+    pub name: Arc<str>,
+    /// The owner inside it.
+    pub owner: Arc<str>,
+    /// The label of the request.
+    pub label: Arc<str>,
+    /// How the lock is asked for.
+    pub mode: Mode,
+    /// The grant that it converts, if it is a conversion.
+    pub converts: Option<Token>,
+    /// For how long it has waited, in milliseconds.
+    pub waited_ms: u64,
 }
 
 /// Why a grant was not made.
@@ -114,6 +172,12 @@ pub enum Reason {
     Cancelled,
     /// Its session ended.
     SessionEnded,
+    /// A conversion of a grant of this lock waits, and stands before all others.
+    Conversion,
+    /// The last tenure did not end with a release, and the lock stays closed for its lock-delay.
+    LockDelay,
+    /// The grant that was to be converted ended.
+    GrantEnded,
 }
 
 /// A holder, as told to others.
@@ -148,6 +212,19 @@ pub struct Loss {
     pub keys: Vec<Name>,
     /// Why.
     pub reason: LossReason,
+    /// What whoever ended it said of it; may be empty.
+    pub note: Arc<str>,
+}
+
+/// That the holder of a grant is asked to let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The number of the session that asks.
+    pub client: u64,
+    /// Why.
+    pub reason: Arc<str>,
+    /// When the grant will be broken, if ever.
+    pub deadline: Option<Time>,
 }
 
 /// Why a grant ended without a release.
@@ -156,6 +233,12 @@ pub struct Loss {
 pub enum LossReason {
     /// Its own lease ran out.
     LeaseExpired,
+    /// It was held for as long as it may be.
+    HeldTooLong,
+    /// An operator broke it, or its holder was asked to let go and did not.
+    Broken,
+    /// Another session took it over.
+    TakenOver,
 }
 
 /// What the disk has to do for a command that was applied.
@@ -225,6 +308,20 @@ pub enum Effect {
         /// The session.
         session: SessionId,
     },
+    /// The holder of a grant is asked to let go; the asking is in the state.
+    Asked {
+        /// The session.
+        session: SessionId,
+        /// The grant.
+        token: Token,
+    },
+    /// A grant was offered to a session; the offer is in the state.
+    Offered {
+        /// The session that may take it over.
+        session: SessionId,
+        /// The grant.
+        token: Token,
+    },
     /// Every live session was renewed once.
     Renewed,
     /// The disk has work.
@@ -239,18 +336,28 @@ impl Outcome {
                 .holders
                 .iter()
                 .map(|holder| 96 + holder.name.len() + holder.owner.len() + holder.label.len())
+                .chain(blocked.key.iter().map(|key| key.len()))
+                .chain(
+                    blocked
+                        .ahead
+                        .iter()
+                        .map(|ahead| 96 + ahead.name.len() + ahead.owner.len() + ahead.label.len()),
+                )
                 .sum(),
             Outcome::Granted { asks, .. } => asks.iter().map(|ask| 24 + ask.key.len()).sum(),
             Outcome::Refused(refusal) => {
                 refusal.message.len()
                     + match &refusal.detail {
                         Detail::Held { tokens } => 8 * tokens.len(),
+                        Detail::Cycle { cycle, .. } => cycle.iter().map(CycleStep::weight).sum(),
+                        Detail::VersionOf { key, .. } => key.len(),
                         Detail::None
                         | Detail::Again { .. }
                         | Detail::Limit { .. }
                         | Detail::LimitAgain { .. }
                         | Detail::Version { .. }
                         | Detail::Waits { .. }
+                        | Detail::Slots { .. }
                         | Detail::Cookie { .. } => 32,
                     }
             }
@@ -264,7 +371,11 @@ impl Outcome {
             | Outcome::Appended { .. }
             | Outcome::FileChanged { .. }
             | Outcome::Cleaned { .. }
-            | Outcome::Void => 0,
+            | Outcome::Void
+            | Outcome::Offered { .. }
+            | Outcome::Broken { .. }
+            | Outcome::ReleaseAsked { .. }
+            | Outcome::Applied { .. } => 0,
         };
         64 + bytes as u64
     }

@@ -67,7 +67,7 @@ pub fn decode_all(mut bytes: &[u8], count: u32) -> Result<Vec<Entry>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Ask, Call, Command, EndReason, Mode, Patience, Request};
+    use crate::command::{Ask, Call, Command, EndReason, Mode, Patience, Request, Terms};
     use crate::identity::{Nonce, SessionId};
     use crate::name::Name;
     use crate::time::Time;
@@ -90,9 +90,8 @@ mod tests {
             request(Call::Acquire {
                 asks: vec![Ask { key: name("a"), mode: Mode::Exclusive }],
                 wait: Patience::Millis(5),
-                lease_ms: Some(100),
                 owner: "o".into(),
-                label: "l".into(),
+                terms: Terms { label: "l".into(), lease_ms: Some(100), ..Terms::default() },
             }),
             request(Call::AppendFile {
                 file: name("f"),

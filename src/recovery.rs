@@ -567,7 +567,8 @@ pub(crate) mod tests {
         pub(crate) fn set(&mut self, key: &str, bytes: usize) {
             let value = format!("\"{}\"", "v".repeat(bytes));
             let key = Name::new(key).unwrap();
-            self.call(Call::Set { key, value: value.into(), if_version: None, token: None, holder: None });
+            let (life, value) = (crate::command::Life::default(), value.into());
+            self.call(Call::Set { key, value, if_version: None, life, token: None, holder: None });
         }
 
         pub(crate) fn fold(&mut self) {
@@ -852,9 +853,8 @@ pub(crate) mod tests {
             rig.call(Call::Acquire {
                 asks,
                 wait: crate::command::Patience::Try,
-                lease_ms: None,
                 owner: String::new(),
-                label: String::new(),
+                terms: crate::command::Terms::default(),
             });
             let (token, data) = (index as u64 + 1, Arc::from(&b"line\n"[..]));
             rig.call(Call::AppendFile { file: name(file), data, token, holder: None });

@@ -364,7 +364,7 @@ impl<'de> Deserialize<'de> for ServerId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Ask, Durability, EndReason, Mode};
+    use crate::command::{Ask, Durability, EndReason, Mode, Terms};
     use crate::identity::{Nonce, SessionId};
     use crate::limits::Limits;
     use crate::outcome::Outcome;
@@ -402,7 +402,11 @@ mod tests {
             floor: 1,
             acks: false,
             ended: Some((Time::from_millis(7), EndReason::Closed)),
-            replies: vec![ReplyPart { id: 1, fingerprint: u64::MAX, outcome: Outcome::Set { version: 9 } }],
+            replies: vec![ReplyPart {
+                id: 1,
+                fingerprint: u64::MAX,
+                outcome: Outcome::Set { version: 9, staged: false },
+            }],
             waits: vec![],
             losses: vec![],
         };
@@ -410,11 +414,10 @@ mod tests {
             token: 3,
             client: 1,
             owner: Arc::from("o"),
-            label: Arc::from("l"),
+            terms: Terms { label: Arc::from("l"), ..Terms::default() },
             asks: vec![Ask { key: name("a"), mode: Mode::Exclusive }],
             op: 12,
             since: Time::from_millis(6),
-            lease_ms: None,
             deadline: None,
         };
         let keys = ["{\"b\": [1,\n 2.50]}", "1e999", "null"].map(raw).into_iter().enumerate();

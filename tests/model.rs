@@ -163,7 +163,12 @@ impl Run {
         for effect in effects {
             match effect {
                 Effect::Settled { session, id } => settled.push((session, id)),
-                Effect::Lost { .. } | Effect::Opened { .. } | Effect::Ended { .. } | Effect::Renewed => {}
+                Effect::Lost { .. }
+                | Effect::Opened { .. }
+                | Effect::Ended { .. }
+                | Effect::Asked { .. }
+                | Effect::Offered { .. }
+                | Effect::Renewed => {}
                 Effect::File(effect) => match effect.act {
                     FileAct::Write { offset, data } => {
                         let file = self.image.entry(effect.file.to_string()).or_default();

@@ -225,6 +225,9 @@ pub(crate) fn not_acquired(name: &str, blocked: &Blocked) -> String {
         Reason::Timeout => sentence.push_str(": the time to wait is over"),
         Reason::Cancelled => sentence.push_str(": the wait was cancelled"),
         Reason::SessionEnded => sentence.push_str(": the session ended"),
+        Reason::Conversion => sentence.push_str(": a holder waits to convert its grant"),
+        Reason::LockDelay => sentence.push_str(": it is closed for its lock-delay"),
+        Reason::GrantEnded => sentence.push_str(": the grant to convert has ended"),
     }
     if let Some(holder) = blocked.holders.first() {
         sentence.push_str(&format!("; held by {}", holder_words(holder)));
@@ -374,7 +377,7 @@ fn lock_row(item: &LockItem) -> Vec<String> {
         item.key.clone(),
         of(&|holder| format!("{}{others}", who(holder.client, &holder.name, &holder.owner))),
         of(&|holder| holder.token.to_string()),
-        of(&|holder| holder.mode.clone()),
+        of(&|holder| holder.mode.to_string()),
         of(&|holder| duration::show_ms(holder.held_ms)),
         of(&|holder| holder.lease_left_ms.map_or("-".into(), duration::show_ms)),
         item.queue_total.to_string(),

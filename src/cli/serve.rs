@@ -101,6 +101,16 @@ caps! {
     max_file_bytes, "TENURE_MAX_FILE_BYTES" => file_bytes, parse_size;
     /// Bytes of the data of one append, at most 48KiB.
     max_append_bytes, "TENURE_MAX_APPEND_BYTES" => append_bytes, parse_payload;
+    /// Writes staged under one atomic grant.
+    max_section_writes, "TENURE_MAX_SECTION_WRITES" => section_writes, parse_count;
+    /// Bytes staged under one atomic grant: names, values and data.
+    max_section_bytes, "TENURE_MAX_SECTION_BYTES" => section_bytes, parse_size;
+    /// Bytes staged under all atomic grants.
+    max_staged_bytes, "TENURE_MAX_STAGED_BYTES" => staged_bytes, parse_size;
+    /// Events that are kept for watch.
+    max_history_events, "TENURE_MAX_HISTORY_EVENTS" => history_events, parse_count;
+    /// Bytes of the events that are kept for watch.
+    max_history_bytes, "TENURE_MAX_HISTORY_BYTES" => history_bytes, parse_size;
 }
 
 fn parse_bind(text: &str) -> std::result::Result<SocketAddr, String> {

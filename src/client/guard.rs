@@ -63,6 +63,9 @@ impl fmt::Display for Blocked {
             Reason::Timeout => "the wait took too long",
             Reason::Cancelled => "the wait was cancelled",
             Reason::SessionEnded => "the session ended",
+            Reason::Conversion => "a holder waits to convert its grant",
+            Reason::LockDelay => "it is closed for its lock-delay",
+            Reason::GrantEnded => "the grant to convert has ended",
         };
         f.write_str(reason)?;
         if let Some(holder) = self.holders.first() {

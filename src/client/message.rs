@@ -117,7 +117,7 @@ pub(super) enum Incoming {
         /// The id of the request.
         id: u64,
         /// All of it, if this library understands it.
-        shown: Option<Pending>,
+        shown: Option<Box<Pending>>,
     },
     /// A grant ended.
     Lost {

@@ -298,7 +298,7 @@ impl Node {
     /// that has not been seen.
     pub(super) fn takes_wait(&self, session: SessionId, call: &Call) -> bool {
         match call {
-            Call::Acquire { wait, .. } => *wait != Patience::Try,
+            Call::Acquire { wait, .. } | Call::Convert { wait, .. } => *wait != Patience::Try,
             Call::CancelWait { wait } => {
                 let under_way =
                     self.in_flight.get(&session).is_some_and(|flights| flights.requests.contains_key(wait));
@@ -312,7 +312,12 @@ impl Node {
             | Call::AppendFile { .. }
             | Call::DeleteFile { .. }
             | Call::RotateFile { .. }
-            | Call::RepairFile { .. } => false,
+            | Call::RepairFile { .. }
+            | Call::HandOver { .. }
+            | Call::TakeOver { .. }
+            | Call::BreakLock { .. }
+            | Call::AskRelease { .. }
+            | Call::Transaction { .. } => false,
         }
     }
 

@@ -43,6 +43,7 @@ impl Node {
                     self.leases.begin(session, ttl_ms, now);
                 }
             }
+            Effect::Asked { .. } | Effect::Offered { .. } => {}
             Effect::File(effect) => self.file_work.push_back(FileWork::Apply(effect)),
         }
     }
@@ -141,6 +142,10 @@ impl Node {
             reason: blocked.reason,
             holders: blocked.holders.iter().map(wire::holder_shown).collect(),
             holders_total: blocked.holders_total,
+            key: blocked.key.as_ref().map(|key| key.to_string()),
+            ahead: blocked.ahead.as_ref().map(wire::ahead_shown),
+            queue_total: blocked.queue_total,
+            estimate_ms: blocked.estimate_ms,
         };
         let mut bytes = Vec::new();
         wire::encode_notification(&mut bytes, "pending", &pending);

@@ -252,8 +252,8 @@ impl Node {
                 client: session.client,
                 name: session.name.to_string(),
                 owner: wait.owner.to_string(),
-                label: wait.label.to_string(),
-                mode: wire::mode_shown(wait.asks[0].mode).into(),
+                label: wait.terms.label.to_string(),
+                mode: wire::mode_shown(wait.asks[0].mode),
                 wait: wait.id,
                 waited_ms: now.ms_since(wait.since),
                 wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
@@ -378,6 +378,7 @@ pub(super) fn lost_shown(loss: &Loss) -> Lost {
         token: loss.token,
         keys: loss.keys.iter().map(|key| key.to_string()).collect(),
         reason: loss.reason,
+        note: loss.note.to_string(),
     }
 }
 

@@ -93,7 +93,7 @@ impl State {
         let offset = file.length;
         file.length += data.len() as u64;
         file.checksum = crc32c::crc32c_append(file.checksum, data);
-        let outcome = Outcome::Appended { offset, length: file.length };
+        let outcome = Outcome::Appended { offset, length: file.length, staged: false };
         let generation = file.generation;
         effects.push(Effect::File(FileEffect {
             op,

@@ -85,7 +85,7 @@ impl State {
         self.key_bytes = grown;
         let version = self.head.op;
         self.keys.insert(key.clone(), Key { value: value.clone(), version });
-        Ok(Outcome::Set { version })
+        Ok(Outcome::Set { version, staged: false })
     }
 
     pub(super) fn delete(&mut self, key: &Name, if_version: Option<Op>) -> Result<Outcome, Refusal> {
@@ -94,7 +94,7 @@ impl State {
         if let Some(removed) = &removed {
             self.key_bytes -= weight(key, removed);
         }
-        Ok(Outcome::Deleted { version: removed.map(|key| key.version) })
+        Ok(Outcome::Deleted { version: removed.map(|key| key.version), staged: false })
     }
 
     pub(super) fn add_key(&mut self, part: KeyPart) -> Result<(), String> {

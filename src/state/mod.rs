@@ -15,17 +15,22 @@
 //! (what a snapshot holds).
 
 mod files;
+mod grants;
+mod guards;
 mod keys;
 mod locks;
 mod parts;
 mod sessions;
+mod waits;
 
 pub use files::{File, not_found};
+pub use grants::Grant;
 pub use keys::Key;
-pub use locks::{Grant, LockView, Wait};
+pub use locks::LockView;
 pub use parts::*;
 use sessions::KeptReplies;
 pub use sessions::{Session, Standing};
+pub use waits::Wait;
 
 use crate::command::{Call, Command, Durability, Request};
 use crate::identity::{Nonce, Op, RAISE, SessionId, Term, Token};
@@ -196,16 +201,8 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         let session = request.session;
         match &request.call {
-            Call::Acquire { asks, wait, lease_ms, owner, label } => {
-                let wanted = locks::Wanted {
-                    session,
-                    id: request.id,
-                    fingerprint,
-                    asks,
-                    lease_ms: *lease_ms,
-                    owner,
-                    label,
-                };
+            Call::Acquire { asks, wait, owner, terms } => {
+                let wanted = locks::Wanted { session, id: request.id, fingerprint, asks, owner, terms };
                 self.acquire(&wanted, *wait, effects)
             }
             Call::CancelWait { wait } => self.cancel_wait(session, *wait, effects),
@@ -214,7 +211,7 @@ impl State {
             Call::RenewLease { token, holder, lease_ms } => {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }
-            Call::Set { key, value, if_version, token, holder } => {
+            Call::Set { key, value, if_version, life: _, token, holder } => {
                 self.may_write_key(session, *holder, *token, key)?;
                 self.set(key, value, *if_version)
             }
@@ -239,6 +236,12 @@ impl State {
                 self.holds(session, *holder, *token, file)?;
                 self.repair_file(file, *generation, *length, *checksum, effects)
             }
+            Call::Convert { .. } => Err(unsupported("convert_lock")),
+            Call::HandOver { .. } => Err(unsupported("hand_over")),
+            Call::TakeOver { .. } => Err(unsupported("take_over")),
+            Call::BreakLock { .. } => Err(unsupported("break_lock")),
+            Call::AskRelease { .. } => Err(unsupported("ask_release")),
+            Call::Transaction { .. } => Err(unsupported("transaction")),
         }
     }
 
@@ -354,6 +357,10 @@ impl State {
         state.check_sessions()?;
         Ok(state)
     }
+}
+
+fn unsupported(name: &str) -> Refusal {
+    Refusal::new(Kind::Unsupported, format!("{name} is not built in this version of the server"))
 }
 
 /// The refusal of a token.

@@ -3,7 +3,7 @@
 //! Whatever can be derived (which lock has which holder, which line, which deadline) is not a part: it is built anew by
 //! [`State::from_parts`](super::State::from_parts), which refuses parts that contradict each other.
 
-use crate::command::{Ask, Durability, EndReason};
+use crate::command::{Ask, Durability, EndReason, Terms};
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
@@ -120,17 +120,15 @@ pub struct GrantPart {
     pub client: u64,
     /// The owner inside it.
     pub owner: Arc<str>,
-    /// A note for people.
-    pub label: Arc<str>,
+    /// What it is like.
+    pub terms: Terms,
     /// Its locks.
     pub asks: Vec<Ask>,
     /// The command that made it.
     pub op: Op,
     /// When it was made.
     pub since: Time,
-    /// Its own lease in milliseconds, if it has one.
-    pub lease_ms: Option<u64>,
-    /// When that lease runs out.
+    /// When its own lease runs out.
     pub deadline: Option<Time>,
 }
 
@@ -146,16 +144,14 @@ pub struct WaitPart {
     pub id: u64,
     /// The owner inside the session.
     pub owner: Arc<str>,
-    /// A note for people.
-    pub label: Arc<str>,
+    /// What the grant is to be like.
+    pub terms: Terms,
     /// The locks it asks for.
     pub asks: Vec<Ask>,
     /// When it was put in line.
     pub since: Time,
     /// When it gives up, if ever.
     pub deadline: Option<Time>,
-    /// The lease that the grant is to have, in milliseconds.
-    pub lease_ms: Option<u64>,
 }
 
 /// A key.

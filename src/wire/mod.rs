@@ -7,17 +7,18 @@ mod params;
 mod reply;
 mod result;
 
-pub use params::{Int, KeyAsk, KeyMode, Params, WaitMs};
+pub use params::{ChangeAsk, CompareAsk, Int, KeyAsk, KeyMode, Params, WaitMs};
+pub(crate) use reply::{ahead_shown, keys_shown, mode_shown};
 pub use reply::{encode_error, encode_notification, encode_outcome, encode_result, holder_shown, page_bytes};
-pub(crate) use reply::{keys_shown, mode_shown};
 pub use result::*;
 
-use crate::command::{Ask, Call, Mode, Patience};
+use crate::command::{Ask, Call, Change, Compare, Life, Mode, Patience, Terms};
 use crate::datagram::Dropped;
 use crate::identity::{INTEGER_MAX, Nonce, SessionId, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{
-    BATCH_ELEMENTS_MAX, GOT_MAX, LABEL_MAX, TTL_MAX_MS, TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS,
+    ASKS_MAX, BATCH_ELEMENTS_MAX, GOT_MAX, LABEL_MAX, REASON_MAX, SLOTS_MAX, TRANSACTION_MAX, TTL_MAX_MS,
+    TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS,
 };
 use crate::name::Name;
 use base64::Engine as _;
@@ -34,8 +35,8 @@ pub const PROTOCOL: u64 = 1;
 /// Most items, or bytes of a file, that one page gives.
 pub const PAGE_LIMIT_MAX: u64 = 10_000;
 
-/// Every method that this version knows by name, in the order of `docs/protocol.md`. The last five answer `unsupported`.
-pub const METHODS: [&str; 34] = [
+/// Every method that this version knows by name, in the order of `docs/protocol.md`.
+pub const METHODS: [&str; 38] = [
     "ping",
     "status",
     "open_session",
@@ -48,14 +49,22 @@ pub const METHODS: [&str; 34] = [
     "release_lock",
     "abandon",
     "renew_lease",
+    "convert_lock",
+    "hand_over",
+    "take_over",
+    "ask_release",
+    "break_lock",
     "is_locked",
     "get_lock_info",
     "list_locks",
     "list_grants",
+    "list_waits",
+    "list_contention",
     "cleanup_expired_locks",
     "get",
     "set",
     "delete",
+    "transaction",
     "range",
     "prefix",
     "append_file",
@@ -66,10 +75,6 @@ pub const METHODS: [&str; 34] = [
     "rotate_file",
     "repair_file",
     "watch",
-    "convert_lock",
-    "break_lock",
-    "ask_release",
-    "transaction",
 ];
 
 /// The `id` of a request as its JSON text: what the reply echoes.
@@ -437,8 +442,20 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
         }
         "cleanup_expired_locks" => reader.only(&[])?.done(Method::CleanupExpiredLocks),
         "acquire_lock" => {
-            reader
-                .only(&["key", "keys", "mode", "slots", "wait_ms", "lease_ms", "owner", "label", "atomic"])?;
+            reader.only(&[
+                "key",
+                "keys",
+                "mode",
+                "slots",
+                "weight",
+                "wait_ms",
+                "lease_ms",
+                "owner",
+                "label",
+                "atomic",
+                "lock_delay_ms",
+                "max_hold_ms",
+            ])?;
             reader.session()?;
             logged(reader.acquire()?)
         }
@@ -469,12 +486,62 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
             })
         }
         "set" => {
-            reader.only(&["key", "value", "if_version", "ttl_ms", "token", "holder"])?.session()?;
-            reader.later("ttl_ms", params.ttl_ms.is_some())?;
+            reader.only(&["key", "value", "if_version", "ttl_ms", "bound", "token", "holder"])?.session()?;
             logged(Call::Set {
                 key: reader.key()?,
                 value: reader.value()?,
                 if_version: params.if_version.map(|version| version.0),
+                life: reader.life(params.ttl_ms, params.bound)?,
+                token: reader.under().token,
+                holder: params.holder,
+            })
+        }
+        "convert_lock" => {
+            reader
+                .only(&["token", "key", "keys", "mode", "slots", "weight", "wait_ms", "holder"])?
+                .session()?;
+            logged(Call::Convert {
+                token: reader.token()?,
+                holder: params.holder,
+                asks: reader.asks()?,
+                wait: reader.patience()?,
+            })
+        }
+        "hand_over" => {
+            reader.only(&["token", "client", "holder"])?.session()?;
+            logged(Call::HandOver {
+                token: reader.token()?,
+                holder: params.holder,
+                client: params.client.map(|client| client.0),
+            })
+        }
+        "take_over" => {
+            reader.only(&["token", "holder", "owner", "label"])?.session()?;
+            logged(Call::TakeOver {
+                token: reader.token()?,
+                holder: params.holder,
+                owner: reader.note("owner", &params.owner)?,
+                label: reader.note("label", &params.label)?,
+            })
+        }
+        "break_lock" => {
+            reader.only(&["token", "reason"])?.session()?;
+            logged(Call::BreakLock { token: reader.token()?, reason: reader.reason()? })
+        }
+        "ask_release" => {
+            reader.only(&["token", "reason", "deadline_ms"])?.session()?;
+            let deadline_ms = params.deadline_ms.map(|deadline| deadline.0);
+            if deadline_ms.is_some_and(|ms| ms > TTL_MAX_MS) {
+                let text = format!("`deadline_ms` goes up to {TTL_MAX_MS} milliseconds (24 h)");
+                return Err(invalid(text));
+            }
+            logged(Call::AskRelease { token: reader.token()?, reason: reader.reason()?, deadline_ms })
+        }
+        "transaction" => {
+            reader.only(&["compare", "apply", "token", "holder"])?.session()?;
+            logged(Call::Transaction {
+                compare: reader.compare()?,
+                apply: reader.changes()?,
                 token: reader.under().token,
                 holder: params.holder,
             })
@@ -570,7 +637,7 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
             reader.only(&["file", "token", "holder"])?;
             Ok(Method::FileInfo { file: reader.file()?, under: reader.under() })
         }
-        "watch" | "convert_lock" | "break_lock" | "ask_release" | "transaction" => {
+        "watch" | "list_waits" | "list_contention" => {
             Err(Refusal::new(Kind::Unsupported, format!("{name} is not built in this version of the server")))
         }
         _ => Err(Refusal::new(
@@ -605,16 +672,6 @@ impl Reader<'_> {
 
     fn need<T>(&self, name: &str, value: Option<T>) -> Result<T, Refusal> {
         value.ok_or_else(|| invalid(format!("{} needs the parameter `{name}`", self.name)))
-    }
-
-    fn later(&self, name: &str, given: bool) -> Result<(), Refusal> {
-        match given {
-            false => Ok(()),
-            true => {
-                let text = format!("`{name}` of {} is not built in this version of the server", self.name);
-                Err(Refusal::new(Kind::Unsupported, text))
-            }
-        }
     }
 
     fn logged_id(&self, id: &Id) -> Result<u64, Refusal> {
@@ -688,43 +745,136 @@ impl Reader<'_> {
 
     fn acquire(&self) -> Result<Call, Refusal> {
         let params = self.params;
-        self.later("keys", params.keys.is_some())?;
-        self.later("slots", params.slots.is_some())?;
-        self.later("atomic", params.atomic == Some(true))?;
-        match params.mode.as_deref() {
-            None | Some("exclusive") => {}
-            Some("shared" | "slot") => self.later("mode", true)?,
-            Some(mode) => {
-                let text = format!("`mode` is {:?}; it is exclusive, shared or slot", shorten(mode));
-                return Err(invalid(text));
-            }
-        }
-        let wait = match params.wait_ms {
-            None | Some(WaitMs(Some(Int(0)))) => Patience::Try,
-            Some(WaitMs(None)) => Patience::Forever,
-            Some(WaitMs(Some(Int(ms)))) if ms <= WAIT_MAX_MS => Patience::Millis(ms),
-            Some(WaitMs(Some(Int(ms)))) => {
+        let lock_delay_ms = match params.lock_delay_ms {
+            Some(Int(ms)) if ms > TTL_MAX_MS => {
                 return Err(invalid(format!(
-                    "`wait_ms` is {ms}; at most {WAIT_MAX_MS} (30 days) are allowed, null waits without limit"
+                    "`lock_delay_ms` is {ms}; it goes up to {TTL_MAX_MS} milliseconds (24 h)"
                 )));
             }
+            ms => ms.map_or(0, |ms| ms.0),
         };
         Ok(Call::Acquire {
-            asks: vec![Ask { key: self.key()?, mode: Mode::Exclusive }],
-            wait,
-            lease_ms: self.span("lease_ms", params.lease_ms)?,
+            asks: self.asks()?,
+            wait: self.patience()?,
             owner: self.note("owner", &params.owner)?,
-            label: self.note("label", &params.label)?,
+            terms: Terms {
+                label: self.note("label", &params.label)?.into(),
+                lease_ms: self.span("lease_ms", params.lease_ms)?,
+                atomic: params.atomic.unwrap_or(false),
+                lock_delay_ms,
+                max_hold_ms: self.span("max_hold_ms", params.max_hold_ms)?,
+            },
         })
     }
 
-    fn value(&self) -> Result<Arc<str>, Refusal> {
-        let text = self.need("value", self.params.value.as_ref())?.get();
-        if depth(text) > VALUE_DEPTH_MAX {
-            let text = format!("the value is nested deeper than {VALUE_DEPTH_MAX} arrays and objects");
-            return Err(Refusal::new(Kind::TooLarge, text));
+    fn patience(&self) -> Result<Patience, Refusal> {
+        match self.params.wait_ms {
+            None | Some(WaitMs(Some(Int(0)))) => Ok(Patience::Try),
+            Some(WaitMs(None)) => Ok(Patience::Forever),
+            Some(WaitMs(Some(Int(ms)))) if ms <= WAIT_MAX_MS => Ok(Patience::Millis(ms)),
+            Some(WaitMs(Some(Int(ms)))) => Err(invalid(format!(
+                "`wait_ms` is {ms}; at most {WAIT_MAX_MS} (30 days) are allowed, null waits without limit"
+            ))),
         }
-        Ok(Arc::from(text))
+    }
+
+    /// The locks asked for: `key`, or `keys` with a mode each, sorted by name.
+    fn asks(&self) -> Result<Vec<Ask>, Refusal> {
+        let params = self.params;
+        let whole = (params.mode.as_deref(), params.slots, params.weight);
+        let Some(keys) = &params.keys else {
+            return Ok(vec![Ask { key: self.key()?, mode: mode(whole)? }]);
+        };
+        if params.key.is_some() {
+            return Err(invalid(format!("{} takes `key` or `keys`, not both", self.name)));
+        }
+        if keys.is_empty() || keys.len() > ASKS_MAX {
+            let text = format!("`keys` names {} locks; it goes from 1 to {ASKS_MAX}", keys.len());
+            return Err(match keys.len() {
+                0 => invalid(text),
+                _ => Refusal::limit("keys", ASKS_MAX as u64, text),
+            });
+        }
+        let mut asks = Vec::with_capacity(keys.len());
+        for ask in keys {
+            asks.push(match ask {
+                KeyAsk::Name(key) => Ask { key: Name::new(key)?, mode: mode(whole)? },
+                KeyAsk::Mode(KeyMode { key, mode: None, slots: None, weight: None }) => {
+                    Ask { key: Name::new(key)?, mode: mode(whole)? }
+                }
+                KeyAsk::Mode(KeyMode { key, mode: own, slots, weight }) => {
+                    Ask { key: Name::new(key)?, mode: mode((own.as_deref(), *slots, *weight))? }
+                }
+            });
+        }
+        asks.sort();
+        match asks.windows(2).find(|pair| pair[0].key == pair[1].key) {
+            None => Ok(asks),
+            Some(pair) => Err(invalid(format!("`keys` names {:?} twice", pair[0].key))),
+        }
+    }
+
+    fn life(&self, ttl_ms: Option<Int>, bound: Option<bool>) -> Result<Life, Refusal> {
+        Ok(Life { ttl_ms: self.span("ttl_ms", ttl_ms)?, bound: bound.unwrap_or(false) })
+    }
+
+    /// Why somebody's grant is ended: a sentence for its holder and for the log.
+    fn reason(&self) -> Result<String, Refusal> {
+        let reason = self.need("reason", self.params.reason.as_deref())?;
+        if reason.is_empty() || reason.len() > REASON_MAX {
+            return Err(invalid(format!(
+                "`reason` has {} bytes; it goes from 1 to {REASON_MAX}",
+                reason.len()
+            )));
+        }
+        match reason.chars().any(char::is_control) {
+            true => Err(invalid("`reason` has a control character, which is not allowed")),
+            false => Ok(reason.to_owned()),
+        }
+    }
+
+    fn compare(&self) -> Result<Vec<Compare>, Refusal> {
+        let asked = self.params.compare.as_deref().unwrap_or_default();
+        within("compare", asked.len())?;
+        let mut compare = Vec::with_capacity(asked.len());
+        for CompareAsk { key, version } in asked {
+            compare.push(Compare { key: Name::new(key)?, version: version.0 });
+        }
+        compare.sort_by(|a, b| a.key.cmp(&b.key));
+        match compare.windows(2).find(|pair| pair[0].key == pair[1].key) {
+            None => Ok(compare),
+            Some(pair) => Err(invalid(format!("`compare` names {:?} twice", pair[0].key))),
+        }
+    }
+
+    fn changes(&self) -> Result<Vec<Change>, Refusal> {
+        let asked = self.need("apply", self.params.apply.as_deref())?;
+        within("apply", asked.len())?;
+        let mut changes = Vec::with_capacity(asked.len());
+        for ChangeAsk { key, value, delete, ttl_ms, bound } in asked {
+            let value = match (value, delete.unwrap_or(false)) {
+                (Some(value), false) => Some(checked(value)?),
+                (None, true) if ttl_ms.is_none() && bound.is_none() => None,
+                _ => {
+                    let text = format!(
+                        "an element of `apply` has a `value`, and with it maybe `ttl_ms` and `bound`, or `delete: true` \
+                         alone; that of {:?} has neither or both",
+                        shorten(key)
+                    );
+                    return Err(invalid(text));
+                }
+            };
+            changes.push(Change { key: Name::new(key)?, value, life: self.life(*ttl_ms, *bound)? });
+        }
+        changes.sort_by(|a, b| a.key.cmp(&b.key));
+        match changes.windows(2).find(|pair| pair[0].key == pair[1].key) {
+            None => Ok(changes),
+            Some(pair) => Err(invalid(format!("`apply` names {:?} twice", pair[0].key))),
+        }
+    }
+
+    fn value(&self) -> Result<Arc<str>, Refusal> {
+        checked(self.need("value", self.params.value.as_ref())?)
     }
 
     fn data(&self) -> Result<Arc<[u8]>, Refusal> {
@@ -749,6 +899,49 @@ impl Reader<'_> {
         let cursor = self.params.cursor.as_ref().map(|cursor| decode_cursor(cursor)).transpose()?;
         Ok(PageAsk { prefix: self.params.prefix.clone().unwrap_or_default(), cursor, limit })
     }
+}
+
+/// How a lock is asked for, from the mode, the slots and the weight that were given.
+fn mode(given: (Option<&str>, Option<Int>, Option<Int>)) -> Result<Mode, Refusal> {
+    match given {
+        (None | Some("exclusive"), None, None) => Ok(Mode::Exclusive),
+        (Some("shared"), None, None) => Ok(Mode::Shared),
+        (None | Some("slot"), Some(Int(slots)), weight) => {
+            let (weight, max) = (weight.map_or(1, |weight| weight.0), u64::from(SLOTS_MAX));
+            if slots == 0 || slots > max {
+                return Err(invalid(format!("`slots` is {slots}; it goes from 1 to {max}")));
+            }
+            if weight == 0 || weight > slots {
+                return Err(invalid(format!("`weight` is {weight}; it goes from 1 to the {slots} slots")));
+            }
+            Ok(Mode::Slot { slots: slots as u32, weight: weight as u32 })
+        }
+        (Some("slot"), None, _) => Err(invalid("`mode` slot needs `slots`: how many the lock has")),
+        (Some("exclusive" | "shared"), ..) => Err(invalid("`slots` and `weight` go with `mode` slot only")),
+        (None, None, Some(_)) => Err(invalid("`weight` goes with `slots`: how many the lock has")),
+        (Some(mode), ..) => {
+            Err(invalid(format!("`mode` is {:?}; it is exclusive, shared or slot", shorten(mode))))
+        }
+    }
+}
+
+/// The text of a value, if it is not nested too deeply.
+fn checked(value: &RawValue) -> Result<Arc<str>, Refusal> {
+    let text = value.get();
+    if depth(text) > VALUE_DEPTH_MAX {
+        let text = format!("the value is nested deeper than {VALUE_DEPTH_MAX} arrays and objects");
+        return Err(Refusal::new(Kind::TooLarge, text));
+    }
+    Ok(Arc::from(text))
+}
+
+/// Refuses a transaction that names too many keys.
+fn within(name: &str, count: usize) -> Result<(), Refusal> {
+    if count <= TRANSACTION_MAX {
+        return Ok(());
+    }
+    let text = format!("`{name}` names {count} keys; at most {TRANSACTION_MAX} are allowed");
+    Err(Refusal::limit("transaction", TRANSACTION_MAX as u64, text))
 }
 
 /// Makes the cursor that stands behind an item. Opaque to clients; lives as long as the state has an order.

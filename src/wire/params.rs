@@ -65,6 +65,39 @@ pub struct KeyMode {
     /// How many slots the lock has, for the mode `slot`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<Int>,
+    /// How many of them the asker takes; 1 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Int>,
+}
+
+/// An element of `compare`: a key, and the version that it must have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompareAsk {
+    /// The key.
+    pub key: String,
+    /// The version; 0: it must not exist.
+    pub version: Int,
+}
+
+/// An element of `apply`: a key, and the value that it gets, or that it is deleted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeAsk {
+    /// The key.
+    pub key: String,
+    /// Any JSON.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub value: Option<Box<RawValue>>,
+    /// Whether it is deleted instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete: Option<bool>,
+    /// How long it lives, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<Int>,
+    /// Whether it goes with the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<bool>,
 }
 
 /// Reads a parameter that is present: `null` is a value like any other and not its absence.
@@ -130,6 +163,8 @@ params! {
     mode: String,
     /// How many slots the lock has.
     slots: Int,
+    /// How many of them the asker takes.
+    weight: Int,
     /// How long to stand in line, in milliseconds.
     wait_ms: WaitMs,
     /// The grant's own lease, in milliseconds.
@@ -138,6 +173,10 @@ params! {
     owner: String,
     /// Whether writes under the grant are staged until release.
     atomic: bool,
+    /// For how long the locks stay closed after any end of the grant but a release, in milliseconds.
+    lock_delay_ms: Int,
+    /// After how long the grant ends whatever is renewed, in milliseconds.
+    max_hold_ms: Int,
     /// The id of a wait.
     wait: Int,
     /// A value: any JSON.
@@ -164,6 +203,16 @@ params! {
     offset: Int,
     /// The number of a session.
     client: Int,
+    /// Whether a key goes with the session that set it.
+    bound: bool,
+    /// Why a grant is broken or asked back.
+    reason: String,
+    /// When a grant that is asked back is broken, in milliseconds.
+    deadline_ms: Int,
+    /// What keys must be for a transaction to take effect.
+    compare: Vec<CompareAsk>,
+    /// What a transaction changes.
+    apply: Vec<ChangeAsk>,
 }
 
 impl Params {

@@ -1,10 +1,12 @@
 //! Replies as text: results, errors, outcomes and notifications.
 
-use super::{Acquired, ErrorData, ErrorShown, HolderShown, Id, KeyShown, result};
+use super::{
+    Acquired, AheadShown, CycleStepShown, ErrorData, ErrorShown, HolderShown, Id, KeyShown, ModeShown, result,
+};
 use crate::command::{Ask, Mode};
-use crate::kind::{Detail, Refusal};
+use crate::kind::{CycleStep, Detail, Refusal};
 use crate::limits::REPLY_PAGE;
-use crate::outcome::{Blocked, Holder, Outcome};
+use crate::outcome::{Ahead, Blocked, Holder, Outcome};
 use serde::Serialize;
 
 /// Appends `{"jsonrpc":"2.0","id":…,"result":…}`.
@@ -53,16 +55,32 @@ pub fn encode_outcome(out: &mut Vec<u8>, id: &Id, outcome: &Outcome) {
         Outcome::Cancelled => {
             encode_result(out, id, &Acquired { cancelled: Some(true), ..Acquired::default() });
         }
-        Outcome::Released { op } => encode_result(out, id, &result::Released { released: true, op: *op }),
+        Outcome::Released { op, writes } => {
+            encode_result(out, id, &result::Released { released: true, op: *op, writes: *writes });
+        }
         Outcome::Renewed { lease_left_ms } => {
             encode_result(out, id, &result::Renewed { lease_left_ms: *lease_left_ms });
         }
-        Outcome::Set { version } => encode_result(out, id, &result::Written { version: *version }),
-        Outcome::Deleted { version } => {
-            encode_result(out, id, &result::Deleted { deleted: version.is_some(), version: *version });
+        Outcome::Set { version, staged } => {
+            encode_result(out, id, &result::Written { version: *version, staged: *staged });
         }
-        Outcome::Appended { offset, length } => {
-            encode_result(out, id, &result::Appended { offset: *offset, length: *length });
+        Outcome::Deleted { version, staged } => {
+            let deleted = result::Deleted { deleted: version.is_some(), version: *version, staged: *staged };
+            encode_result(out, id, &deleted);
+        }
+        Outcome::Appended { offset, length, staged } => {
+            let appended = result::Appended { offset: *offset, length: *length, staged: *staged };
+            encode_result(out, id, &appended);
+        }
+        Outcome::Offered { client } => {
+            encode_result(out, id, &result::HandedOver { offered: client.is_some(), client: *client });
+        }
+        Outcome::Broken { op } => encode_result(out, id, &result::Broken { broken: true, op: *op }),
+        Outcome::ReleaseAsked { deadline_ms } => {
+            encode_result(out, id, &result::ReleaseAsked { asked: true, deadline_ms: *deadline_ms });
+        }
+        Outcome::Applied { version, staged } => {
+            encode_result(out, id, &result::Applied { applied: true, version: *version, staged: *staged });
         }
         Outcome::FileChanged { length, generation } => {
             encode_result(out, id, &result::FileChanged { generation: *generation, length: *length });
@@ -82,7 +100,7 @@ pub fn holder_shown(holder: &Holder) -> HolderShown {
         name: holder.name.to_string(),
         owner: holder.owner.to_string(),
         label: holder.label.to_string(),
-        mode: mode_shown(holder.mode).into(),
+        mode: mode_shown(holder.mode),
         token: holder.token,
         held_ms: holder.held_ms,
         lease_left_ms: holder.lease_left_ms,
@@ -91,13 +109,31 @@ pub fn holder_shown(holder: &Holder) -> HolderShown {
 
 /// The locks of a grant as results show them.
 pub(crate) fn keys_shown(asks: &[Ask]) -> Vec<KeyShown> {
-    asks.iter().map(|ask| KeyShown { key: ask.key.to_string(), mode: mode_shown(ask.mode).into() }).collect()
+    asks.iter().map(|ask| KeyShown { key: ask.key.to_string(), mode: mode_shown(ask.mode) }).collect()
 }
 
-/// The word for a mode.
-pub(crate) fn mode_shown(mode: Mode) -> &'static str {
+/// A mode as results show it.
+pub(crate) fn mode_shown(mode: Mode) -> ModeShown {
+    let word = |mode: &str| ModeShown { mode: mode.into(), slots: None, weight: None };
     match mode {
-        Mode::Exclusive => "exclusive",
+        Mode::Exclusive => word("exclusive"),
+        Mode::Shared => word("shared"),
+        Mode::Slot { slots, weight } => {
+            ModeShown { slots: Some(slots), weight: (weight != 1).then_some(weight), ..word("slot") }
+        }
+    }
+}
+
+/// An earlier request as results show it.
+pub(crate) fn ahead_shown(ahead: &Ahead) -> AheadShown {
+    AheadShown {
+        client: ahead.client,
+        name: ahead.name.to_string(),
+        owner: ahead.owner.to_string(),
+        label: ahead.label.to_string(),
+        mode: mode_shown(ahead.mode),
+        converts: ahead.converts,
+        waited_ms: ahead.waited_ms,
     }
 }
 
@@ -113,6 +149,10 @@ fn not_granted(blocked: &Blocked) -> Acquired {
         position: (blocked.position > 0).then_some(blocked.position),
         holders: blocked.holders.iter().map(holder_shown).collect(),
         holders_total: Some(blocked.holders_total),
+        key: blocked.key.as_ref().map(|key| key.to_string()),
+        ahead: blocked.ahead.as_ref().map(ahead_shown),
+        queue_total: (blocked.position > 0).then_some(blocked.queue_total),
+        estimate_ms: blocked.estimate_ms,
         ..Acquired::default()
     }
 }
@@ -133,6 +173,23 @@ fn error_shown(refusal: &Refusal) -> ErrorShown {
         Detail::Version { version } => data.version = Some(*version),
         Detail::Held { tokens } => data.tokens = tokens.clone(),
         Detail::Waits { wait } => data.wait = Some(*wait),
+        Detail::Cycle { cycle, cycle_total } => {
+            let shown = |step: &CycleStep| CycleStepShown {
+                client: step.client,
+                name: step.name.to_string(),
+                owner: step.owner.to_string(),
+                label: step.label.to_string(),
+                key: step.key.to_string(),
+                token: step.token,
+            };
+            data.cycle = cycle.iter().map(shown).collect();
+            data.cycle_total = Some(*cycle_total);
+        }
+        Detail::Slots { slots } => data.slots = Some(*slots),
+        Detail::VersionOf { key, version } => {
+            data.key = Some(key.to_string());
+            data.version = Some(*version);
+        }
         Detail::Cookie { cookie } => data.cookie = Some(cookie.clone()),
     }
     ErrorShown { code: i64::from(refusal.kind.code()), message: refusal.message.clone(), data }

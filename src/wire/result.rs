@@ -7,6 +7,7 @@ use crate::outcome::{LossReason, Reason};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// `ping`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,6 +55,9 @@ pub struct Lost {
     pub keys: Vec<String>,
     /// Why.
     pub reason: LossReason,
+    /// What whoever ended it said of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
 }
 
 /// The notification `pending`: the request stands in line.
@@ -71,6 +75,55 @@ pub struct Pending {
     pub holders: Vec<HolderShown>,
     /// How many there are.
     pub holders_total: u64,
+    /// The lock that is in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The nearest earlier request in the way, if that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<AheadShown>,
+    /// How many wait in the longest of its lines, itself left out.
+    #[serde(default)]
+    pub queue_total: u64,
+    /// In how many milliseconds it may be served, if that can be guessed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate_ms: Option<u64>,
+}
+
+/// An earlier request in the way of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AheadShown {
+    /// The public number of its session.
+    pub client: u64,
+    /// The session's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The owner inside it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
+    /// The label of the request.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// How the lock is asked for.
+    #[serde(flatten)]
+    pub mode: ModeShown,
+    /// The grant that it converts, if it is a conversion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub converts: Option<u64>,
+    /// For how long it has waited, in milliseconds.
+    pub waited_ms: u64,
+}
+
+/// How a lock is asked for or held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModeShown {
+    /// `exclusive`, `shared` or `slot`.
+    pub mode: String,
+    /// How many slots the lock has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// How many of them are taken or asked for, if not one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
 }
 
 /// `acquire_lock`, and what `cancel_wait` says beside `cancelled`.
@@ -109,6 +162,18 @@ pub struct Acquired {
     /// How many there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holders_total: Option<u64>,
+    /// The lock that is in the way. (Here `key`, since `keys` are those of a grant.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The nearest earlier request in the way, if that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<AheadShown>,
+    /// How many waited in the longest of its lines, itself left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_total: Option<u64>,
+    /// In how many milliseconds it might have been served, if that could be guessed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate_ms: Option<u64>,
 }
 
 /// A lock of a grant.
@@ -117,7 +182,8 @@ pub struct KeyShown {
     /// The lock.
     pub key: String,
     /// How it is held.
-    pub mode: String,
+    #[serde(flatten)]
+    pub mode: ModeShown,
 }
 
 /// A holder.
@@ -135,7 +201,8 @@ pub struct HolderShown {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub label: String,
     /// How the lock is held.
-    pub mode: String,
+    #[serde(flatten)]
+    pub mode: ModeShown,
     /// The token.
     pub token: u64,
     /// For how long it has been held, in milliseconds.
@@ -162,7 +229,8 @@ pub struct WaiterShown {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub label: String,
     /// How the lock is asked for.
-    pub mode: String,
+    #[serde(flatten)]
+    pub mode: ModeShown,
     /// The id of the request.
     pub wait: u64,
     /// For how long it has waited, in milliseconds.
@@ -177,8 +245,52 @@ pub struct WaiterShown {
 pub struct Released {
     /// Always true.
     pub released: bool,
-    /// The command that released it.
+    /// The command that released it: the version of every key that was staged under it.
     pub op: u64,
+    /// How many staged writes took effect with it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub writes: u64,
+}
+
+/// `hand_over`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// Whether another session may take the grant over now.
+    pub offered: bool,
+    /// The number of that session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<u64>,
+}
+
+/// `break_lock`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Broken {
+    /// Always true.
+    pub broken: bool,
+    /// The command that broke it.
+    pub op: u64,
+}
+
+/// `ask_release`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReleaseAsked {
+    /// Always true: the holder is told.
+    pub asked: bool,
+    /// In how many milliseconds the grant will be broken, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+}
+
+/// `transaction`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Applied {
+    /// Always true.
+    pub applied: bool,
+    /// The version of every key that it set.
+    pub version: u64,
+    /// Whether it takes effect at the release of the grant only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `renew_lease`
@@ -329,8 +441,11 @@ pub struct Got {
 /// `set`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Written {
-    /// The key's version now.
+    /// The key's version now; of a staged one, until the release gives it another.
     pub version: u64,
+    /// Whether it takes effect at the release of the grant only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `delete`
@@ -341,6 +456,9 @@ pub struct Deleted {
     /// The version that was removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
+    /// Whether it takes effect at the release of the grant only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// An item of `range` and `prefix`.
@@ -361,6 +479,9 @@ pub struct Appended {
     pub offset: u64,
     /// How long the file is with it.
     pub length: u64,
+    /// Whether it takes effect at the release of the grant only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `read_file`
@@ -447,9 +568,56 @@ pub struct ErrorData {
     /// The wait that the owner has already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<u64>,
+    /// The cycle of owners that waiting would have closed, at most 8 of them, the asker first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cycle: Vec<CycleStepShown>,
+    /// How many there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cycle_total: Option<u64>,
+    /// The number of slots in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// The key whose version is not the one compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// The proof of address to send back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cookie: Option<String>,
+}
+
+/// An owner in a cycle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CycleStepShown {
+    /// The public number of its session.
+    pub client: u64,
+    /// The session's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The owner inside it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
+    /// The label of its request.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// The lock it waits for, in whose way the next one is.
+    pub key: String,
+    /// The grant of the next one that is in the way; absent if the next one only stands before it in line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<u64>,
+}
+
+impl fmt::Display for ModeShown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.slots, self.weight.unwrap_or(1)) {
+            (None, _) => f.write_str(&self.mode),
+            (Some(slots), 1) => write!(f, "1 slot of {slots}"),
+            (Some(slots), weight) => write!(f, "{weight} slots of {slots}"),
+        }
+    }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn is_false(flag: &bool) -> bool {

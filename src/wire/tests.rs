@@ -36,6 +36,7 @@ fn a_request_comes_through_whole() {
                 key: Name::new("a").unwrap(),
                 value: Arc::from(r#"{"n":[1,null]}"#),
                 if_version: Some(0),
+                life: Life::default(),
                 token: None,
                 holder: None
             }

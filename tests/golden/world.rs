@@ -567,6 +567,12 @@ fn word(command: &command::Command) -> &'static str {
             command::Call::DeleteFile { .. } => "delete_file",
             command::Call::RotateFile { .. } => "rotate_file",
             command::Call::RepairFile { .. } => "repair_file",
+            command::Call::Convert { .. } => "convert_lock",
+            command::Call::HandOver { .. } => "hand_over",
+            command::Call::TakeOver { .. } => "take_over",
+            command::Call::BreakLock { .. } => "break_lock",
+            command::Call::AskRelease { .. } => "ask_release",
+            command::Call::Transaction { .. } => "transaction",
         },
     }
 }

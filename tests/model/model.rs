@@ -95,12 +95,16 @@ pub(crate) fn told(outcome: &Outcome) -> Out {
             position: blocked.position,
             held_by: blocked.holders.iter().map(|holder| holder.token).collect(),
         },
+        Outcome::Offered { .. }
+        | Outcome::Broken { .. }
+        | Outcome::ReleaseAsked { .. }
+        | Outcome::Applied { .. } => panic!("the model does not know {outcome:?} yet"),
         Outcome::Cancelled => Out::Cancelled,
-        Outcome::Released { op } => Out::Released { op },
+        Outcome::Released { op, .. } => Out::Released { op },
         Outcome::Renewed { lease_left_ms } => Out::Renewed { left_ms: lease_left_ms },
-        Outcome::Set { version } => Out::Set { version },
-        Outcome::Deleted { version } => Out::Deleted { version },
-        Outcome::Appended { offset, length } => Out::Appended { offset, length },
+        Outcome::Set { version, .. } => Out::Set { version },
+        Outcome::Deleted { version, .. } => Out::Deleted { version },
+        Outcome::Appended { offset, length, .. } => Out::Appended { offset, length },
         Outcome::FileChanged { length, generation } => Out::FileChanged { length, generation },
         Outcome::Cleaned { cleaned } => Out::Cleaned { cleaned },
         Outcome::Refused(refusal) => Out::Refused(
@@ -377,7 +381,13 @@ impl Model {
                 (grant.lease_ms, grant.deadline) = (Some(*lease_ms), deadline);
                 Ok(Out::Renewed { left_ms: *lease_ms })
             }
-            Call::Set { key, value, if_version, token, holder } => {
+            Call::Convert { .. }
+            | Call::HandOver { .. }
+            | Call::TakeOver { .. }
+            | Call::BreakLock { .. }
+            | Call::AskRelease { .. }
+            | Call::Transaction { .. } => panic!("the model does not know {:?} yet", request.call),
+            Call::Set { key, value, if_version, token, holder, .. } => {
                 self.may_write(me, *holder, *token, key)?;
                 self.set(key, value, *if_version)
             }
@@ -412,7 +422,8 @@ impl Model {
     }
 
     fn acquire(&mut self, request: &Request) -> Said {
-        let Call::Acquire { asks, wait, lease_ms, owner, .. } = &request.call else { panic!("no acquire") };
+        let Call::Acquire { asks, wait, owner, terms } = &request.call else { panic!("no acquire") };
+        let lease_ms = &terms.lease_ms;
         let key = asks[0].key.to_string();
         let me = request.session;
         if let Some(wait) = self.waits.iter().find(|wait| wait.session == me && wait.owner == *owner) {

@@ -4,7 +4,7 @@ use crate::model::{Model, crc32c};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use tenure::command::{Ask, Call, Command, Durability, EndReason, Mode, Patience, Request};
+use tenure::command::{Ask, Call, Command, Durability, EndReason, Life, Mode, Patience, Request, Terms};
 use tenure::identity::{Nonce, SessionId};
 use tenure::limits::Limits;
 use tenure::name::Name;
@@ -129,6 +129,7 @@ impl Draw {
             files: 2 + self.random.below(2),
             file_bytes: 20 + self.random.below(20),
             append_bytes: 9,
+            ..Limits::default()
         };
         Command::NewTerm { term: self.term, limits, durability: Durability::Sync, raised }
     }
@@ -258,9 +259,8 @@ impl Draw {
                     1 => Patience::Millis(self.span()),
                     _ => Patience::Forever,
                 },
-                lease_ms: self.random.one_in(2).then(|| self.span()),
+                terms: Terms { lease_ms: self.random.one_in(2).then(|| self.span()), ..Terms::default() },
                 owner: (*self.random.pick(&OWNERS)).into(),
-                label: String::new(),
             },
             9 if id > 1 => Call::CancelWait { wait: id.saturating_sub(1 + self.random.below(5)).max(1) },
             9..13 => Call::Release { token, holder },
@@ -268,7 +268,14 @@ impl Draw {
             14 => Call::RenewLease { token, holder, lease_ms: self.span() },
             15..17 => {
                 let value = "1".repeat(1 + self.random.below(7) as usize);
-                Call::Set { key: name, value: Arc::from(value), if_version, token: maybe, holder }
+                Call::Set {
+                    key: name,
+                    value: Arc::from(value),
+                    if_version,
+                    life: Life::default(),
+                    token: maybe,
+                    holder,
+                }
             }
             17 => Call::Delete { key: name, if_version, token: maybe, holder },
             18..21 => {
@@ -315,9 +322,8 @@ pub(crate) fn many_grants(grants: u64) -> Vec<Command> {
             call: Call::Acquire {
                 asks: vec![Ask { key, mode: Mode::Exclusive }],
                 wait: Patience::Try,
-                lease_ms: None,
+                terms: Terms::default(),
                 owner: String::new(),
-                label: String::new(),
             },
         })
     }));

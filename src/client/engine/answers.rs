@@ -11,7 +11,7 @@ use crate::wire::{ErrorShown, Int, Params, Pending};
 use serde_json::value::RawValue;
 
 impl Engine {
-    pub(super) fn on_pending(&mut self, now: Time, client: u64, id: u64, shown: Option<Pending>) {
+    pub(super) fn on_pending(&mut self, now: Time, client: u64, id: u64, shown: Option<Box<Pending>>) {
         if self.session.is_none_or(|opened| opened.client != client) {
             return;
         }
@@ -23,7 +23,7 @@ impl Engine {
         }
         let news = !std::mem::replace(pending, true);
         if let (Some(pending), true) = (shown, call.asked) {
-            self.events.push_back(Event::Pending { call: CallId(tag), pending });
+            self.events.push_back(Event::Pending { call: CallId(tag), pending: *pending });
         }
         if news {
             let delay = self.spread(PROBE_MS);

@@ -1,0 +1,252 @@
+//! Grants: the tenures of locks, their ends, and what they guard.
+
+use super::locks::{Wanted, shared_text};
+use super::{Due, State, not_holder};
+use crate::command::{Ask, Terms};
+use crate::identity::{Op, SessionId, Token};
+use crate::kind::Refusal;
+use crate::outcome::{Effect, Holder, Loss, LossReason, Outcome};
+use crate::state::parts::GrantPart;
+use crate::time::Time;
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// One tenure of a lock, or of several at once, by an owner.
+#[derive(Debug)]
+pub struct Grant {
+    /// Its session.
+    pub session: SessionId,
+    /// The owner inside it; empty is the session itself.
+    pub owner: Arc<str>,
+    /// What it is like.
+    pub terms: Terms,
+    /// Its locks, sorted by name.
+    pub asks: Vec<Ask>,
+    /// The command that made it.
+    pub op: Op,
+    /// When it was made.
+    pub since: Time,
+    /// When its own lease runs out.
+    pub deadline: Option<Time>,
+}
+
+impl State {
+    /// The grant with that token, if it lives at `now`.
+    pub fn live_grant(&self, token: Token, now: Time) -> Option<&Grant> {
+        self.grants.get(&token).filter(|grant| self.grant_lives(grant, now))
+    }
+
+    /// Grants that live at `now`, after that token, in the order of their tokens.
+    pub fn live_grants(&self, after: Token, now: Time) -> impl Iterator<Item = (Token, &Grant)> {
+        self.grants
+            .range((Bound::Excluded(after), Bound::Unbounded))
+            .map(|(token, grant)| (*token, grant))
+            .filter(move |(_, grant)| self.grant_lives(grant, now))
+    }
+
+    /// How many grants of that session live at `now`.
+    pub fn held_by(&self, session: SessionId, now: Time) -> u64 {
+        let Some(session) = self.sessions.get(&session) else { return 0 };
+        session.grants.iter().filter(|token| self.live_grant(**token, now).is_some()).count() as u64
+    }
+
+    /// A grant as it is told to others.
+    pub fn holder(&self, token: Token, grant: &Grant, now: Time) -> Holder {
+        let session = &self.sessions[&grant.session];
+        Holder {
+            client: session.client,
+            name: session.name.clone(),
+            owner: grant.owner.clone(),
+            label: grant.terms.label.clone(),
+            mode: grant.asks[0].mode,
+            token,
+            held_ms: now.ms_since(grant.since),
+            lease_left_ms: grant.deadline.map(|deadline| deadline.ms_until(now)),
+        }
+    }
+
+    pub(super) fn grant_lives(&self, grant: &Grant, now: Time) -> bool {
+        grant.deadline.is_none_or(|deadline| now < deadline) && self.sessions[&grant.session].is_live()
+    }
+
+    pub(super) fn grant(&mut self, wanted: &Wanted<'_>) -> Outcome {
+        self.head.last_token += 1;
+        let token = self.head.last_token;
+        let deadline = wanted.terms.lease_ms.map(|ms| self.head.at.after_ms(ms));
+        if let Some(deadline) = deadline {
+            self.due.insert((deadline, Due::Lease(token)));
+        }
+        for ask in wanted.asks {
+            let lock = self.locks.entry(ask.key.clone()).or_default();
+            assert!(lock.holders.is_empty(), "lock {:?} would have two exclusive holders", ask.key);
+            lock.holders.reserve_exact(1);
+            lock.holders.push(token);
+        }
+        let session = self.sessions.get_mut(&wanted.session).expect("a grant goes to a session that asks");
+        assert!(session.is_live(), "a grant would go to an ended session");
+        session.grants.insert(token);
+        let op = self.head.op;
+        self.grants.insert(
+            token,
+            Grant {
+                session: wanted.session,
+                owner: shared_text(wanted.owner),
+                terms: Terms { label: shared_text(&wanted.terms.label), ..wanted.terms.clone() },
+                asks: wanted.asks.to_vec(),
+                op,
+                since: self.head.at,
+                deadline,
+            },
+        );
+        Outcome::Granted {
+            token,
+            asks: wanted.asks.to_vec(),
+            op,
+            lease_ms: wanted.terms.lease_ms,
+            again: false,
+        }
+    }
+
+    pub(super) fn end_or_expire(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        if self.sessions[&self.grants[&token].session].is_live() {
+            self.expire_grant(token, effects);
+        } else {
+            self.end_grant(token, effects);
+        }
+    }
+
+    /// Ends a grant whose own lease ran out, and remembers the loss for its client.
+    pub(super) fn expire_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        let grant = &self.grants[&token];
+        let loss = Loss {
+            op: self.head.op,
+            token,
+            keys: grant.asks.iter().map(|ask| ask.key.clone()).collect(),
+            reason: LossReason::LeaseExpired,
+            note: Arc::default(),
+        };
+        let id = grant.session;
+        let session = self.sessions.get_mut(&id).expect("a grant has a session");
+        if session.is_live() {
+            session.lose(loss.clone());
+            effects.push(Effect::Lost { session: id, loss });
+        }
+        self.end_grant(token, effects);
+    }
+
+    /// Ends a grant and hands its locks to whoever is next.
+    pub(super) fn end_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        let grant = self.grants.remove(&token).expect("a grant ends once");
+        if let Some(deadline) = grant.deadline {
+            self.due.remove(&(deadline, Due::Lease(token)));
+        }
+        self.sessions.get_mut(&grant.session).expect("a grant has a session").grants.remove(&token);
+        for ask in &grant.asks {
+            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
+            lock.holders.retain(|holder| *holder != token);
+        }
+        for ask in &grant.asks {
+            self.serve(&ask.key, effects);
+        }
+    }
+
+    pub(super) fn release(
+        &mut self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        token: Token,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Outcome, Refusal> {
+        self.grant_of(session, holder, token, self.head.at)?;
+        self.end_grant(token, effects);
+        Ok(Outcome::Released { op: self.head.op, writes: 0 })
+    }
+
+    pub(super) fn renew_lease(
+        &mut self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        token: Token,
+        lease_ms: u64,
+    ) -> Result<Outcome, Refusal> {
+        self.grant_of(session, holder, token, self.head.at)?;
+        let deadline = self.head.at.after_ms(lease_ms);
+        let grant = self.grants.get_mut(&token).expect("it was found");
+        if let Some(old) = grant.deadline.replace(deadline) {
+            self.due.remove(&(old, Due::Lease(token)));
+        }
+        grant.terms.lease_ms = Some(lease_ms);
+        self.due.insert((deadline, Due::Lease(token)));
+        Ok(Outcome::Renewed { lease_left_ms: lease_ms })
+    }
+
+    /// The grant that the caller acts on: live at `now`, and of the session that asks or that it names as `holder`.
+    ///
+    /// # Errors
+    /// `not_holder`.
+    pub fn grant_of(
+        &self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        token: Token,
+        now: Time,
+    ) -> Result<&Grant, Refusal> {
+        let whose = holder.unwrap_or(session);
+        match self.live_grant(token, now).filter(|grant| grant.session == whose) {
+            Some(grant) => Ok(grant),
+            None => Err(not_holder(format!(
+                "token {token} is not that of a live grant of the caller: it was released, it expired, or it belongs to \
+                 another session"
+            ))),
+        }
+    }
+
+    pub(super) fn grant_part(&self, token: Token, grant: &Grant) -> GrantPart {
+        GrantPart {
+            token,
+            client: self.sessions[&grant.session].client,
+            owner: grant.owner.clone(),
+            terms: grant.terms.clone(),
+            asks: grant.asks.clone(),
+            op: grant.op,
+            since: grant.since,
+            deadline: grant.deadline,
+        }
+    }
+
+    pub(super) fn add_grant(&mut self, part: GrantPart) -> Result<(), String> {
+        let token = part.token;
+        let fault = |text: &str| format!("grant {token}: {text}");
+        if token == 0 || token > self.head.last_token {
+            return Err(fault("its token was never given"));
+        }
+        let session = *self.clients.get(&part.client).ok_or_else(|| fault("it has no session"))?;
+        if part.asks.is_empty() || !part.asks.is_sorted_by(|a, b| a.key < b.key) {
+            return Err(fault("its locks are none, out of order or twice the same"));
+        }
+        for ask in &part.asks {
+            let lock = self.locks.entry(ask.key.clone()).or_default();
+            if !lock.holders.is_empty() {
+                return Err(fault(&format!("lock {:?} has another exclusive holder", ask.key)));
+            }
+            lock.holders.push(token);
+        }
+        if let Some(deadline) = part.deadline {
+            self.due.insert((deadline, Due::Lease(token)));
+        }
+        self.sessions.get_mut(&session).expect("it has a number").grants.insert(token);
+        let grant = Grant {
+            session,
+            owner: part.owner,
+            terms: part.terms,
+            asks: part.asks,
+            op: part.op,
+            since: part.since,
+            deadline: part.deadline,
+        };
+        match self.grants.insert(token, grant) {
+            None => Ok(()),
+            Some(_) => Err(fault("it stands twice")),
+        }
+    }
+}
