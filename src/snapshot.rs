@@ -9,7 +9,7 @@
 //!   {"client":1,...},                             one element a line, in the order of `Parts`
 //!   {"client":2,...}
 //!   ],
-//!   "grants":[], "waits":[], "keys":[], "files":[],   (each on lines of its own, as above)
+//!   "grants":[], "waits":[], "keys":[], "files":[], "history":[],   (each on lines of its own, as above)
 //!   "redo":[                                      work for the disk that may not be safe in the files yet
 //!   {"op":16,"file":"log","generation":16,"act":{"write":{"offset":0,"data_b64":"aGk="}}}
 //!   ],
@@ -23,7 +23,7 @@ use crate::identity::Op;
 use crate::limits::VALUE_DEPTH_MAX;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
-use crate::state::{FilePart, GrantPart, Head, KeyPart, Parts, SessionPart, WaitPart};
+use crate::state::{FilePart, GrantPart, Head, KeyPart, Parts, SessionPart, WaitPart, WatchEvent};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -82,7 +82,7 @@ impl fmt::Display for Fault {
 /// # Errors
 /// Those of `out`.
 pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
-    let Parts { head, sessions, grants, waits, keys, files } = &snapshot.parts;
+    let Parts { head, sessions, grants, waits, keys, files, history } = &snapshot.parts;
     let mut out = Summed { out, crc: 0 };
     writeln!(out, "{{\"format\":{FORMAT},")?;
     writeln!(out, "\"server\":\"{}\",", snapshot.server)?;
@@ -95,6 +95,7 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
     section(&mut out, "waits", waits)?;
     section(&mut out, "keys", keys)?;
     section(&mut out, "files", files)?;
+    section(&mut out, "history", history)?;
     section(&mut out, "redo", &snapshot.redo.iter().map(Redo::from).collect::<Vec<_>>())?;
     let crc = out.crc;
     out.write_all(&last_line(crc))
@@ -130,11 +131,24 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
         Err(error) => return damaged(format!("its content is not that of a snapshot: {error}")),
     };
     document.check().map_err(Fault::Damaged)?;
-    let Document { format: _, server, clean, head, sessions, grants, waits, keys, files, redo, crc32c: _ } =
-        document;
+    let Document {
+        format: _,
+        server,
+        clean,
+        head,
+        sessions,
+        grants,
+        waits,
+        keys,
+        files,
+        history,
+        redo,
+        crc32c: _,
+    } = document;
     let redo =
         redo.into_iter().map(FileEffect::try_from).collect::<Result<_, _>>().map_err(Fault::Damaged)?;
-    Ok(Snapshot { server, clean, parts: Parts { head, sessions, grants, waits, keys, files }, redo })
+    let parts = Parts { head, sessions, grants, waits, keys, files, history };
+    Ok(Snapshot { server, clean, parts, redo })
 }
 
 /// The version on the first line.
@@ -203,6 +217,7 @@ struct Document {
     waits: Vec<WaitPart>,
     keys: Vec<KeyPart>,
     files: Vec<FilePart>,
+    history: Vec<WatchEvent>,
     redo: Vec<Redo>,
     #[expect(dead_code, reason = "its bytes were checked before they were parsed")]
     crc32c: String,
@@ -390,6 +405,7 @@ mod tests {
             digest: 0xfeed_f00d,
             durability: Durability::Sync,
             limits: Limits::default(),
+            history_after: 11,
         };
         let session = SessionPart {
             client: 1,
@@ -423,6 +439,7 @@ mod tests {
         let keys = ["{\"b\": [1,\n 2.50]}", "1e999", "null"].map(raw).into_iter().enumerate();
         let keys = keys.map(|(i, value)| KeyPart { key: name(&format!("k{i}")), version: 9, value });
         let file = FilePart { file: name("logs/f"), generation: 13, length: 2, checksum: 7, fault: None };
+        let set = WatchEvent { op: 12, name: name("k0"), what: What::KeySet { version: 12 } };
         let act = FileAct::Write { offset: 0, data: Arc::from(&b"\xff\0"[..]) };
         let effects = [act, FileAct::Delete, FileAct::Rotate { to: name("g") }].map(|act| FileEffect {
             op: 13,
@@ -440,6 +457,7 @@ mod tests {
                 waits: vec![],
                 keys: keys.collect(),
                 files: vec![file],
+                history: vec![set],
             },
             redo: effects.to_vec(),
         }

@@ -1,7 +1,7 @@
 //! Grants: the tenures of locks, their ends, and what they guard.
 
 use super::locks::{Wanted, shared_text};
-use super::{Due, State, not_holder};
+use super::{Due, GrantEnd, State, not_holder};
 use crate::command::{Ask, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
@@ -98,6 +98,7 @@ impl State {
                 deadline,
             },
         );
+        self.record_grant(token);
         Outcome::Granted {
             token,
             asks: wanted.asks.to_vec(),
@@ -111,6 +112,7 @@ impl State {
         if self.sessions[&self.grants[&token].session].is_live() {
             self.expire_grant(token, effects);
         } else {
+            self.record_end(token, None);
             self.end_grant(token, effects);
         }
     }
@@ -131,6 +133,7 @@ impl State {
             session.lose(loss.clone());
             effects.push(Effect::Lost { session: id, loss });
         }
+        self.record_end(token, Some(LossReason::LeaseExpired.into()));
         self.end_grant(token, effects);
     }
 
@@ -155,9 +158,11 @@ impl State {
         session: SessionId,
         holder: Option<SessionId>,
         token: Token,
+        end: Option<GrantEnd>,
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
+        self.record_end(token, end);
         self.end_grant(token, effects);
         Ok(Outcome::Released { op: self.head.op, writes: 0 })
     }

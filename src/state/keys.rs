@@ -1,6 +1,6 @@
 //! Keys: JSON values with versions.
 
-use super::State;
+use super::{KeyEnd, State, What};
 use crate::identity::Op;
 use crate::kind::{Detail, Kind, Refusal};
 use crate::name::Name;
@@ -85,6 +85,7 @@ impl State {
         self.key_bytes = grown;
         let version = self.head.op;
         self.keys.insert(key.clone(), Key { value: value.clone(), version });
+        self.record(key, What::KeySet { version });
         Ok(Outcome::Set { version, staged: false })
     }
 
@@ -93,6 +94,7 @@ impl State {
         let removed = self.keys.remove(key);
         if let Some(removed) = &removed {
             self.key_bytes -= weight(key, removed);
+            self.record(key, What::KeyDeleted { version: removed.version, reason: KeyEnd::Deleted });
         }
         Ok(Outcome::Deleted { version: removed.map(|key| key.version), staged: false })
     }

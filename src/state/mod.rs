@@ -11,12 +11,13 @@
 //! - Every outcome of a request is kept until the client has acknowledged it, so that a copy of the request takes no
 //!   effect and is told the same.
 //!
-//! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `keys`, `files`, and `parts`
-//! (what a snapshot holds).
+//! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `keys`, `files`, `history` (what
+//! happened lately, for whoever watches), and `parts` (what a snapshot holds).
 
 mod files;
 mod grants;
 mod guards;
+mod history;
 mod keys;
 mod locks;
 mod parts;
@@ -25,6 +26,7 @@ mod waits;
 
 pub use files::{File, not_found};
 pub use grants::Grant;
+pub use history::{GrantEnd, KeyEnd, WatchEvent, What};
 pub use keys::Key;
 pub use locks::LockView;
 pub use parts::*;
@@ -39,6 +41,7 @@ use crate::limits::{Limits, SWEEP_MAX};
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
+use history::History;
 use locks::Lock;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,6 +64,8 @@ pub struct State {
     /// Kept replies of all sessions together.
     kept: KeptReplies,
     files: BTreeMap<Name, File>,
+    /// What happened lately, for whoever watches.
+    history: History,
     /// What is due when.
     due: BTreeSet<(Time, Due)>,
     /// Ended sessions, by number, that still have grants or waits to clean up.
@@ -97,6 +102,7 @@ impl State {
                 digest: 0,
                 durability: Durability::Sync,
                 limits: Limits::default(),
+                history_after: 0,
             },
             sessions: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -108,6 +114,7 @@ impl State {
             key_bytes: 0,
             kept: KeptReplies::default(),
             files: BTreeMap::new(),
+            history: History::default(),
             due: BTreeSet::new(),
             leaving: BTreeSet::new(),
         }
@@ -159,8 +166,10 @@ impl State {
         self.head.term = term;
         self.head.limits = limits.clone();
         self.head.durability = durability;
+        self.trim_history();
         if raised {
             self.head.last_token += RAISE;
+            self.forget_history();
         }
         effects.push(Effect::Renewed);
         Outcome::Done
@@ -206,8 +215,10 @@ impl State {
                 self.acquire(&wanted, *wait, effects)
             }
             Call::CancelWait { wait } => self.cancel_wait(session, *wait, effects),
-            Call::Release { token, holder } => self.release(session, *holder, *token, effects),
-            Call::Abandon { token, holder } => self.release(session, *holder, *token, effects),
+            Call::Release { token, holder } => self.release(session, *holder, *token, None, effects),
+            Call::Abandon { token, holder } => {
+                self.release(session, *holder, *token, Some(GrantEnd::Abandoned), effects)
+            },
             Call::RenewLease { token, holder, lease_ms } => {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }
@@ -329,6 +340,7 @@ impl State {
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
+            history: self.history_parts(),
         }
     }
 
@@ -354,6 +366,7 @@ impl State {
         for part in parts.files {
             state.add_file(part)?;
         }
+        state.add_events(parts.history)?;
         state.check_sessions()?;
         Ok(state)
     }

@@ -433,7 +433,10 @@ impl State {
                 (Some(standing), _) => {
                     panic!("a waiting owner of client {client} has a wait that is {standing:?}")
                 }
-                (None, Some(token)) => self.end_grant(token, effects),
+                (None, Some(token)) => {
+                    self.record_end(token, None);
+                    self.end_grant(token, effects);
+                }
                 (None, None) => {
                     self.leaving.remove(&client);
                 }
