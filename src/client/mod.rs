@@ -31,11 +31,13 @@ mod tenure;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod watch;
 
 pub use error::Error;
 pub use guard::{Attempt, Blocked, Guard, LockRequest};
 pub use keys::{Entry, Fence, FileChunk, Pages};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
+pub use watch::Watch;
 
 use crate::identity::{Nonce, SessionId};
 use crate::wire::{Params, Pending};

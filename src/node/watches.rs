@@ -144,7 +144,8 @@ impl Node {
     /// Answers a watch, or parks it.
     pub(super) fn watch(&mut self, now: Time, place: Place, ask: WatchAsk) {
         if ask.wait_ms > 0 && self.assemblies.is_batch(place) {
-            let text = "a watch in a batch is answered at once: leave `wait_ms` out, or send it outside a batch";
+            let text =
+                "a watch in a batch is answered at once: leave `wait_ms` out, or send it outside a batch";
             return self.refuse(place, &Refusal::new(Kind::InvalidParams, text));
         }
         let (to, id) = (self.assemblies.address(place), self.assemblies.id(place).clone());
@@ -172,7 +173,8 @@ impl Node {
             return self.refuse(place, &refusal);
         }
         if let Some((limit, max)) = self.watches.full(to) {
-            let text = format!("{max} watches wait already; repeat the request later, or ask without `wait_ms`");
+            let text =
+                format!("{max} watches wait already; repeat the request later, or ask without `wait_ms`");
             let detail = Detail::LimitAgain { limit: limit.into(), max: max as u64 };
             return self.refuse(place, &Refusal::new(Kind::Limit, text).with(detail));
         }

@@ -235,8 +235,10 @@ impl State {
     ) -> Result<impl Iterator<Item = (Position, &WatchEvent)>, Refusal> {
         let (oldest, last) = (self.head.history_after, self.head.op);
         let text = if from.op <= oldest {
-            format!("what happened up to op {oldest} is not kept any more: read anew what is there, and watch from the `op` \
-                 of that reply")
+            format!(
+                "what happened up to op {oldest} is not kept any more: read anew what is there, and watch from the `op` \
+                 of that reply"
+            )
         } else if from.op > last + 1 || (from.seen > 0 && from.op > last) {
             format!(
                 "the log ends at op {last}, before the position asked for: it is of another server, or of a state that was \

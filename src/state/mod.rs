@@ -218,7 +218,7 @@ impl State {
             Call::Release { token, holder } => self.release(session, *holder, *token, None, effects),
             Call::Abandon { token, holder } => {
                 self.release(session, *holder, *token, Some(GrantEnd::Abandoned), effects)
-            },
+            }
             Call::RenewLease { token, holder, lease_ms } => {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }

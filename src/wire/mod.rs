@@ -20,7 +20,7 @@ use crate::limits::{
     ASKS_MAX, BATCH_ELEMENTS_MAX, GOT_MAX, LABEL_MAX, REASON_MAX, SLOTS_MAX, TRANSACTION_MAX, TTL_MAX_MS,
     TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS, WATCH_WAIT_MAX_MS,
 };
-use crate::name::Name;
+use crate::name::{NAME_MAX, Name};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -927,6 +927,10 @@ impl Reader<'_> {
                 )));
             }
         };
+        if prefix.len() > NAME_MAX {
+            let text = format!("`prefix` has {} bytes, and no name has more than {NAME_MAX}", prefix.len());
+            return Err(invalid(text));
+        }
         Ok(WatchAsk { prefix, from, wait_ms, limit })
     }
 
@@ -992,9 +996,7 @@ pub fn encode_cursor(last: &str) -> String {
 
 fn decode_cursor(cursor: &str) -> Result<String, Refusal> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
-    bytes
-        .and_then(|bytes| String::from_utf8(bytes).ok())
-        .ok_or_else(bad_cursor)
+    bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(bad_cursor)
 }
 
 fn bad_cursor() -> Refusal {

@@ -172,11 +172,9 @@ pub(crate) fn event_shown(event: &WatchEvent) -> EventShown {
             };
             EventShown { version: Some(*version), reason, ..shown("key_deleted") }
         }
-        What::FileAppended { generation, offset, length } => EventShown {
-            offset: Some(*offset),
-            length: Some(*length),
-            ..file("file_appended", *generation)
-        },
+        What::FileAppended { generation, offset, length } => {
+            EventShown { offset: Some(*offset), length: Some(*length), ..file("file_appended", *generation) }
+        }
         What::FileDeleted { generation } => file("file_deleted", *generation),
         What::FileRotated { generation, to } => {
             EventShown { to: Some(to.to_string()), ..file("file_rotated", *generation) }

@@ -30,7 +30,7 @@ pub(crate) struct Asker<'a> {
 }
 
 /// Word, method, what stands behind the word, and whether the method takes its turn in the session's ids.
-const METHODS: [(&str, &str, &[&str], bool); 27] = [
+const METHODS: [(&str, &str, &[&str], bool); 28] = [
     ("open", "open_session", &[], false),
     ("heartbeat", "heartbeat", &[], false),
     ("close", "close_session", &[], false),
@@ -57,6 +57,7 @@ const METHODS: [(&str, &str, &[&str], bool); 27] = [
     ("grants", "list_grants", &["prefix"], false),
     ("sessions", "list_sessions", &["prefix"], false),
     ("files", "list_files", &["prefix"], false),
+    ("watch", "watch", &["prefix"], false),
     ("cleanup", "cleanup_expired_locks", &[], false),
 ];
 
