@@ -13,7 +13,7 @@
 //! An event says what happened and never what was written: it holds no value and no data.
 
 use super::State;
-use crate::command::{EndReason, Mode};
+use crate::command::{Ask, EndReason, Mode};
 use crate::identity::{Op, Position, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::name::Name;
@@ -287,6 +287,16 @@ impl State {
         let client = self.sessions[&grant.session].client;
         for ask in grant.asks.clone() {
             self.record(&ask.key, What::LockGranted { token, client, mode: ask.mode });
+        }
+    }
+
+    /// Remembers that locks of a grant are held in other modes; under a new token, all of its locks.
+    pub(super) fn record_conversion(&mut self, before: Token, token: Token, changed: &[Ask]) {
+        let grant = &self.grants[&token];
+        let client = self.sessions[&grant.session].client;
+        let asks = if before == token { changed.to_vec() } else { grant.asks.clone() };
+        for Ask { key, mode } in asks {
+            self.record(&key, What::LockConverted { token, before, client, mode });
         }
     }
 
