@@ -450,7 +450,7 @@ mod tests {
         let keys = ["{\"b\": [1,\n 2.50]}", "1e999", "null"].map(raw).into_iter().enumerate();
         let keys = keys.map(|(i, value)| KeyPart { key: name(&format!("k{i}")), version: 9, value });
         let file = FilePart { file: name("logs/f"), generation: 13, length: 2, checksum: 7, fault: None };
-        let set = WatchEvent { op: 12, name: name("k0"), what: What::KeySet { version: 12 } };
+        let set = WatchEvent { op: 12, name: name("k0"), what: crate::state::What::KeySet { version: 12 } };
         let act = FileAct::Write { offset: 0, data: Arc::from(&b"\xff\0"[..]) };
         let effects = [act, FileAct::Delete, FileAct::Rotate { to: name("g") }].map(|act| FileEffect {
             op: 13,

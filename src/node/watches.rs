@@ -256,3 +256,61 @@ impl Node {
         Ok(Events { events, next: encode_cursor(&next.to_string()), op })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parked(port: u16, id: u64, prefix: &str) -> Parked {
+        let ask = WatchAsk { prefix: prefix.into(), from: None, wait_ms: 1_000, limit: None };
+        let to = SocketAddr::from(([127, 0, 0, 1], port));
+        Parked { to, sealed: false, id: Id::number(id), ask, deadline: Time::from_millis(id) }
+    }
+
+    fn woken(watches: &mut Watches) -> Vec<String> {
+        let woken = std::mem::take(&mut watches.woken);
+        let mut ids: Vec<_> = woken.iter().map(|(parked, _)| parked.id.as_json().to_owned()).collect();
+        ids.sort();
+        ids
+    }
+
+    #[test]
+    fn a_name_wakes_those_whose_prefix_it_begins_with_and_nothing_is_left_of_them() {
+        let mut watches = Watches::default();
+        let prefixes = ["", "a", "a", "a/", "a/ü", "b", "a/b/c", "ü"];
+        for (id, prefix) in (1..).zip(prefixes) {
+            watches.park(parked(1, id, prefix));
+        }
+        let from = Position { op: 3, seen: 0 };
+        watches.wake("c", from);
+        assert_eq!(woken(&mut watches), ["1"]);
+        watches.wake("a/ö", from);
+        assert_eq!(woken(&mut watches), ["2", "3", "4"]);
+        watches.wake("a/üb", from);
+        assert_eq!(woken(&mut watches), ["5"]);
+        watches.wake("a/b", from);
+        assert_eq!(woken(&mut watches), [""; 0]);
+        assert_eq!(watches.len(), 3);
+        assert_eq!(watches.take_due(Time::from_millis(5)).map(|parked| parked.id), None);
+        assert_eq!(watches.take_due(Time::from_millis(6)).map(|parked| parked.id), Some(Id::number(6)));
+        while watches.take_first().is_some() {}
+        let Watches { last: _, parked, by_request, by_prefix, lengths, by_deadline, of_address, woken } =
+            watches;
+        assert!(parked.is_empty() && by_request.is_empty() && by_prefix.is_empty() && lengths.is_empty());
+        assert!(by_deadline.is_empty() && of_address.is_empty() && woken.is_empty());
+    }
+
+    #[test]
+    fn watches_have_a_cap_of_one_address_and_one_of_all() {
+        let mut watches = Watches::default();
+        let to = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        for number in 0..WATCHES_MAX as u64 {
+            let port = 1 + (number / ADDRESS_WATCHES_MAX as u64) as u16;
+            assert_eq!(watches.full(to(port)), None);
+            watches.park(parked(port, number, "k"));
+            let of_address = number % ADDRESS_WATCHES_MAX as u64 == ADDRESS_WATCHES_MAX as u64 - 1;
+            assert_eq!(watches.full(to(port)).is_some(), of_address);
+        }
+        assert_eq!(watches.full(to(60_000)), Some(("watches", WATCHES_MAX)));
+    }
+}

@@ -360,3 +360,130 @@ impl State {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Call, Command, Durability, Life, Patience, Request, Terms};
+    use crate::identity::{Nonce, SessionId};
+    use crate::limits::Limits;
+    use crate::time::Time;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn new_term(term: u64, raised: bool, events: u64, bytes: u64) -> Command {
+        let limits = Limits { history_events: events, history_bytes: bytes, ..Limits::default() };
+        Command::NewTerm { term, limits, durability: Durability::Sync, raised }
+    }
+
+    fn request(id: u64, call: Call) -> Command {
+        Command::Request(Request { session: SessionId(1), id, ack: id, got: Vec::new(), call })
+    }
+
+    fn set(id: u64, key: &str) -> Command {
+        let (value, life) = (Arc::from("1"), Life::default());
+        request(id, Call::Set { key: name(key), value, if_version: None, life, token: None, holder: None })
+    }
+
+    fn open() -> Command {
+        let (name, label) = (String::new(), String::new());
+        Command::OpenSession { nonce: Nonce(1), session: SessionId(1), name, label, ttl_ms: 10_000 }
+    }
+
+    fn apply(state: &mut State, command: &Command) {
+        let op = state.op() + 1;
+        state.apply(op, Time::from_millis(op), command, &mut Vec::new());
+    }
+
+    fn told(state: &State, from: Position) -> Result<Vec<(Position, String)>, u64> {
+        match state.events_from(from) {
+            Ok(events) => Ok(events.map(|(place, event)| (place, event.name.to_string())).collect()),
+            Err(Refusal { detail: Detail::Compacted { oldest }, .. }) => Err(oldest),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// Keys, and grants of several locks at once.
+    fn life(mut state: State) -> Vec<State> {
+        let mut commands = vec![open()];
+        for id in (1..60).step_by(3) {
+            let asks = ["a", "b", "c"].map(|key| Ask { key: name(key), mode: Mode::Exclusive }).to_vec();
+            let (wait, owner, terms) = (Patience::Try, String::new(), Terms::default());
+            commands.push(set(id, &format!("k{id}")));
+            commands.push(request(id + 1, Call::Acquire { asks, wait, owner, terms }));
+            commands.push(request(id + 2, Call::Abandon { token: id.div_ceil(3), holder: None }));
+        }
+        let mut states = Vec::new();
+        for command in &commands {
+            apply(&mut state, command);
+            states.push(State::from_parts(state.parts()).unwrap());
+            let (built, now) = (states.last().unwrap(), &state);
+            assert_eq!(built.history_size(), now.history_size());
+            assert_eq!(format!("{:?}", built.parts()), format!("{:?}", now.parts()));
+        }
+        states
+    }
+
+    #[test]
+    fn what_is_kept_is_whole_and_under_its_caps_at_every_step() {
+        for (events, bytes) in [(0, 1 << 20), (2, 1 << 20), (7, 1 << 20), (1_000, 700), (1_000, 1 << 20)] {
+            let mut state = State::new();
+            apply(&mut state, &new_term(1, false, events, bytes));
+            let mut all: Vec<(Position, String)> = Vec::new();
+            for state in life(state) {
+                let (count, size) = state.history_size();
+                assert!(count <= events && size <= bytes, "{count} events of {size} bytes");
+                let oldest = state.head().history_after;
+                let kept = told(&state, Position::behind(oldest)).unwrap();
+                assert_eq!(kept.len() as u64, count);
+                // Of all that ever happened exactly what came after `oldest` is there: no command in part.
+                all.extend(kept.iter().filter(|(place, _)| place.op == state.op()).cloned());
+                let expected: Vec<_> = all.iter().filter(|(place, _)| place.op > oldest).cloned().collect();
+                assert_eq!(kept, expected);
+                if oldest > 0 {
+                    assert_eq!(told(&state, Position::behind(oldest - 1)), Err(oldest));
+                    assert_eq!(told(&state, Position { op: oldest, seen: 1 }), Err(oldest));
+                }
+                for place in kept.iter().map(|(place, _)| *place) {
+                    let rest: Vec<_> = kept.iter().filter(|(other, _)| *other >= place).cloned().collect();
+                    assert_eq!(told(&state, place), Ok(rest));
+                }
+                assert_eq!(told(&state, Position::behind(state.op())), Ok(Vec::new()));
+                assert_eq!(told(&state, Position::behind(state.op() + 1)), Err(oldest));
+            }
+        }
+    }
+
+    #[test]
+    fn lower_caps_let_go_of_what_is_over_them_and_a_raise_of_everything() {
+        let mut state = State::new();
+        apply(&mut state, &new_term(1, false, 100, 1 << 20));
+        apply(&mut state, &open());
+        (1..=5).for_each(|id| apply(&mut state, &set(id, "k")));
+        apply(&mut state, &new_term(2, false, 2, 1 << 20));
+        assert_eq!((state.history_size().0, state.head().history_after), (2, 5));
+        apply(&mut state, &new_term(3, true, 100, 1 << 20));
+        assert_eq!((state.history_size(), state.head().history_after), ((0, 0), state.op()));
+        assert_eq!(told(&state, Position::behind(7)), Err(state.op()));
+    }
+
+    #[test]
+    fn parts_that_contradict_each_other_are_refused() {
+        let mut state = State::new();
+        apply(&mut state, &new_term(1, false, 3, 1 << 20));
+        apply(&mut state, &open());
+        (1..=4).for_each(|id| apply(&mut state, &set(id, "k")));
+        let spoilt = |spoil: fn(&mut crate::state::Parts)| {
+            let mut parts = state.parts();
+            spoil(&mut parts);
+            State::from_parts(parts).map(|_| ()).unwrap_err()
+        };
+        assert!(spoilt(|parts| parts.history.swap(0, 1)).contains("out of order"));
+        assert!(spoilt(|parts| parts.history[2].op = 99).contains("out of order"));
+        assert!(spoilt(|parts| parts.head.history_after = 4).contains("out of order"));
+        assert!(spoilt(|parts| parts.head.history_after = 99).contains("never given"));
+        assert!(spoilt(|parts| parts.head.limits.history_events = 2).contains("over their caps"));
+    }
+}
