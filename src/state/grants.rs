@@ -2,7 +2,7 @@
 
 use super::locks::{Wanted, shared_text};
 use super::{Due, State, not_holder};
-use crate::command::{Ask, Terms};
+use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
 use crate::outcome::{Effect, Holder, Loss, LossReason, Outcome};
@@ -82,6 +82,9 @@ impl State {
             lock.holders.reserve_exact(1);
             lock.holders.push(token);
         }
+        for ask in wanted.asks.iter().filter(|ask| ask.mode == Mode::Exclusive) {
+            self.key_held(&ask.key);
+        }
         let session = self.sessions.get_mut(&wanted.session).expect("a grant goes to a session that asks");
         assert!(session.is_live(), "a grant would go to an ended session");
         session.grants.insert(token);
@@ -144,6 +147,9 @@ impl State {
         for ask in &grant.asks {
             let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
             lock.holders.retain(|holder| *holder != token);
+        }
+        for ask in grant.asks.iter().filter(|ask| ask.mode == Mode::Exclusive) {
+            self.key_freed(&ask.key);
         }
         for ask in &grant.asks {
             self.serve(&ask.key, effects);
