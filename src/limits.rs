@@ -58,13 +58,16 @@ pub const TTL_MIN_MS: u64 = 100;
 /// See [`TTL_MIN_MS`].
 pub const TTL_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
+/// Longest TTL of a key, in milliseconds: 365 days. A key that is to stay longer has none.
+pub const KEY_TTL_MAX_MS: u64 = 365 * 24 * 60 * 60 * 1_000;
+
 /// Longest limit on a wait, in milliseconds: 30 days. `null` waits without limit.
 pub const WAIT_MAX_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
 
 /// How long the kept replies of an ended session still answer retries, in milliseconds.
 pub const AFTERLIFE_MS: u64 = 60_000;
 
-/// Grants and waits that one `tick` cleans up, so that applying it never takes long.
+/// Grants, waits and keys that one `tick` cleans up, so that applying it never takes long.
 pub const SWEEP_MAX: usize = 256;
 
 /// The configured caps, each under the name that errors and `status` show.

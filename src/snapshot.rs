@@ -448,7 +448,13 @@ mod tests {
             deadline: None,
         };
         let keys = ["{\"b\": [1,\n 2.50]}", "1e999", "null"].map(raw).into_iter().enumerate();
-        let keys = keys.map(|(i, value)| KeyPart { key: name(&format!("k{i}")), version: 9, value });
+        let keys = keys.map(|(i, value)| KeyPart {
+            key: name(&format!("k{i}")),
+            version: 9,
+            value,
+            deadline: (i == 1).then_some(Time::from_millis(8)),
+            bound: (i == 2).then_some(1),
+        });
         let file = FilePart { file: name("logs/f"), generation: 13, length: 2, checksum: 7, fault: None };
         let act = FileAct::Write { offset: 0, data: Arc::from(&b"\xff\0"[..]) };
         let effects = [act, FileAct::Delete, FileAct::Rotate { to: name("g") }].map(|act| FileEffect {

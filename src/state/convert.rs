@@ -7,7 +7,7 @@ use super::State;
 use super::lines::is_slot;
 use super::locks::Wanted;
 use super::taken::weaker;
-use crate::command::{Ask, Patience};
+use crate::command::{Ask, Mode, Patience};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::{Kind, Refusal};
 use crate::outcome::{Effect, Outcome};
@@ -141,6 +141,11 @@ impl State {
                 ask.key
             );
             lock.held.add(ask.mode);
+            match (old, ask.mode) {
+                (_, Mode::Exclusive) => self.key_held(&ask.key),
+                (Mode::Exclusive, _) => self.key_freed(&ask.key),
+                _ => {}
+            }
             self.recount(&ask.key);
             self.changed(&ask.key);
         }

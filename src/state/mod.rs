@@ -13,7 +13,7 @@
 //!
 //! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
 //! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `guards` (who may write what),
-//! `keys`, `files`, and `parts` (what a snapshot holds).
+//! `keys`, `transactions`, `files`, and `parts` (what a snapshot holds).
 
 mod blocked;
 mod convert;
@@ -27,6 +27,7 @@ mod locks;
 mod parts;
 mod sessions;
 mod taken;
+mod transactions;
 mod waits;
 
 pub use files::{File, not_found};
@@ -38,7 +39,7 @@ use sessions::KeptReplies;
 pub use sessions::{Session, Standing};
 pub use waits::Wait;
 
-use crate::command::{Call, Command, Durability, Request};
+use crate::command::{Call, Change, Command, Durability, Life, Request};
 use crate::identity::{Nonce, Op, RAISE, SessionId, Term, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{Limits, SWEEP_MAX};
@@ -64,6 +65,8 @@ pub struct State {
     keys: BTreeMap<Name, Key>,
     /// Bytes of all keys and values together.
     key_bytes: u64,
+    /// How many keys have a deadline.
+    ttl_keys: u64,
     /// Kept replies of all sessions together.
     kept: KeptReplies,
     files: BTreeMap<Name, File>,
@@ -86,6 +89,8 @@ enum Due {
     LockDelay(Name),
     /// The afterlife of an ended session, by its number.
     Gone(u64),
+    /// The TTL of a key whose lock nobody holds exclusively.
+    Key(Name),
 }
 
 impl Default for State {
@@ -117,6 +122,7 @@ impl State {
             locks: BTreeMap::new(),
             keys: BTreeMap::new(),
             key_bytes: 0,
+            ttl_keys: 0,
             kept: KeptReplies::default(),
             files: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -224,13 +230,15 @@ impl State {
             Call::RenewLease { token, holder, lease_ms } => {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }
-            Call::Set { key, value, if_version, life: _, token, holder } => {
+            Call::Set { key, value, if_version, life, token, holder } => {
                 self.may_write_key(session, *holder, *token, key)?;
-                self.set(key, value, *if_version)
+                let change = Change { key: key.clone(), value: Some(value.clone()), life: *life };
+                self.change_key(session, *holder, &change, *if_version)
             }
             Call::Delete { key, if_version, token, holder } => {
                 self.may_write_key(session, *holder, *token, key)?;
-                self.delete(key, *if_version)
+                let change = Change { key: key.clone(), value: None, life: Life::default() };
+                self.change_key(session, *holder, &change, *if_version)
             }
             Call::AppendFile { file, data, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
@@ -264,7 +272,9 @@ impl State {
             Call::TakeOver { .. } => Err(unsupported("take_over")),
             Call::BreakLock { .. } => Err(unsupported("break_lock")),
             Call::AskRelease { .. } => Err(unsupported("ask_release")),
-            Call::Transaction { .. } => Err(unsupported("transaction")),
+            Call::Transaction { compare, apply, token, holder } => {
+                self.transaction(session, *holder, *token, compare, apply)
+            }
         }
     }
 
@@ -277,7 +287,7 @@ impl State {
                 // then: a deadline moved here could not be built anew from parts.
                 Some((_, Due::Gone(client))) if self.leaving.contains(client) => break,
                 Some((time, _)) if *time <= self.head.at => {
-                    let Some((_, due)) = self.due.pop_first() else { break };
+                    let (_, due) = self.due.pop_first().expect("it was looked at");
                     match due {
                         Due::Lease(token) => {
                             cleaned += 1;
@@ -286,6 +296,7 @@ impl State {
                         Due::Wait(op) => self.give_up(op, effects),
                         Due::LockDelay(key) => self.reopen(&key),
                         Due::Gone(client) => self.forget_session(client),
+                        Due::Key(name) => self.expire_key(&name),
                     }
                 }
                 Some(_) | None => break,
@@ -326,6 +337,12 @@ impl State {
             return Some(Time::ZERO);
         }
         self.due.first().map(|(time, _)| *time)
+    }
+
+    /// Whether any deadline stands, so that log time must be written down as it passes: also that of a key which is only
+    /// due when its lock is free.
+    pub fn has_deadlines(&self) -> bool {
+        self.next_due().is_some() || self.ttl_keys > 0
     }
 
     /// What there is now, under the names that `status` shows.

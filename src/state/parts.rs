@@ -192,6 +192,10 @@ pub struct KeyPart {
     pub version: Op,
     /// JSON text as it came.
     pub value: Box<RawValue>,
+    /// When it goes, if it has a TTL.
+    pub deadline: Option<Time>,
+    /// The number of the session that it goes with, if it is bound to one.
+    pub bound: Option<u64>,
 }
 
 /// A file.
