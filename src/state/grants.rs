@@ -1,7 +1,7 @@
 //! Grants: the tenures of locks, their ends, and what they guard.
 
 use super::locks::{Wanted, shared_text};
-use super::{Due, State, not_holder};
+use super::{Due, Section, State, not_holder};
 use crate::command::{Ask, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
@@ -28,6 +28,8 @@ pub struct Grant {
     pub since: Time,
     /// When its own lease runs out.
     pub deadline: Option<Time>,
+    /// What is staged under it, if anything is.
+    pub(super) section: Option<Box<Section>>,
 }
 
 impl State {
@@ -96,6 +98,7 @@ impl State {
                 op,
                 since: self.head.at,
                 deadline,
+                section: None,
             },
         );
         Outcome::Granted {
@@ -134,8 +137,9 @@ impl State {
         self.end_grant(token, effects);
     }
 
-    /// Ends a grant and hands its locks to whoever is next.
+    /// Ends a grant and hands its locks to whoever is next. What is still staged under it leaves no trace.
     pub(super) fn end_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        self.drop_section(token);
         let grant = self.grants.remove(&token).expect("a grant ends once");
         if let Some(deadline) = grant.deadline {
             self.due.remove(&(deadline, Due::Lease(token)));
@@ -151,6 +155,19 @@ impl State {
     }
 
     pub(super) fn release(
+        &mut self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        token: Token,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Outcome, Refusal> {
+        self.grant_of(session, holder, token, self.head.at)?;
+        let writes = self.commit_section(token, effects)?;
+        self.end_grant(token, effects);
+        Ok(Outcome::Released { op: self.head.op, writes })
+    }
+
+    pub(super) fn abandon(
         &mut self,
         session: SessionId,
         holder: Option<SessionId>,
@@ -211,6 +228,7 @@ impl State {
             op: grant.op,
             since: grant.since,
             deadline: grant.deadline,
+            section: grant.section.as_ref().map(|section| section.part()),
         }
     }
 
@@ -235,7 +253,7 @@ impl State {
             self.due.insert((deadline, Due::Lease(token)));
         }
         self.sessions.get_mut(&session).expect("it has a number").grants.insert(token);
-        let grant = Grant {
+        let mut grant = Grant {
             session,
             owner: part.owner,
             terms: part.terms,
@@ -243,7 +261,11 @@ impl State {
             op: part.op,
             since: part.since,
             deadline: part.deadline,
+            section: None,
         };
+        if let Some(section) = part.section {
+            self.add_section(section, &mut grant).map_err(|text| fault(&text))?;
+        }
         match self.grants.insert(token, grant) {
             None => Ok(()),
             Some(_) => Err(fault("it stands twice")),

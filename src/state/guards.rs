@@ -69,6 +69,12 @@ impl State {
             Some(token) if self.grants[&token].session != whose => {
                 Err(Refusal::new(Kind::Guarded, format!("lock {to:?} is held by another session")))
             }
+            Some(token) if self.section(token).is_some_and(|section| section.file(to).is_some()) => {
+                let text = format!(
+                    "appends to file {to:?} are staged under token {token}; rotate to another name, or release it first"
+                );
+                Err(Refusal::new(Kind::Guarded, text))
+            }
             Some(_) | None => Ok(()),
         }
     }

@@ -49,11 +49,7 @@ impl State {
         to: &'a str,
         after: Option<&'a str>,
     ) -> impl Iterator<Item = (&'a Name, &'a Key)> {
-        let begin = match after {
-            Some(after) if after >= from => Bound::Excluded(after),
-            Some(_) | None => Bound::Included(from),
-        };
-        self.keys.range::<str, _>((begin, Bound::Unbounded)).take_while(move |(name, _)| name.as_str() <= to)
+        names_between(&self.keys, from, to, after)
     }
 
     pub(super) fn set(
@@ -63,38 +59,49 @@ impl State {
         if_version: Option<Op>,
     ) -> Result<Outcome, Refusal> {
         let limits = &self.head.limits;
-        if value.len() as u64 > limits.value_bytes {
-            let text =
-                format!("the value has {} bytes; at most {} are allowed", value.len(), limits.value_bytes);
-            return Err(Refusal::new(Kind::TooLarge, text)
-                .with(Detail::Limit { limit: "value_bytes".into(), max: limits.value_bytes }));
-        }
+        self.check_value(value)?;
         let old = self.keys.get(key);
-        check_version(key, old, if_version)?;
+        check_version(key, old.map_or(0, |old| old.version), if_version)?;
         if old.is_none() && self.keys.len() as u64 >= limits.keys {
-            let text = format!("the server has its {} keys; delete one, or raise --max-keys", limits.keys);
-            return Err(Refusal::limit("keys", limits.keys, text));
+            return Err(too_many_keys(limits.keys));
         }
         let grown = self.key_bytes - old.map_or(0, |old| weight(key, old)) + (key.len() + value.len()) as u64;
         if grown > limits.key_bytes {
-            let max = limits.key_bytes;
-            let text =
-                format!("keys and values would have over {max} bytes; delete some, or raise --max-key-bytes");
-            return Err(Refusal::limit("key_bytes", max, text));
+            return Err(too_many_key_bytes(limits.key_bytes));
         }
-        self.key_bytes = grown;
-        let version = self.head.op;
-        self.keys.insert(key.clone(), Key { value: value.clone(), version });
-        Ok(Outcome::Set { version, staged: false })
+        self.put_key(key, value);
+        Ok(Outcome::Set { version: self.head.op, staged: false })
     }
 
     pub(super) fn delete(&mut self, key: &Name, if_version: Option<Op>) -> Result<Outcome, Refusal> {
-        check_version(key, self.keys.get(key), if_version)?;
-        let removed = self.keys.remove(key);
-        if let Some(removed) = &removed {
-            self.key_bytes -= weight(key, removed);
+        check_version(key, self.keys.get(key).map_or(0, |key| key.version), if_version)?;
+        Ok(Outcome::Deleted { version: self.remove_key(key), staged: false })
+    }
+
+    pub(super) fn check_value(&self, value: &Arc<str>) -> Result<(), Refusal> {
+        let max = self.head.limits.value_bytes;
+        if value.len() as u64 > max {
+            let text = format!("the value has {} bytes; at most {max} are allowed", value.len());
+            return Err(
+                Refusal::new(Kind::TooLarge, text).with(Detail::Limit { limit: "value_bytes".into(), max })
+            );
         }
-        Ok(Outcome::Deleted { version: removed.map(|key| key.version), staged: false })
+        Ok(())
+    }
+
+    /// Sets a key, all checks done.
+    pub(super) fn put_key(&mut self, name: &Name, value: &Arc<str>) {
+        self.remove_key(name);
+        let key = Key { value: value.clone(), version: self.head.op };
+        self.key_bytes += weight(name, &key);
+        self.keys.insert(name.clone(), key);
+    }
+
+    /// Removes a key, all checks done; gives the version that it had.
+    pub(super) fn remove_key(&mut self, name: &Name) -> Option<Op> {
+        let removed = self.keys.remove(name)?;
+        self.key_bytes -= weight(name, &removed);
+        Some(removed.version)
     }
 
     pub(super) fn add_key(&mut self, part: KeyPart) -> Result<(), String> {
@@ -124,12 +131,36 @@ pub(super) fn names_from<'a, T>(
     map.range::<str, _>((begin, Bound::Unbounded)).take_while(move |(name, _)| name.starts_with(prefix))
 }
 
+/// Entries from `from` to `to`, both included, after the name `after`, in order.
+pub(super) fn names_between<'a, T>(
+    map: &'a BTreeMap<Name, T>,
+    from: &'a str,
+    to: &'a str,
+    after: Option<&'a str>,
+) -> impl Iterator<Item = (&'a Name, &'a T)> {
+    let begin = match after {
+        Some(after) if after >= from => Bound::Excluded(after),
+        Some(_) | None => Bound::Included(from),
+    };
+    map.range::<str, _>((begin, Bound::Unbounded)).take_while(move |(name, _)| name.as_str() <= to)
+}
+
 fn weight(name: &Name, key: &Key) -> u64 {
     (name.len() + key.value.len()) as u64
 }
 
-fn check_version(name: &Name, key: Option<&Key>, if_version: Option<Op>) -> Result<(), Refusal> {
-    let version = key.map_or(0, |key| key.version);
+pub(super) fn too_many_keys(max: u64) -> Refusal {
+    let text = format!("the server has its {max} keys; delete one, or raise --max-keys");
+    Refusal::limit("keys", max, text)
+}
+
+pub(super) fn too_many_key_bytes(max: u64) -> Refusal {
+    let text = format!("keys and values would have over {max} bytes; delete some, or raise --max-key-bytes");
+    Refusal::limit("key_bytes", max, text)
+}
+
+/// Whether a key of that version, 0 if it does not exist, is the one asked for.
+pub(super) fn check_version(name: &Name, version: Op, if_version: Option<Op>) -> Result<(), Refusal> {
     match if_version {
         Some(asked) if asked != version => {
             let text = match version {

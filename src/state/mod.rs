@@ -11,8 +11,8 @@
 //! - Every outcome of a request is kept until the client has acknowledged it, so that a copy of the request takes no
 //!   effect and is told the same.
 //!
-//! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `keys`, `files`, and `parts`
-//! (what a snapshot holds).
+//! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `sections` (what is staged under
+//! atomic grants), `keys`, `files`, and `parts` (what a snapshot holds).
 
 mod files;
 mod grants;
@@ -20,6 +20,7 @@ mod guards;
 mod keys;
 mod locks;
 mod parts;
+mod sections;
 mod sessions;
 mod waits;
 
@@ -28,6 +29,7 @@ pub use grants::Grant;
 pub use keys::Key;
 pub use locks::LockView;
 pub use parts::*;
+pub use sections::{KeySeen, Section, StagedFile, StagedKey};
 use sessions::KeptReplies;
 pub use sessions::{Session, Standing};
 pub use waits::Wait;
@@ -61,6 +63,8 @@ pub struct State {
     /// Kept replies of all sessions together.
     kept: KeptReplies,
     files: BTreeMap<Name, File>,
+    /// What all sections together count, in bytes.
+    staged_bytes: u64,
     /// What is due when.
     due: BTreeSet<(Time, Due)>,
     /// Ended sessions, by number, that still have grants or waits to clean up.
@@ -108,6 +112,7 @@ impl State {
             key_bytes: 0,
             kept: KeptReplies::default(),
             files: BTreeMap::new(),
+            staged_bytes: 0,
             due: BTreeSet::new(),
             leaving: BTreeSet::new(),
         }
@@ -207,33 +212,47 @@ impl State {
             }
             Call::CancelWait { wait } => self.cancel_wait(session, *wait, effects),
             Call::Release { token, holder } => self.release(session, *holder, *token, effects),
-            Call::Abandon { token, holder } => self.release(session, *holder, *token, effects),
+            Call::Abandon { token, holder } => self.abandon(session, *holder, *token, effects),
             Call::RenewLease { token, holder, lease_ms } => {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }
-            Call::Set { key, value, if_version, life: _, token, holder } => {
+            Call::Set { key, value, if_version, life, token, holder } => {
+                if let Some(token) = self.stages(session, *holder, *token) {
+                    self.holds(session, *holder, token, key)?;
+                    return self.stage_set(token, key, value, *if_version, *life);
+                }
                 self.may_write_key(session, *holder, *token, key)?;
                 self.set(key, value, *if_version)
             }
             Call::Delete { key, if_version, token, holder } => {
+                if let Some(token) = self.stages(session, *holder, *token) {
+                    self.holds(session, *holder, token, key)?;
+                    return self.stage_delete(token, key, *if_version);
+                }
                 self.may_write_key(session, *holder, *token, key)?;
                 self.delete(key, *if_version)
             }
             Call::AppendFile { file, data, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
-                self.append_file(file, data, effects)
+                match self.stages(session, *holder, Some(*token)) {
+                    Some(token) => self.stage_append(token, file, data),
+                    None => self.append_file(file, data, effects),
+                }
             }
             Call::DeleteFile { file, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
+                self.may_change_file(*token, file, false)?;
                 self.delete_file(file, effects)
             }
             Call::RotateFile { file, to, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
+                self.may_change_file(*token, file, false)?;
                 self.may_take_name(session, *holder, to)?;
                 self.rotate_file(file, to, effects)
             }
             Call::RepairFile { file, generation, length, checksum, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
+                self.may_change_file(*token, file, true)?;
                 self.repair_file(file, *generation, *length, *checksum, effects)
             }
             Call::Convert { .. } => Err(unsupported("convert_lock")),
@@ -241,7 +260,15 @@ impl State {
             Call::TakeOver { .. } => Err(unsupported("take_over")),
             Call::BreakLock { .. } => Err(unsupported("break_lock")),
             Call::AskRelease { .. } => Err(unsupported("ask_release")),
-            Call::Transaction { .. } => Err(unsupported("transaction")),
+            Call::Transaction { compare, apply, token, holder } => {
+                let Some(token) = self.stages(session, *holder, *token) else {
+                    return Err(unsupported("transaction"));
+                };
+                for change in apply {
+                    self.holds(session, *holder, token, &change.key)?;
+                }
+                self.stage_transaction(token, compare, apply)
+            }
         }
     }
 
@@ -305,7 +332,7 @@ impl State {
     }
 
     /// What there is now, under the names that `status` shows.
-    pub fn counts(&self) -> [(&'static str, u64); 10] {
+    pub fn counts(&self) -> [(&'static str, u64); 11] {
         [
             ("sessions", self.sessions.len() as u64),
             ("grants", self.grants.len() as u64),
@@ -317,6 +344,7 @@ impl State {
             ("leaving", self.leaving.len() as u64),
             ("kept_replies", self.kept.count),
             ("kept_reply_bytes", self.kept.bytes),
+            ("staged_bytes", self.staged_bytes),
         ]
     }
 

@@ -409,6 +409,9 @@ pub struct FileInfo {
     /// Why it is closed to appends, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
+    /// Whether bytes are in it that are staged under the grant that was named, seen by its holder alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `cleanup_expired_locks`
@@ -436,6 +439,9 @@ pub struct Got {
     /// Its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
+    /// Whether that is what is staged under the grant that was named, seen by its holder alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `set`
@@ -470,6 +476,9 @@ pub struct KeyItem {
     pub value: Box<RawValue>,
     /// Its version.
     pub version: u64,
+    /// Whether that is what is staged under the grant that was named, seen by its holder alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `append_file`
@@ -497,6 +506,9 @@ pub struct FilePage {
     pub length: u64,
     /// Whether this page reaches the end.
     pub eof: bool,
+    /// Whether `length` counts bytes that are staged under the grant that was named, seen by its holder alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `delete_file`, `rotate_file`, `repair_file`
