@@ -11,17 +11,23 @@
 //! - Every outcome of a request is kept until the client has acknowledged it, so that a copy of the request takes no
 //!   effect and is told the same.
 //!
-//! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `sections` (what is staged under
-//! atomic grants), `keys`, `files`, and `parts` (what a snapshot holds).
+//! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
+//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `guards` (who may write what),
+//! `sections` (what is staged under atomic grants), `keys`, `files`, and `parts` (what a snapshot holds).
 
+mod blocked;
+mod convert;
+mod deadlock;
 mod files;
 mod grants;
 mod guards;
 mod keys;
+mod lines;
 mod locks;
 mod parts;
 mod sections;
 mod sessions;
+mod taken;
 mod waits;
 
 pub use files::{File, not_found};
@@ -41,7 +47,7 @@ use crate::limits::{Limits, SWEEP_MAX};
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
-use locks::Lock;
+use lines::Lock;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The state: what the committed commands have made of it.
@@ -67,17 +73,21 @@ pub struct State {
     staged_bytes: u64,
     /// What is due when.
     due: BTreeSet<(Time, Due)>,
+    /// Locks on which something was let go and whose lines are not served to their end.
+    unserved: BTreeSet<Name>,
     /// Ended sessions, by number, that still have grants or waits to clean up.
     leaving: BTreeSet<u64>,
 }
 
 /// What a deadline in log time ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     /// The own lease of a grant.
     Lease(Token),
     /// The limit on a wait.
     Wait(Op),
+    /// The lock-delay of a lock.
+    LockDelay(Name),
     /// The afterlife of an ended session, by its number.
     Gone(u64),
 }
@@ -101,6 +111,7 @@ impl State {
                 digest: 0,
                 durability: Durability::Sync,
                 limits: Limits::default(),
+                unchecked_waits: 0,
             },
             sessions: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -114,6 +125,7 @@ impl State {
             files: BTreeMap::new(),
             staged_bytes: 0,
             due: BTreeSet::new(),
+            unserved: BTreeSet::new(),
             leaving: BTreeSet::new(),
         }
     }
@@ -141,6 +153,7 @@ impl State {
             Command::FileFault { file, generation, reason } => self.file_fault(file, *generation, reason),
             Command::Request(request) => self.request(request, effects),
         };
+        self.serve(effects);
         self.note(&outcome);
         outcome
     }
@@ -218,7 +231,7 @@ impl State {
             }
             Call::Set { key, value, if_version, life, token, holder } => {
                 if let Some(token) = self.stages(session, *holder, *token) {
-                    self.holds(session, *holder, token, key)?;
+                    self.may_stage(session, *holder, token, key)?;
                     return self.stage_set(token, key, value, *if_version, *life);
                 }
                 self.may_write_key(session, *holder, *token, key)?;
@@ -226,18 +239,19 @@ impl State {
             }
             Call::Delete { key, if_version, token, holder } => {
                 if let Some(token) = self.stages(session, *holder, *token) {
-                    self.holds(session, *holder, token, key)?;
+                    self.may_stage(session, *holder, token, key)?;
                     return self.stage_delete(token, key, *if_version);
                 }
                 self.may_write_key(session, *holder, *token, key)?;
                 self.delete(key, *if_version)
             }
             Call::AppendFile { file, data, token, holder } => {
-                self.holds(session, *holder, *token, file)?;
-                match self.stages(session, *holder, Some(*token)) {
-                    Some(token) => self.stage_append(token, file, data),
-                    None => self.append_file(file, data, effects),
+                if let Some(token) = self.stages(session, *holder, Some(*token)) {
+                    self.may_stage(session, *holder, token, file)?;
+                    return self.stage_append(token, file, data);
                 }
+                self.holds(session, *holder, *token, file)?;
+                self.append_file(file, data, effects)
             }
             Call::DeleteFile { file, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
@@ -255,7 +269,17 @@ impl State {
                 self.may_change_file(*token, file, true)?;
                 self.repair_file(file, *generation, *length, *checksum, effects)
             }
-            Call::Convert { .. } => Err(unsupported("convert_lock")),
+            Call::Convert { token, holder, asks, wait } => {
+                let wanted = convert::Conversion {
+                    session,
+                    id: request.id,
+                    fingerprint,
+                    holder: *holder,
+                    token: *token,
+                    asks,
+                };
+                self.convert(&wanted, *wait, effects)
+            }
             Call::HandOver { .. } => Err(unsupported("hand_over")),
             Call::TakeOver { .. } => Err(unsupported("take_over")),
             Call::BreakLock { .. } => Err(unsupported("break_lock")),
@@ -265,7 +289,7 @@ impl State {
                     return Err(unsupported("transaction"));
                 };
                 for change in apply {
-                    self.holds(session, *holder, token, &change.key)?;
+                    self.may_stage(session, *holder, token, &change.key)?;
                 }
                 self.stage_transaction(token, compare, apply)
             }
@@ -280,14 +304,15 @@ impl State {
                 // Who is still leaving is forgotten by the next tick, which comes at once. What is due stays as it is until
                 // then: a deadline moved here could not be built anew from parts.
                 Some((_, Due::Gone(client))) if self.leaving.contains(client) => break,
-                Some(&(time, due)) if time <= self.head.at => {
-                    self.due.pop_first();
+                Some((time, _)) if *time <= self.head.at => {
+                    let Some((_, due)) = self.due.pop_first() else { break };
                     match due {
                         Due::Lease(token) => {
                             cleaned += 1;
                             self.expire_grant(token, effects);
                         }
                         Due::Wait(op) => self.give_up(op, effects),
+                        Due::LockDelay(key) => self.reopen(&key),
                         Due::Gone(client) => self.forget_session(client),
                     }
                 }
@@ -325,14 +350,14 @@ impl State {
 
     /// When the next deadline in log time is due; at once, if ended sessions wait to be cleaned up.
     pub fn next_due(&self) -> Option<Time> {
-        if !self.leaving.is_empty() {
+        if !self.leaving.is_empty() || !self.unserved.is_empty() {
             return Some(Time::ZERO);
         }
         self.due.first().map(|(time, _)| *time)
     }
 
     /// What there is now, under the names that `status` shows.
-    pub fn counts(&self) -> [(&'static str, u64); 11] {
+    pub fn counts(&self) -> [(&'static str, u64); 12] {
         [
             ("sessions", self.sessions.len() as u64),
             ("grants", self.grants.len() as u64),
@@ -342,6 +367,7 @@ impl State {
             ("key_bytes", self.key_bytes),
             ("files", self.files.len() as u64),
             ("leaving", self.leaving.len() as u64),
+            ("unchecked_waits", self.head.unchecked_waits),
             ("kept_replies", self.kept.count),
             ("kept_reply_bytes", self.kept.bytes),
             ("staged_bytes", self.staged_bytes),
@@ -354,6 +380,8 @@ impl State {
             head: self.head.clone(),
             sessions: self.clients.values().map(|id| self.sessions[id].part(*id)).collect(),
             grants: self.grants.iter().map(|(token, grant)| self.grant_part(*token, grant)).collect(),
+            delays: self.delay_parts(),
+            unserved: self.unserved_parts(),
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
@@ -373,9 +401,13 @@ impl State {
         for part in parts.grants {
             state.add_grant(part)?;
         }
+        for part in parts.delays {
+            state.add_delay(part)?;
+        }
         for part in parts.waits {
             state.add_wait(part)?;
         }
+        state.check_lines(parts.unserved)?;
         for part in parts.keys {
             state.add_key(part)?;
         }

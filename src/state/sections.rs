@@ -18,7 +18,7 @@
 use super::keys::{check_version, names_between, names_from};
 use super::parts::{SectionPart, StagedFilePart, StagedKeyPart};
 use super::{Grant, Key, State};
-use crate::command::{Change, Compare, Life, Mode};
+use crate::command::{Ask, Change, Compare, Life, Mode};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::name::Name;
@@ -273,6 +273,39 @@ impl State {
     ) -> Option<Token> {
         let grant = self.grant_of(session, holder, token?, self.head.at).ok()?;
         token.filter(|_| grant.terms.atomic)
+    }
+
+    /// Whether the caller may stage a write of that name: it holds it exclusively, and asks for no less.
+    pub(super) fn may_stage(
+        &self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        token: Token,
+        key: &Name,
+    ) -> Result<(), Refusal> {
+        self.holds(session, holder, token, key)?;
+        let conversion = self.grants[&token].conversion.map(|op| &self.waits[&op]);
+        let less = |ask: &Ask| ask.key == *key && ask.mode != Mode::Exclusive;
+        if conversion.is_some_and(|wait| wait.asks.iter().any(less)) {
+            let text = format!("lock {key:?} is being converted to less than exclusive; cancel that wait first");
+            return Err(super::not_holder(text));
+        }
+        Ok(())
+    }
+
+    /// Whether locks of a grant may be converted: where something is staged, the lock must stay exclusive.
+    pub(super) fn keeps_staged(&self, token: Token, asks: &[Ask]) -> Result<(), Refusal> {
+        let Some(section) = self.section(token) else { return Ok(()) };
+        let staged = |key: &Name| section.key(key).is_some() || section.file(key).is_some();
+        match asks.iter().find(|ask| ask.mode != Mode::Exclusive && staged(&ask.key)) {
+            None => Ok(()),
+            Some(Ask { key, .. }) => {
+                let text = format!(
+                    "writes of {key:?} are staged under token {token}, so its lock must stay exclusive until the release"
+                );
+                Err(Refusal::new(Kind::InvalidParams, text))
+            }
+        }
     }
 
     /// The version of a key in the view of a section, 0 if it does not exist there.
@@ -553,20 +586,20 @@ impl State {
 }
 
 impl Grant {
-    /// How the grant holds a lock.
-    fn mode_of(&self, key: &str) -> Option<Mode> {
-        let place = self.asks.binary_search_by(|ask| ask.key.as_str().cmp(key)).ok()?;
+    /// How it holds a lock, if it does.
+    fn held_as(&self, key: &Name) -> Option<Mode> {
+        let place = self.asks.binary_search_by(|ask| ask.key.cmp(key)).ok()?;
         Some(self.asks[place].mode)
     }
 
     /// Whether it holds that lock exclusively.
-    fn guards(&self, key: &str) -> bool {
-        self.mode_of(key) == Some(Mode::Exclusive)
+    fn guards(&self, key: &Name) -> bool {
+        self.held_as(key) == Some(Mode::Exclusive)
     }
 
     /// Whether nobody else writes the key of that name while it is held.
-    fn keeps(&self, key: &str) -> bool {
-        matches!(self.mode_of(key), Some(Mode::Exclusive | Mode::Shared))
+    fn keeps(&self, key: &Name) -> bool {
+        matches!(self.held_as(key), Some(Mode::Exclusive | Mode::Shared))
     }
 }
 
