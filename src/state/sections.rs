@@ -287,7 +287,8 @@ impl State {
         let conversion = self.grants[&token].conversion.map(|op| &self.waits[&op]);
         let less = |ask: &Ask| ask.key == *key && ask.mode != Mode::Exclusive;
         if conversion.is_some_and(|wait| wait.asks.iter().any(less)) {
-            let text = format!("lock {key:?} is being converted to less than exclusive; cancel that wait first");
+            let text =
+                format!("lock {key:?} is being converted to less than exclusive; cancel that wait first");
             return Err(super::not_holder(text));
         }
         Ok(())
