@@ -8,11 +8,12 @@ use crate::kind::Refusal;
 use crate::limits::REPLY_PAGE;
 use crate::name::Name;
 use crate::outcome::Loss;
-use crate::state::{File, Grant, KeySeen, LockView, StagedFile, not_found};
+use crate::state::{File, Grant, Key, KeySeen, LockView, StagedFile, not_found};
 use crate::time::Time;
 use crate::wire::{
-    self, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LockInfo, LockItem, Lost, Method, Page,
-    PageAsk, SessionItem, Status, Under, WaiterShown, encode_error, encode_result, holder_shown, page_bytes,
+    self, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LifeShown, LockInfo, LockItem, Lost,
+    Method, Page, PageAsk, SessionItem, Status, Under, WaiterShown, encode_error, encode_result,
+    holder_shown, page_bytes,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -105,23 +106,23 @@ impl Node {
             Method::Get { key, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(under) => {
-                    let got = self.got(under, &key);
+                    let got = self.got(now, under, &key);
                     self.reply(place, &got);
                 }
             },
             Method::Range { from, to, page, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(under) => {
-                    let items = self.state.key_range_seen(under, &from, &to, page.cursor.as_deref());
-                    let page = fill(items.map(key_item), &page, self.state.op());
+                    let items = self.state.key_range_seen(under, &from, &to, page.cursor.as_deref(), now);
+                    let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
             Method::Prefix { page, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(under) => {
-                    let items = self.state.keys_seen(under, &page.prefix, page.cursor.as_deref());
-                    let page = fill(items.map(key_item), &page, self.state.op());
+                    let items = self.state.keys_seen(under, &page.prefix, page.cursor.as_deref(), now);
+                    let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
@@ -136,6 +137,7 @@ impl Node {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(under) => self.read_file(place, under, &file, offset, limit),
             },
+            Method::Watch { ask } => self.watch(now, place, ask),
             Method::Logged { .. }
             | Method::RepairFile { .. }
             | Method::OpenSession { .. }
@@ -146,11 +148,11 @@ impl Node {
         self.finish(place.key);
     }
 
-    fn reply<T: Serialize>(&mut self, place: Place, result: &T) {
+    pub(super) fn reply<T: Serialize>(&mut self, place: Place, result: &T) {
         self.resolve_with(place, |out, id| encode_result(out, id, result));
     }
 
-    fn refuse(&mut self, place: Place, refusal: &Refusal) {
+    pub(super) fn refuse(&mut self, place: Place, refusal: &Refusal) {
         self.resolve_with(place, |out, id| encode_error(out, id, refusal));
     }
 
@@ -206,6 +208,10 @@ impl Node {
         let mut counts: BTreeMap<String, u64> =
             self.state.counts().iter().map(|(name, value)| owned(name, value)).collect();
         counts.extend(self.counts.iter().map(|(name, value)| owned(name, value)));
+        let (events, bytes) = self.state.history_size();
+        counts.insert("history_events".into(), events);
+        counts.insert("history_bytes".into(), bytes);
+        counts.insert("watches".into(), self.watches.len() as u64);
         counts.extend(self.gauges.iter().map(|(name, value)| owned(name, value)));
         let limits = serde_json::to_value(&head.limits).ok();
         let limits = limits.and_then(|limits| serde_json::from_value(limits).ok()).unwrap_or_default();
@@ -319,13 +325,13 @@ impl Node {
         }
     }
 
-    fn got(&self, under: Option<Token>, key: &str) -> Got {
+    fn got(&self, now: Time, under: Option<Token>, key: &str) -> Got {
         let hidden = |token| self.state.section(token).is_some_and(|section| section.key(key).is_some());
-        match self.state.key_seen(under, key) {
-            None => Got { found: false, value: None, version: None, staged: under.is_some_and(hidden) },
+        match self.state.key_seen(under, key, now) {
+            None => Got { staged: under.is_some_and(hidden), ..Got::default() },
             Some(seen) => {
-                let KeyItem { value, version, staged, .. } = key_shown(key, seen);
-                Got { found: true, value: Some(value), version: Some(version), staged }
+                let KeyItem { value, version, life, staged, .. } = key_shown(now, key, seen);
+                Got { found: true, value: Some(value), version: Some(version), life, staged }
             }
         }
     }
@@ -440,20 +446,31 @@ fn file_shown(name: &Name, file: &File) -> FileInfo {
     }
 }
 
-fn key_item((name, seen): (&Name, KeySeen<'_>)) -> (String, KeyItem) {
-    (name.to_string(), key_shown(name, seen))
+fn key_item(now: Time, (name, seen): (&Name, KeySeen<'_>)) -> (String, KeyItem) {
+    (name.to_string(), key_shown(now, name, seen))
 }
 
-fn key_shown(name: &str, seen: KeySeen<'_>) -> KeyItem {
-    let (value, version, staged) = match seen {
-        KeySeen::Committed(key) => (&key.value, key.version, false),
+/// How long a key lives, as results show it.
+fn life_shown(now: Time, key: &Key) -> LifeShown {
+    LifeShown {
+        ttl_left_ms: key.deadline.map(|deadline| deadline.ms_until(now)),
+        bound: key.bound.is_some(),
+        client: key.bound,
+    }
+}
+
+fn key_shown(now: Time, name: &str, seen: KeySeen<'_>) -> KeyItem {
+    let (value, version, life, staged) = match seen {
+        KeySeen::Committed(key) => (&key.value, key.version, life_shown(now, key), false),
         KeySeen::Staged(key) => {
-            let value = key.value.as_ref().expect("a key that is seen was not deleted");
-            (value, key.version, true)
+            let value = key.change.value.as_ref().expect("a key that is seen was not deleted");
+            let life = key.change.life;
+            let life = LifeShown { ttl_left_ms: life.ttl_ms, bound: life.bound, client: None };
+            (value, key.version, life, true)
         }
     };
     let value = RawValue::from_string(value.to_string()).expect("a value was JSON when it was set");
-    KeyItem { key: name.to_owned(), value, version, staged }
+    KeyItem { key: name.to_owned(), value, version, life, staged }
 }
 
 /// Fills a page: as many items as fit a frame and the limit, at least one, with a cursor if there are more.
@@ -475,6 +492,6 @@ fn fill<T: Serialize>(items: impl Iterator<Item = (String, T)>, ask: &PageAsk, o
 }
 
 /// How many bytes something takes as JSON.
-fn json_len<T: Serialize>(value: &T) -> usize {
+pub(super) fn json_len<T: Serialize>(value: &T) -> usize {
     serde_json::to_vec(value).map_or(REPLY_PAGE, |bytes| bytes.len())
 }

@@ -15,7 +15,7 @@
 //! staged it. The file keeps that generation, so that files created by one release have different ones; the keys all get
 //! the command of the release as their version.
 
-use super::keys::{check_version, names_between, names_from};
+use super::keys::{names_between, names_from, version_mismatch};
 use super::parts::{SectionPart, StagedFilePart, StagedKeyPart};
 use super::{Grant, Key, State};
 use crate::command::{Ask, Change, Compare, Life, Mode};
@@ -23,6 +23,7 @@ use crate::identity::{Op, SessionId, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
+use crate::time::Time;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
@@ -46,10 +47,8 @@ pub struct Section {
 /// A key that is staged: the last write of it.
 #[derive(Clone, Debug)]
 pub struct StagedKey {
-    /// The JSON text that it gets; none if it is deleted.
-    pub value: Option<Arc<str>>,
-    /// How long it lives, from the release.
-    pub life: Life,
+    /// What the release does to it; if it is to live for a time, that time begins then.
+    pub change: Change,
     /// The command that staged it: its version until the release.
     pub version: Op,
 }
@@ -92,6 +91,11 @@ impl Section {
         self.keys.get(key)
     }
 
+    /// What is staged of keys, in the order of their names.
+    fn changes(&self) -> impl Iterator<Item = &Change> {
+        self.keys.values().map(|staged| &staged.change)
+    }
+
     /// What is staged of a file.
     pub fn file(&self, file: &str) -> Option<&StagedFile> {
         self.files.get(file)
@@ -102,10 +106,10 @@ impl Section {
         self.appends > 0
     }
 
-    fn put_key(&mut self, key: &Name, staged: StagedKey) {
-        self.bytes += key_weight(key, &staged.value);
-        if let Some(old) = self.keys.insert(key.clone(), staged) {
-            self.bytes -= key_weight(key, &old.value);
+    fn put_key(&mut self, change: Change, version: Op) {
+        self.bytes += key_weight(&change);
+        if let Some(old) = self.keys.insert(change.key.clone(), StagedKey { change, version }) {
+            self.bytes -= key_weight(&old.change);
         }
     }
 
@@ -130,12 +134,12 @@ impl Section {
             keys: self
                 .keys
                 .iter()
-                .map(|(key, staged)| StagedKeyPart {
+                .map(|(key, StagedKey { change, version })| StagedKeyPart {
                     key: key.clone(),
-                    version: staged.version,
-                    value: staged.value.as_ref().map(raw),
-                    ttl_ms: staged.life.ttl_ms,
-                    bound: staged.life.bound,
+                    version: *version,
+                    value: change.value.as_ref().map(raw),
+                    ttl_ms: change.life.ttl_ms,
+                    bound: change.life.bound,
                 })
                 .collect(),
             files: self
@@ -165,7 +169,7 @@ impl Section {
             if section.key(&key).is_some() {
                 return Err(format!("key {key:?} is staged twice"));
             }
-            section.put_key(&key, StagedKey { value, life: Life { ttl_ms, bound }, version });
+            section.put_key(Change { key, value, life: Life { ttl_ms, bound } }, version);
         }
         for StagedFilePart { file, generation, offset, data_b64 } in part.files {
             given(generation, &file)?;
@@ -232,10 +236,10 @@ impl State {
     }
 
     /// The key as who reads under that grant sees it, if it exists in that view.
-    pub fn key_seen(&self, under: Option<Token>, key: &str) -> Option<KeySeen<'_>> {
+    pub fn key_seen(&self, under: Option<Token>, key: &str, now: Time) -> Option<KeySeen<'_>> {
         match under.and_then(|token| self.section(token)).and_then(|section| section.key(key)) {
-            Some(staged) => staged.value.is_some().then_some(KeySeen::Staged(staged)),
-            None => self.key(key).map(KeySeen::Committed),
+            Some(staged) => staged.change.value.is_some().then_some(KeySeen::Staged(staged)),
+            None => self.key(key, now).map(KeySeen::Committed),
         }
     }
 
@@ -245,10 +249,11 @@ impl State {
         under: Option<Token>,
         prefix: &'a str,
         after: Option<&'a str>,
+        now: Time,
     ) -> impl Iterator<Item = (&'a Name, KeySeen<'a>)> {
         let section = under.and_then(|token| self.section(token));
         let staged = section.map(|section| names_from(&section.keys, prefix, after));
-        merged(self.keys(prefix, after), staged.into_iter().flatten())
+        merged(self.keys(prefix, after, now), staged.into_iter().flatten())
     }
 
     /// As [`key_range`](State::key_range), as who reads under that grant sees them.
@@ -258,10 +263,11 @@ impl State {
         from: &'a str,
         to: &'a str,
         after: Option<&'a str>,
+        now: Time,
     ) -> impl Iterator<Item = (&'a Name, KeySeen<'a>)> {
         let section = under.and_then(|token| self.section(token));
         let staged = section.map(|section| names_between(&section.keys, from, to, after));
-        merged(self.key_range(from, to, after), staged.into_iter().flatten())
+        merged(self.key_range(from, to, after, now), staged.into_iter().flatten())
     }
 
     /// The token, if what the caller writes under it is staged. What is wrong with the token is told elsewhere.
@@ -312,36 +318,29 @@ impl State {
     /// The version of a key in the view of a section, 0 if it does not exist there.
     fn staged_version(&self, token: Token, key: &str) -> Op {
         match self.section(token).and_then(|section| section.key(key)) {
-            Some(StagedKey { value: None, .. }) => 0,
+            Some(StagedKey { change: Change { value: None, .. }, .. }) => 0,
             Some(staged) => staged.version,
-            None => self.key(key).map_or(0, |key| key.version),
+            None => self.key(key, self.head.at).map_or(0, |key| key.version),
         }
     }
 
-    pub(super) fn stage_set(
+    /// `set` and `delete`, once it is clear that the caller may stage the key.
+    pub(super) fn stage_change(
         &mut self,
         token: Token,
-        key: &Name,
-        value: &Arc<str>,
-        if_version: Option<Op>,
-        life: Life,
-    ) -> Result<Outcome, Refusal> {
-        self.check_value(value)?;
-        check_version(key, self.staged_version(token, key), if_version)?;
-        self.stage_keys(token, &[Change { key: key.clone(), value: Some(value.clone()), life }])?;
-        Ok(Outcome::Set { version: self.head.op, staged: true })
-    }
-
-    pub(super) fn stage_delete(
-        &mut self,
-        token: Token,
-        key: &Name,
+        change: Change,
         if_version: Option<Op>,
     ) -> Result<Outcome, Refusal> {
-        let version = self.staged_version(token, key);
-        check_version(key, version, if_version)?;
-        self.stage_keys(token, &[Change { key: key.clone(), value: None, life: Life::default() }])?;
-        Ok(Outcome::Deleted { version: Some(version).filter(|version| *version > 0), staged: true })
+        self.check_value(&change)?;
+        let version = self.staged_version(token, &change.key);
+        if let Some(asked) = if_version.filter(|asked| *asked != version) {
+            return Err(version_mismatch(&change.key, version, asked).with(Detail::Version { version }));
+        }
+        self.stage_keys(token, std::slice::from_ref(&change))?;
+        Ok(match change.value {
+            Some(_) => Outcome::Set { version: self.head.op, staged: true },
+            None => Outcome::Deleted { version: Some(version).filter(|version| *version > 0), staged: true },
+        })
     }
 
     /// Stages all changes of a transaction, or none. What it compares must not change before the release either, so the
@@ -361,13 +360,13 @@ impl State {
                 return Err(super::not_holder(text));
             }
             let version = self.staged_version(token, key);
-            check_version(key, version, Some(*asked))
-                .map_err(|refusal| refusal.with(Detail::VersionOf { key: key.clone(), version }))?;
+            if version != *asked {
+                return Err(version_mismatch(key, version, *asked)
+                    .with(Detail::VersionOf { key: key.clone(), version }));
+            }
         }
         for change in apply {
-            if let Some(value) = &change.value {
-                self.check_value(value)?;
-            }
+            self.check_value(change)?;
         }
         self.stage_keys(token, apply)?;
         Ok(Outcome::Applied { version: self.head.op, staged: true })
@@ -400,21 +399,23 @@ impl State {
         let none = Section::default();
         let section = self.section(token).unwrap_or(&none);
         let (mut writes, mut more, mut less) = (0, 0, 0);
-        for Change { key, value, .. } in changes {
-            more += key_weight(key, value);
-            match section.key(key) {
-                Some(old) => less += key_weight(key, &old.value),
+        for change in changes {
+            more += key_weight(change);
+            match section.key(&change.key) {
+                Some(old) => less += key_weight(&old.change),
                 None => writes += 1,
             }
         }
         if changes.iter().any(|change| change.value.is_some()) {
-            self.check_key_caps(section, changes)?;
+            let stays =
+                |staged: &&Change| changes.binary_search_by(|change| change.key.cmp(&staged.key)).is_err();
+            self.check_caps(section.changes().filter(stays).chain(changes))?;
         }
         self.check_staging(section, writes, more, less)?;
         let version = self.head.op;
         let section = self.section_to_write(token, more, less);
-        for Change { key, value, life } in changes {
-            section.put_key(key, StagedKey { value: value.clone(), life: *life, version });
+        for change in changes {
+            section.put_key(change.clone(), version);
         }
         Ok(())
     }
@@ -455,38 +456,6 @@ impl State {
         Ok(())
     }
 
-    /// Whether the keys stay within their caps with what is staged and with these changes on top.
-    fn check_key_caps(&self, section: &Section, changes: &[Change]) -> Result<(), Refusal> {
-        let limits = &self.head.limits;
-        let added: u64 = changes.iter().map(|change| key_weight(&change.key, &change.value)).sum();
-        let most = (self.keys.len() + section.keys.len() + changes.len()) as u64;
-        if most <= limits.keys && self.key_bytes + section.bytes + added <= limits.key_bytes {
-            return Ok(());
-        }
-        let mut last: BTreeMap<&Name, &Option<Arc<str>>> =
-            section.keys.iter().map(|(key, staged)| (key, &staged.value)).collect();
-        last.extend(changes.iter().map(|change| (&change.key, &change.value)));
-        let (mut keys, mut bytes) = (self.keys.len() as u64, self.key_bytes);
-        for (key, value) in last {
-            if let Some(old) = self.key(key) {
-                keys -= 1;
-                bytes -= (key.len() + old.value.len()) as u64;
-            }
-            if let Some(value) = value {
-                keys += 1;
-                bytes += (key.len() + value.len()) as u64;
-            }
-        }
-        // A section that takes no more than there was is never in the way.
-        if keys > limits.keys && keys > self.keys.len() as u64 {
-            return Err(super::keys::too_many_keys(limits.keys));
-        }
-        if bytes > limits.key_bytes && bytes > self.key_bytes {
-            return Err(super::keys::too_many_key_bytes(limits.key_bytes));
-        }
-        Ok(())
-    }
-
     /// Applies what is staged under a grant that is being released, all of it; gives the number of writes.
     ///
     /// # Errors
@@ -496,13 +465,10 @@ impl State {
         self.check_commit(token, section)?;
         let section = self.drop_section(token).expect("it was looked at");
         let writes = section.writes();
-        for (key, staged) in section.keys {
-            match staged.value {
-                Some(value) => self.put_key(&key, &value),
-                None => {
-                    self.remove_key(&key);
-                }
-            }
+        // A key that is bound goes with the session that releases it, whoever staged it before a take-over.
+        let client = self.sessions[&self.grants[&token].session].client;
+        for staged in section.changes() {
+            self.apply_change(staged, client);
         }
         for (file, staged) in section.files {
             let generation = staged.generation;
@@ -521,7 +487,7 @@ impl State {
             );
             return Err(super::not_holder(text));
         }
-        self.check_key_caps(section, &[])?;
+        self.check_caps(section.changes())?;
         let mut created = 0;
         for (name, staged) in &section.files {
             self.check_append(name, staged.bytes, created)?;
@@ -625,7 +591,7 @@ fn merged<'a>(
                 committed.next();
             }
             let (name, key) = staged.next()?;
-            if key.value.is_some() {
+            if key.change.value.is_some() {
                 return Some((name, KeySeen::Staged(key)));
             }
         }
@@ -648,7 +614,7 @@ fn beside_each_other<'a>(name: &Name, others: impl Iterator<Item = &'a Name>) ->
     Ok(())
 }
 
-fn key_weight(key: &Name, value: &Option<Arc<str>>) -> u64 {
+fn key_weight(Change { key, value, .. }: &Change) -> u64 {
     WRITE_WEIGHT + key.len() as u64 + value.as_ref().map_or(0, |value| value.len() as u64)
 }
 
