@@ -9,7 +9,7 @@
 //!   {"client":1,...},                             one element a line, in the order of `Parts`
 //!   {"client":2,...}
 //!   ],
-//!   "grants":[], "waits":[], "keys":[], "files":[],   (each on lines of its own, as above)
+//!   "grants":[], "waits":[], "keys":[], "files":[], "contention":[], "holds":[],   (each on lines of its own, as above)
 //!   "redo":[                                      work for the disk that may not be safe in the files yet
 //!   {"op":16,"file":"log","generation":16,"act":{"write":{"offset":0,"data_b64":"aGk="}}}
 //!   ],
@@ -23,7 +23,9 @@ use crate::identity::Op;
 use crate::limits::VALUE_DEPTH_MAX;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
-use crate::state::{FilePart, GrantPart, Head, KeyPart, Parts, SessionPart, WaitPart};
+use crate::state::{
+    ContentionPart, FilePart, GrantPart, Head, HoldPart, KeyPart, Parts, SessionPart, WaitPart,
+};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -82,7 +84,7 @@ impl fmt::Display for Fault {
 /// # Errors
 /// Those of `out`.
 pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
-    let Parts { head, sessions, grants, waits, keys, files } = &snapshot.parts;
+    let Parts { head, sessions, grants, waits, keys, files, contention, holds } = &snapshot.parts;
     let mut out = Summed { out, crc: 0 };
     writeln!(out, "{{\"format\":{FORMAT},")?;
     writeln!(out, "\"server\":\"{}\",", snapshot.server)?;
@@ -95,6 +97,8 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
     section(&mut out, "waits", waits)?;
     section(&mut out, "keys", keys)?;
     section(&mut out, "files", files)?;
+    section(&mut out, "contention", contention)?;
+    section(&mut out, "holds", holds)?;
     section(&mut out, "redo", &snapshot.redo.iter().map(Redo::from).collect::<Vec<_>>())?;
     let crc = out.crc;
     out.write_all(&last_line(crc))
@@ -130,11 +134,29 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
         Err(error) => return damaged(format!("its content is not that of a snapshot: {error}")),
     };
     document.check().map_err(Fault::Damaged)?;
-    let Document { format: _, server, clean, head, sessions, grants, waits, keys, files, redo, crc32c: _ } =
-        document;
+    let Document {
+        format: _,
+        server,
+        clean,
+        head,
+        sessions,
+        grants,
+        waits,
+        keys,
+        files,
+        contention,
+        holds,
+        redo,
+        crc32c: _,
+    } = document;
     let redo =
         redo.into_iter().map(FileEffect::try_from).collect::<Result<_, _>>().map_err(Fault::Damaged)?;
-    Ok(Snapshot { server, clean, parts: Parts { head, sessions, grants, waits, keys, files }, redo })
+    Ok(Snapshot {
+        server,
+        clean,
+        parts: Parts { head, sessions, grants, waits, keys, files, contention, holds },
+        redo,
+    })
 }
 
 /// The version on the first line.
@@ -203,6 +225,8 @@ struct Document {
     waits: Vec<WaitPart>,
     keys: Vec<KeyPart>,
     files: Vec<FilePart>,
+    contention: Vec<ContentionPart>,
+    holds: Vec<HoldPart>,
     redo: Vec<Redo>,
     #[expect(dead_code, reason = "its bytes were checked before they were parsed")]
     crc32c: String,
@@ -216,6 +240,7 @@ impl Document {
         rising("waits", self.waits.iter().map(|part| part.op))?;
         rising("keys", self.keys.iter().map(|part| &part.key))?;
         rising("files", self.files.iter().map(|part| &part.file))?;
+        rising("contention", self.contention.iter().map(|part| &part.key))?;
         for part in &self.keys {
             if depth(part.value.get()) > VALUE_DEPTH_MAX {
                 return Err(format!(
@@ -440,6 +465,8 @@ mod tests {
                 waits: vec![],
                 keys: keys.collect(),
                 files: vec![file],
+                contention: vec![],
+                holds: vec![],
             },
             redo: effects.to_vec(),
         }

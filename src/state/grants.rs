@@ -137,6 +137,7 @@ impl State {
     /// Ends a grant and hands its locks to whoever is next.
     pub(super) fn end_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
         let grant = self.grants.remove(&token).expect("a grant ends once");
+        self.note_tenure(&grant);
         if let Some(deadline) = grant.deadline {
             self.due.remove(&(deadline, Due::Lease(token)));
         }

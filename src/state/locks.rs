@@ -112,7 +112,7 @@ impl State {
             key: None,
             ahead: None,
             queue_total: position - 1,
-            estimate_ms: None,
+            estimate_ms: self.estimate_ms(asks, op, now),
         }
     }
 

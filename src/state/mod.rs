@@ -14,6 +14,7 @@
 //! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `keys`, `files`, and `parts`
 //! (what a snapshot holds).
 
+mod contention;
 mod files;
 mod grants;
 mod guards;
@@ -23,6 +24,7 @@ mod parts;
 mod sessions;
 mod waits;
 
+pub use contention::Figures;
 pub use files::{File, not_found};
 pub use grants::Grant;
 pub use keys::Key;
@@ -65,6 +67,8 @@ pub struct State {
     due: BTreeSet<(Time, Due)>,
     /// Ended sessions, by number, that still have grants or waits to clean up.
     leaving: BTreeSet<u64>,
+    /// Which locks are waited for most.
+    contention: contention::Contention,
 }
 
 /// What a deadline in log time ends.
@@ -110,6 +114,7 @@ impl State {
             files: BTreeMap::new(),
             due: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            contention: contention::Contention::default(),
         }
     }
 
@@ -329,6 +334,8 @@ impl State {
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
+            contention: self.contention.parts(),
+            holds: self.contention.hold_parts(),
         }
     }
 
@@ -354,6 +361,7 @@ impl State {
         for part in parts.files {
             state.add_file(part)?;
         }
+        state.contention = contention::Contention::from_parts(parts.contention, parts.holds)?;
         state.check_sessions()?;
         Ok(state)
     }

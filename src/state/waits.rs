@@ -30,6 +30,12 @@ pub struct Wait {
 }
 
 impl State {
+    /// Waits that live at `now`, after the one that began with that command, in the order of their arrival.
+    pub fn live_waits(&self, after: Op, now: Time) -> impl Iterator<Item = (Op, &Wait)> {
+        let waits = self.waits.range(after.saturating_add(1)..).map(|(op, wait)| (*op, wait));
+        waits.filter(move |(_, wait)| self.wait_lives(wait, now))
+    }
+
     pub(super) fn wait_lives(&self, wait: &Wait, now: Time) -> bool {
         wait.deadline.is_none_or(|deadline| now < deadline) && self.sessions[&wait.session].is_live()
     }
@@ -80,6 +86,7 @@ impl State {
                 deadline,
             },
         );
+        self.note_wait(wanted.asks);
         Ok(Outcome::Waiting(Box::new(self.blocked(wanted.asks, Some(op), self.head.at))))
     }
 
@@ -100,6 +107,7 @@ impl State {
     /// Gives a wait its final outcome.
     pub(super) fn settle(&mut self, wait: &Wait, outcome: Outcome, effects: &mut Vec<Effect>) {
         self.note(&outcome);
+        self.note_wait_end(wait);
         let session = self.sessions.get_mut(&wait.session).expect("a wait has a session");
         session.end_wait(wait.id, &wait.owner, outcome);
         effects.push(Effect::Settled { session: wait.session, id: wait.id });
@@ -111,7 +119,7 @@ impl State {
         let wait = self.leave_line(op);
         let outcome = match reason {
             Reason::Cancelled => cancelled(),
-            _ => Outcome::NotGranted(Box::new(Blocked { reason, ..blocked })),
+            _ => Outcome::NotGranted(Box::new(Blocked { reason, estimate_ms: None, ..blocked })),
         };
         self.settle(&wait, outcome, effects);
         for ask in &wait.asks {

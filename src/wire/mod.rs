@@ -264,6 +264,16 @@ pub enum Method {
         /// On behalf of which grant.
         under: Under,
     },
+    /// `list_waits`
+    ListWaits {
+        /// Which.
+        page: PageAsk,
+    },
+    /// `list_contention`
+    ListContention {
+        /// Which.
+        page: PageAsk,
+    },
 }
 
 /// The grant on whose behalf something is read, if any.
@@ -596,15 +606,20 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
             reader.only(&["key", "cursor", "limit"])?;
             Ok(Method::GetLockInfo { key: reader.key()?, page: reader.page()? })
         }
-        "list_locks" | "list_grants" | "list_sessions" | "list_files" => {
+        "list_locks" | "list_grants" | "list_waits" | "list_sessions" | "list_files" => {
             reader.only(&["prefix", "cursor", "limit"])?;
             let page = reader.page()?;
             Ok(match name {
                 "list_locks" => Method::ListLocks { page },
                 "list_grants" => Method::ListGrants { page },
+                "list_waits" => Method::ListWaits { page },
                 "list_sessions" => Method::ListSessions { page },
                 _ => Method::ListFiles { page },
             })
+        }
+        "list_contention" => {
+            reader.only(&["cursor", "limit"])?;
+            Ok(Method::ListContention { page: reader.page()? })
         }
         "get" => {
             reader.only(&["key", "token", "holder"])?;
@@ -637,7 +652,7 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
             reader.only(&["file", "token", "holder"])?;
             Ok(Method::FileInfo { file: reader.file()?, under: reader.under() })
         }
-        "watch" | "list_waits" | "list_contention" => {
+        "watch" => {
             Err(Refusal::new(Kind::Unsupported, format!("{name} is not built in this version of the server")))
         }
         _ => Err(Refusal::new(

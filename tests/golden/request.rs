@@ -30,7 +30,7 @@ pub(crate) struct Asker<'a> {
 }
 
 /// Word, method, what stands behind the word, and whether the method takes its turn in the session's ids.
-const METHODS: [(&str, &str, &[&str], bool); 27] = [
+const METHODS: [(&str, &str, &[&str], bool); 29] = [
     ("open", "open_session", &[], false),
     ("heartbeat", "heartbeat", &[], false),
     ("close", "close_session", &[], false),
@@ -55,6 +55,8 @@ const METHODS: [(&str, &str, &[&str], bool); 27] = [
     ("lock", "get_lock_info", &["key"], false),
     ("locks", "list_locks", &["prefix"], false),
     ("grants", "list_grants", &["prefix"], false),
+    ("waits", "list_waits", &["prefix"], false),
+    ("contention", "list_contention", &[], false),
     ("sessions", "list_sessions", &["prefix"], false),
     ("files", "list_files", &["prefix"], false),
     ("cleanup", "cleanup_expired_locks", &[], false),
