@@ -9,7 +9,8 @@
 //!   {"client":1,...},                             one element a line, in the order of `Parts`
 //!   {"client":2,...}
 //!   ],
-//!   "grants":[], "waits":[], "keys":[], "files":[], "contention":[], "holds":[],   (each on lines of its own, as above)
+//!   "grants":[], "delays":[], "waits":[], "unserved":[], "keys":[], "files":[], "contention":[], "holds":[],
+//!                                                 (each on lines of its own, as above)
 //!   "redo":[                                      work for the disk that may not be safe in the files yet
 //!   {"op":16,"file":"log","generation":16,"act":{"write":{"offset":0,"data_b64":"aGk="}}}
 //!   ],
@@ -24,7 +25,8 @@ use crate::limits::VALUE_DEPTH_MAX;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
 use crate::state::{
-    ContentionPart, FilePart, GrantPart, Head, HoldPart, KeyPart, Parts, SessionPart, WaitPart,
+    ContentionPart, DelayPart, FilePart, GrantPart, Head, HoldPart, KeyPart, Parts, SessionPart,
+    UnservedPart, WaitPart,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -84,7 +86,8 @@ impl fmt::Display for Fault {
 /// # Errors
 /// Those of `out`.
 pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
-    let Parts { head, sessions, grants, waits, keys, files, contention, holds } = &snapshot.parts;
+    let Parts { head, sessions, grants, delays, waits, unserved, keys, files, contention, holds } =
+        &snapshot.parts;
     let mut out = Summed { out, crc: 0 };
     writeln!(out, "{{\"format\":{FORMAT},")?;
     writeln!(out, "\"server\":\"{}\",", snapshot.server)?;
@@ -94,7 +97,9 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, ",")?;
     section(&mut out, "sessions", sessions)?;
     section(&mut out, "grants", grants)?;
+    section(&mut out, "delays", delays)?;
     section(&mut out, "waits", waits)?;
+    section(&mut out, "unserved", unserved)?;
     section(&mut out, "keys", keys)?;
     section(&mut out, "files", files)?;
     section(&mut out, "contention", contention)?;
@@ -141,7 +146,9 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
         head,
         sessions,
         grants,
+        delays,
         waits,
+        unserved,
         keys,
         files,
         contention,
@@ -154,7 +161,7 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
     Ok(Snapshot {
         server,
         clean,
-        parts: Parts { head, sessions, grants, waits, keys, files, contention, holds },
+        parts: Parts { head, sessions, grants, delays, waits, unserved, keys, files, contention, holds },
         redo,
     })
 }
@@ -222,7 +229,9 @@ struct Document {
     head: Head,
     sessions: Vec<SessionPart>,
     grants: Vec<GrantPart>,
+    delays: Vec<DelayPart>,
     waits: Vec<WaitPart>,
+    unserved: Vec<UnservedPart>,
     keys: Vec<KeyPart>,
     files: Vec<FilePart>,
     contention: Vec<ContentionPart>,
@@ -237,6 +246,8 @@ impl Document {
     fn check(&self) -> Result<(), String> {
         rising("sessions", self.sessions.iter().map(|part| part.client))?;
         rising("grants", self.grants.iter().map(|part| part.token))?;
+        rising("delays", self.delays.iter().map(|part| &part.key))?;
+        rising("unserved", self.unserved.iter().map(|part| &part.key))?;
         rising("waits", self.waits.iter().map(|part| part.op))?;
         rising("keys", self.keys.iter().map(|part| &part.key))?;
         rising("files", self.files.iter().map(|part| &part.file))?;
@@ -415,6 +426,7 @@ mod tests {
             digest: 0xfeed_f00d,
             durability: Durability::Sync,
             limits: Limits::default(),
+            unchecked_waits: 0,
         };
         let session = SessionPart {
             client: 1,
@@ -462,7 +474,9 @@ mod tests {
                 head,
                 sessions: vec![session],
                 grants: vec![grant],
+                delays: vec![],
                 waits: vec![],
+                unserved: vec![],
                 keys: keys.collect(),
                 files: vec![file],
                 contention: vec![],

@@ -11,8 +11,8 @@ use crate::time::Time;
 use crate::wire::{self, ContentionItem, ContentionShown, Page, PageAsk, WaitItem, WaitsFor, page_bytes};
 
 impl Node {
-    /// A page of `list_waits`. To say why a wait waits can mean to look at all holders of its locks, so the page also ends
-    /// when [`WAITS_LOOKED_AT`] waits and holders were looked at, even without an item.
+    /// A page of `list_waits`. To say why a wait waits can mean to look at all holders of its locks, and at a bounded number
+    /// of waits before it, so the page also ends when [`WAITS_LOOKED_AT`] of these were looked at, even without an item.
     pub(super) fn waits_page(&self, now: Time, ask: &PageAsk) -> Page<WaitItem> {
         let after = ask.cursor.as_deref().and_then(|cursor| cursor.parse().ok()).unwrap_or(0);
         let mut page = Page { items: Vec::new(), next: None, op: self.state.op() };
@@ -26,7 +26,7 @@ impl Node {
                 page.next = Some(wire::encode_cursor(&last.to_string()));
                 break;
             }
-            looked += 1 + item.as_ref().map_or(0, |_| self.state.holders_of(&wait.asks));
+            looked += 1 + item.as_ref().map_or(0, |_| self.state.looks_of(&wait.asks));
             (bytes, last) = (bytes + more, op);
             page.items.extend(item);
         }
@@ -44,7 +44,7 @@ impl Node {
             label: wait.terms.label.to_string(),
             wait: wait.id,
             keys: wire::keys_shown(&wait.asks),
-            converts: None,
+            converts: wait.converts,
             position: blocked.position,
             reason: blocked.reason,
             key: blocked.key.as_ref().map(|key| key.to_string()),

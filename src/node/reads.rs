@@ -245,16 +245,21 @@ impl Node {
             queue: Vec::new(),
             queue_total: view.as_ref().map_or(0, |view| view.queue_total),
             queue_max: Some(self.state.limits().lock_waits),
-            closed_ms: None,
+            closed_ms: view.as_ref().map(|view| view.closed_ms).filter(|closed_ms| *closed_ms > 0),
             contention: self.state.contention(key).map(|figures| self.contention_shown(now, key, figures)),
             next: None,
             op: self.state.op(),
         };
         info.holders = view.map_or_else(Vec::new, |view| self.holders_shown(now, &view));
-        // The cursor is the `op` of the last wait shown: a place in line moves, the order of arrival does not.
-        let after = page.cursor.as_deref().and_then(|cursor| cursor.parse::<u64>().ok()).unwrap_or(0);
+        // The cursor names the last wait shown: a place in line moves, the order of arrival does not. Conversions stand
+        // before all others, so theirs are marked.
+        let after = page.cursor.as_deref().and_then(place_of).unwrap_or((false, 0));
         let mut bytes = info.holders.iter().map(json_len).sum::<usize>();
-        let line = self.state.line(key, now).enumerate().filter(|(_, (op, _))| *op > after);
+        let line = self
+            .state
+            .line(key, now)
+            .enumerate()
+            .filter(|(_, (op, wait))| (wait.converts.is_none(), *op) > after);
         let (mut last, mut looked) = (after, 0);
         for (index, (op, wait)) in line {
             let session = self.state.session(wait.session).expect("a wait has a session");
@@ -265,13 +270,13 @@ impl Node {
                 name: session.name.to_string(),
                 owner: wait.owner.to_string(),
                 label: wait.terms.label.to_string(),
-                mode: wire::mode_shown(wait.asks[0].mode),
+                mode: wire::mode_shown(wait.mode_of(key)),
                 wait: wait.id,
                 waited_ms: now.ms_since(wait.since),
                 wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
                 reason: Some(blocked.reason),
                 key: blocked.key.filter(|in_the_way| in_the_way != key).map(|key| key.to_string()),
-                converts: None,
+                converts: wait.converts,
                 estimate_ms: blocked.estimate_ms,
             };
             let more = json_len(&shown);
@@ -279,12 +284,14 @@ impl Node {
             // To say why one waits can mean to look at all holders of its locks.
             let full = full || looked >= WAITS_LOOKED_AT;
             if full || !page_bytes(bytes, more) && !info.queue.is_empty() {
-                info.next = Some(wire::encode_cursor(&last.to_string()));
+                let (waits, op) = last;
+                let cursor = if waits { op.to_string() } else { format!("c{op}") };
+                info.next = Some(wire::encode_cursor(&cursor));
                 break;
             }
-            looked += 1 + self.state.holders_of(&wait.asks);
+            looked += 1 + self.state.looks_of(&wait.asks);
             bytes += more;
-            last = op;
+            last = (wait.converts.is_none(), op);
             info.queue.push(shown);
         }
         info
@@ -315,7 +322,7 @@ impl Node {
     }
 
     fn grant_item(&self, now: Time, token: u64, grant: &Grant) -> GrantItem {
-        let mut holder = holder_shown(&self.state.holder(token, grant, now));
+        let mut holder = holder_shown(&self.state.holder(token, grant, &grant.asks[0].key, now));
         let left = self.leases.left_ms(grant.session, now);
         holder.lease_left_ms = [holder.lease_left_ms, left].into_iter().flatten().min();
         GrantItem { keys: wire::keys_shown(&grant.asks), holder }
@@ -356,6 +363,14 @@ impl Node {
             count,
             length,
         });
+    }
+}
+
+/// The place in line that a cursor of `get_lock_info` names: whether it is behind the conversions, and its command.
+fn place_of(cursor: &str) -> Option<(bool, u64)> {
+    match cursor.strip_prefix('c') {
+        Some(op) => Some((false, op.parse().ok()?)),
+        None => Some((true, cursor.parse().ok()?)),
     }
 }
 

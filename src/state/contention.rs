@@ -11,8 +11,8 @@
 
 use super::{Grant, Lock, State, Wait};
 use crate::command::{Ask, Mode};
-use crate::identity::{INTEGER_MAX, Op};
-use crate::limits::{CONTENTION_NAMES, ESTIMATE_WAITS_MAX, HOLDS_KEPT};
+use crate::identity::{INTEGER_MAX, Token};
+use crate::limits::{AHEAD_LOOKED_AT, CONTENTION_NAMES, ESTIMATE_WAITS_MAX, HOLDS_KEPT};
 use crate::name::Name;
 use crate::state::parts::{ContentionPart, HoldPart};
 use crate::time::Time;
@@ -279,15 +279,17 @@ impl State {
         ranked
     }
 
-    /// How many holders these locks have: what it takes at most to say why somebody waits for them.
-    pub fn holders_of(&self, asks: &[Ask]) -> u64 {
-        asks.iter().filter_map(|ask| self.locks.get(&ask.key)).map(|lock| lock.holders.len() as u64).sum()
+    /// How many holders and waits are looked at, at most, to say why somebody waits for these locks.
+    pub fn looks_of(&self, asks: &[Ask]) -> u64 {
+        let waits = |lock: &Lock| lock.line.len().min(ESTIMATE_WAITS_MAX + AHEAD_LOOKED_AT);
+        let locks = asks.iter().filter_map(|ask| self.locks.get(&ask.key));
+        locks.map(|lock| (lock.holders.len() + lock.converting.len() + waits(lock)) as u64).sum()
     }
 
     /// Counts a wait that stands in line since this command.
     pub(super) fn note_wait(&mut self, asks: &[Ask]) {
         for ask in asks {
-            let queue = self.locks.get(&ask.key).map_or(0, |lock| lock.line.len());
+            let queue = self.locks.get(&ask.key).map_or(0, |lock| lock.queue_len());
             self.contention.wait_began(&ask.key, queue, self.head.at);
         }
     }
@@ -306,56 +308,68 @@ impl State {
         }
     }
 
-    /// In how many milliseconds a request may be served, as wait `op` in its place or as a newcomer behind every line: each
-    /// turn before it is expected to take as long as tenures of that lock usually do. None if nothing is known of a lock
-    /// that is in the way. Looks at [`ESTIMATE_WAITS_MAX`] waits of each line; longer lines are taken to go on like that.
-    pub(super) fn estimate_ms(&self, asks: &[Ask], op: Option<Op>, now: Time) -> Option<u64> {
+    /// In how many milliseconds a request may be served that has so many waits `before` it in the line of a lock, and that
+    /// converts that grant, if any: each turn before it is expected to take as long as tenures of that lock usually do.
+    /// None if nothing is known of a lock that is in the way. Looks at [`ESTIMATE_WAITS_MAX`] waits of each line; longer
+    /// lines are taken to go on like that.
+    pub(super) fn estimate_ms(
+        &self,
+        asks: &[Ask],
+        converts: Option<Token>,
+        before: impl Fn(&Lock) -> usize,
+        now: Time,
+    ) -> Option<u64> {
         let mut longest = 0;
         for ask in asks {
             if let Some(lock) = self.locks.get(&ask.key) {
-                longest = longest.max(self.estimate_us(&ask.key, lock, ask.mode, op, now)?);
+                longest = longest.max(self.estimate_us(ask, lock, converts, before(lock), now)?);
             }
         }
         Some(longest.div_ceil(1_000).min(INTEGER_MAX))
     }
 
-    fn estimate_us(&self, key: &str, lock: &Lock, mode: Mode, op: Option<Op>, now: Time) -> Option<u64> {
-        let ahead = match op.map(|op| lock.line.binary_search(&op)) {
-            Some(Ok(place)) => place,
-            Some(Err(_)) | None => lock.line.len(),
-        };
-        if lock.holders.is_empty() && ahead == 0 {
-            return Some(0);
+    fn estimate_us(
+        &self,
+        ask: &Ask,
+        lock: &Lock,
+        converts: Option<Token>,
+        before: usize,
+        now: Time,
+    ) -> Option<u64> {
+        let closed_us = lock.closed_until.map_or(0, |until| until.us_since(now));
+        let mut held = lock.held;
+        if let Some(token) = converts {
+            held.remove(self.grants[&token].mode_of(&ask.key));
         }
-        let hold_us = self.contention.hold_us(key)?;
-        let mut turn = self.turn_of_holders(key, lock, hold_us, now);
-        let looked = ahead.min(ESTIMATE_WAITS_MAX);
-        for op in lock.line.iter().take(looked) {
+        if before == 0 && held.admits(ask.mode) {
+            return Some(closed_us);
+        }
+        let hold_us = self.contention.hold_us(&ask.key)?;
+        // All holders hold in modes that go together, and the youngest of them will be the last to go.
+        let holders = lock.holders.iter().rev().filter(|token| Some(**token) != converts);
+        let last = holders.filter_map(|token| self.live_grant(*token, now)).next();
+        let left_us = last.map_or(0, |grant| left_of(hold_us, now.us_since(grant.since)));
+        let mut turn = Turn {
+            mode: last.map_or(Mode::Exclusive, |grant| grant.mode_of(&ask.key)),
+            begins: closed_us,
+            ends: closed_us.max(left_us),
+            weight: held.slots(),
+        };
+        let looked = before.min(ESTIMATE_WAITS_MAX);
+        for op in lock.converting.iter().chain(&lock.line).take(looked) {
             let wait = &self.waits[op];
-            if self.wait_lives(wait, now)
-                && let Some(ask) = wait.asks.iter().find(|ask| *ask.key == *key)
-            {
-                turn = turn.then(ask.mode, hold_us).1;
+            if self.wait_lives(wait, now) {
+                turn = turn.then(wait.mode_of(&ask.key), hold_us).1;
             }
         }
-        let served = turn.then(mode, hold_us).0;
-        Some(if looked < ahead { share(served, ahead as u64, looked as u64) } else { served })
+        let served = turn.then(ask.mode, hold_us).0;
+        Some(if looked < before { share(served, before as u64, looked as u64) } else { served })
     }
 }
 
-impl State {
-    /// How long the holders of a lock will go on, as the first turn of an estimate: what is left of the usual tenure, or
-    /// another usual one where it was held longer than that.
-    fn turn_of_holders(&self, key: &str, lock: &Lock, hold_us: u64, now: Time) -> Turn {
-        let free = Turn { mode: Mode::Exclusive, begins: 0, ends: 0, weight: 0 };
-        // Of many holders the last one decides when all are gone; all of them hold in modes that go together.
-        let last = lock.holders.iter().rev().find_map(|token| self.live_grant(*token, now));
-        let Some(last) = last else { return free };
-        let mode = last.asks.iter().find(|ask| *ask.key == *key).map_or(Mode::Exclusive, |ask| ask.mode);
-        let held_us = now.us_since(last.since);
-        let ends = if held_us < hold_us { hold_us - held_us } else { hold_us };
-        Turn { mode, begins: 0, ends, weight: 0 }
-    }
+/// What is left of a tenure: of the usual length, or another usual one where it took longer than that already.
+fn left_of(hold_us: u64, held_us: u64) -> u64 {
+    if held_us < hold_us { hold_us - held_us } else { hold_us }
 }
 
 #[cfg(test)]
