@@ -30,7 +30,7 @@ pub(crate) struct Asker<'a> {
 }
 
 /// Word, method, what stands behind the word, and whether the method takes its turn in the session's ids.
-const METHODS: [(&str, &str, &[&str], bool); 29] = [
+const METHODS: [(&str, &str, &[&str], bool); 30] = [
     ("open", "open_session", &[], false),
     ("heartbeat", "heartbeat", &[], false),
     ("close", "close_session", &[], false),
@@ -39,6 +39,7 @@ const METHODS: [(&str, &str, &[&str], bool); 29] = [
     ("release", "release_lock", &["token"], true),
     ("abandon", "abandon", &["token"], true),
     ("renew", "renew_lease", &["token"], true),
+    ("convert", "convert_lock", &["token"], true),
     ("cancel", "cancel_wait", &["wait"], true),
     ("set", "set", &["key", "value"], true),
     ("delete", "delete", &["key"], true),
@@ -188,7 +189,7 @@ fn param(name: &str, values: &[String], asker: &Asker<'_>) -> Result<(String, St
         "got" => ("got".into(), format!("[{}]", values.join(","))),
         "value" => ("value".into(), value.clone()),
         "token" | "ack" | "after" | "if_version" | "limit" | "offset" | "wait" | "wait_ms" | "lease_ms"
-        | "ttl_ms" | "keys" | "slots" | "atomic" => (name.into(), value.clone()),
+        | "ttl_ms" | "keys" | "slots" | "weight" | "atomic" | "lock_delay_ms" => (name.into(), value.clone()),
         _ => (name.into(), quote(value)),
     })
 }

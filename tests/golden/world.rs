@@ -362,9 +362,10 @@ impl World {
             named: short.named.clone(),
         };
         for time in 1..=times {
-            // A `%` in a place is the number of the repetition, so that names can differ.
+            // A `%` is the number of the repetition, so that names can differ.
             let mut inner = inner.clone();
-            inner.places.iter_mut().for_each(|place| *place = place.replace('%', &time.to_string()));
+            let values = inner.places.iter_mut().chain(inner.named.values_mut().flatten());
+            values.for_each(|value| *value = value.replace('%', &time.to_string()));
             let (id, text) = self.build(name, &inner)?;
             let bytes = self.remember(name, &id, text.into_bytes());
             let shown = self.out.len();
