@@ -9,8 +9,8 @@
 //!   {"client":1,...},                             one element a line, in the order of `Parts`
 //!   {"client":2,...}
 //!   ],
-//!   "grants":[], "delays":[], "waits":[], "unserved":[], "keys":[], "files":[], "contention":[], "holds":[],
-//!                                                 (each on lines of its own, as above)
+//!   "grants":[], "delays":[], "waits":[], "unserved":[], "keys":[], "files":[], "history":[],
+//!   "contention":[], "holds":[],                  (as above)
 //!   "redo":[                                      work for the disk that may not be safe in the files yet
 //!   {"op":16,"file":"log","generation":16,"act":{"write":{"offset":0,"data_b64":"aGk="}}}
 //!   ],
@@ -26,7 +26,7 @@ use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
 use crate::state::{
     ContentionPart, DelayPart, FilePart, GrantPart, Head, HoldPart, KeyPart, Parts, SessionPart,
-    UnservedPart, WaitPart,
+    UnservedPart, WaitPart, WatchEvent,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -86,7 +86,7 @@ impl fmt::Display for Fault {
 /// # Errors
 /// Those of `out`.
 pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
-    let Parts { head, sessions, grants, delays, waits, unserved, keys, files, contention, holds } =
+    let Parts { head, sessions, grants, delays, waits, unserved, keys, files, history, contention, holds } =
         &snapshot.parts;
     let mut out = Summed { out, crc: 0 };
     writeln!(out, "{{\"format\":{FORMAT},")?;
@@ -102,6 +102,7 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
     section(&mut out, "unserved", unserved)?;
     section(&mut out, "keys", keys)?;
     section(&mut out, "files", files)?;
+    section(&mut out, "history", history)?;
     section(&mut out, "contention", contention)?;
     section(&mut out, "holds", holds)?;
     section(&mut out, "redo", &snapshot.redo.iter().map(Redo::from).collect::<Vec<_>>())?;
@@ -151,6 +152,7 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
         unserved,
         keys,
         files,
+        history,
         contention,
         holds,
         redo,
@@ -158,12 +160,9 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
     } = document;
     let redo =
         redo.into_iter().map(FileEffect::try_from).collect::<Result<_, _>>().map_err(Fault::Damaged)?;
-    Ok(Snapshot {
-        server,
-        clean,
-        parts: Parts { head, sessions, grants, delays, waits, unserved, keys, files, contention, holds },
-        redo,
-    })
+    let parts =
+        Parts { head, sessions, grants, delays, waits, unserved, keys, files, history, contention, holds };
+    Ok(Snapshot { server, clean, parts, redo })
 }
 
 /// The version on the first line.
@@ -234,6 +233,7 @@ struct Document {
     unserved: Vec<UnservedPart>,
     keys: Vec<KeyPart>,
     files: Vec<FilePart>,
+    history: Vec<WatchEvent>,
     contention: Vec<ContentionPart>,
     holds: Vec<HoldPart>,
     redo: Vec<Redo>,
@@ -427,6 +427,7 @@ mod tests {
             durability: Durability::Sync,
             limits: Limits::default(),
             unchecked_waits: 0,
+            history_after: 11,
         };
         let session = SessionPart {
             client: 1,
@@ -458,8 +459,15 @@ mod tests {
             deadline: None,
         };
         let keys = ["{\"b\": [1,\n 2.50]}", "1e999", "null"].map(raw).into_iter().enumerate();
-        let keys = keys.map(|(i, value)| KeyPart { key: name(&format!("k{i}")), version: 9, value });
+        let keys = keys.map(|(i, value)| KeyPart {
+            key: name(&format!("k{i}")),
+            version: 9,
+            value,
+            deadline: (i == 1).then_some(Time::from_millis(8)),
+            bound: (i == 2).then_some(1),
+        });
         let file = FilePart { file: name("logs/f"), generation: 13, length: 2, checksum: 7, fault: None };
+        let set = WatchEvent { op: 12, name: name("k0"), what: What::KeySet { version: 12 } };
         let act = FileAct::Write { offset: 0, data: Arc::from(&b"\xff\0"[..]) };
         let effects = [act, FileAct::Delete, FileAct::Rotate { to: name("g") }].map(|act| FileEffect {
             op: 13,
@@ -479,6 +487,7 @@ mod tests {
                 unserved: vec![],
                 keys: keys.collect(),
                 files: vec![file],
+                history: vec![set],
                 contention: vec![],
                 holds: vec![],
             },

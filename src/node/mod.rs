@@ -25,6 +25,7 @@ mod explain;
 mod hand_offs;
 mod reads;
 mod telling;
+mod watches;
 
 use crate::command::{Call, Command, Durability, EndReason, Entry, Request};
 use crate::datagram::{self, Dropped};
@@ -46,6 +47,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use telling::Tellings;
+use watches::Watches;
 
 /// Batches handed to the log and not yet committed: one being synced, one behind it.
 const BATCHES_IN_FLIGHT: usize = 2;
@@ -207,6 +209,7 @@ pub struct Node {
     assemblies: Assemblies,
     tellings: Tellings,
     hand_offs: HandOffs,
+    watches: Watches,
     file_tags: HashMap<u64, FileTag>,
     last_file_tag: u64,
     /// How many session ids were drawn.
@@ -259,6 +262,7 @@ impl Node {
             assemblies: Assemblies::default(),
             tellings: Tellings::default(),
             hand_offs: HandOffs::default(),
+            watches: Watches::default(),
             file_tags: HashMap::new(),
             last_file_tag: 0,
             last_draw: 0,
@@ -295,9 +299,11 @@ impl Node {
         !self.submitted.is_empty()
     }
 
-    /// From here on, what would change the state is refused with `draining`; what is on its way is finished.
+    /// From here on, what would change the state is refused with `draining`; what is on its way is finished, and watches that
+    /// wait are answered.
     pub fn drain(&mut self) {
         self.draining = true;
+        self.answer_all_watches();
     }
 
     /// Says how much room the log's disk has. What was gathered and has no room any more is refused for now, batches
@@ -416,6 +422,7 @@ impl Node {
             for line in event.iter().flat_map(|event| event.lines(&self.state, &outcome, &effects)) {
                 log::debug!(target: event::TARGET, "{line}");
             }
+            self.wake_watches(op);
             self.count("commands");
             if let Command::NewTerm { .. } = entry.command {
                 self.serving = true;
@@ -432,6 +439,7 @@ impl Node {
             }
             self.answer(now, tag, outcome);
         }
+        self.answer_woken_watches();
     }
 
     /// Takes in that time has passed: ends sessions whose lease ran out, resends what was not heard, lets what is due in
@@ -442,7 +450,7 @@ impl Node {
         }
         self.lapse(now);
         let due = self.state.next_due().is_some_and(|due| due <= now);
-        let quiet = self.state.next_due().is_some() && now >= self.last_at.after_ms(TICK_MS);
+        let quiet = self.state.has_deadlines() && now >= self.last_at.after_ms(TICK_MS);
         if (due || quiet) && !self.tick_in_flight && self.room != Room::Full {
             self.tick_in_flight = true;
             self.gather(now, Command::Tick, Tag::default());
@@ -450,6 +458,7 @@ impl Node {
         while let Some((session, id)) = self.tellings.pop_due(now) {
             self.tell(now, session, id);
         }
+        self.answer_due_watches(now);
     }
 
     /// Takes in what was read for [`FileWork::Read`]; an error is a sentence.
@@ -553,10 +562,11 @@ impl Node {
             return None;
         }
         // Without any room nothing can be decided: waking up for it would only spin.
-        let due = self.state.next_due().filter(|_| !self.tick_in_flight && self.room != Room::Full);
-        let quiet = due.map(|_| self.last_at.after_ms(TICK_MS));
+        let may_tick = !self.tick_in_flight && self.room != Room::Full;
+        let due = self.state.next_due().filter(|_| may_tick);
+        let quiet = (may_tick && self.state.has_deadlines()).then(|| self.last_at.after_ms(TICK_MS));
         let lapse = self.leases.next_look().filter(|_| self.room != Room::Full);
-        [lapse, due, quiet, self.tellings.next()].into_iter().flatten().min()
+        [lapse, due, quiet, self.tellings.next(), self.watches.next_due()].into_iter().flatten().min()
     }
 
     /// Takes a sign of life and what else a request says beside what it asks.

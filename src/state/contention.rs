@@ -17,7 +17,7 @@ use crate::name::Name;
 use crate::state::parts::{ContentionPart, HoldPart};
 use crate::time::Time;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 /// After how much log time the weight of a name counts half, in microseconds.
 const HALVING_US: u64 = 3_600 * 1_000_000;
@@ -228,30 +228,46 @@ fn smoothed(usual: u64, newest: u64) -> u64 {
 /// Who is served together, while an estimate goes through a line: holders, or waits that will hold at one time.
 struct Turn {
     mode: Mode,
-    /// When it begins, in microseconds from now.
+    /// When the last that was looked at is served, in microseconds from now.
     begins: u64,
     /// When all of it is over.
     ends: u64,
-    /// Slots taken or asked for in it.
-    weight: u64,
+    /// Slots that are free at `begins`.
+    free: u64,
+    /// When slots become free after that, and how many.
+    freed: BinaryHeap<Reverse<(u64, u64)>>,
 }
 
 impl Turn {
-    /// When a request of that mode is served that stands behind everything so far, and the turn that then is the last.
-    /// Slots are handed on one by one, so of a turn of slots the waits begin spread over its length.
-    fn then(self, mode: Mode, hold_us: u64) -> (u64, Turn) {
+    /// The turn of those who hold until then, slots aside.
+    fn new(mode: Mode, begins: u64, ends: u64) -> Turn {
+        Turn { mode, begins, ends, free: 0, freed: BinaryHeap::new() }
+    }
+
+    /// The turn that is the last after a request of that mode, which is served when that one `begins`.
+    fn then(mut self, mode: Mode, hold_us: u64) -> Turn {
         match (self.mode, mode) {
-            (Mode::Shared, Mode::Shared) => (self.begins, self),
-            (Mode::Slot { .. }, Mode::Slot { slots, weight }) => {
-                let (weight, slots) = (self.weight + u64::from(weight), u64::from(slots).max(1));
-                let served = self.begins + share(hold_us, weight.saturating_sub(slots), slots);
-                (served, Turn { weight, ends: self.ends.max(served + hold_us), ..self })
+            (Mode::Shared, Mode::Shared) => return self,
+            (Mode::Slot { .. }, Mode::Slot { .. }) => {}
+            (_, Mode::Slot { slots, .. }) => {
+                self = Turn { free: u64::from(slots), ..Turn::new(mode, self.ends, self.ends) };
             }
-            (_, mode) => {
-                let weight = if let Mode::Slot { weight, .. } = mode { u64::from(weight) } else { 0 };
-                (self.ends, Turn { mode, begins: self.ends, ends: self.ends + hold_us, weight })
+            (_, Mode::Exclusive | Mode::Shared) => {
+                return Turn::new(mode, self.ends, self.ends + hold_us);
             }
         }
+        if let Mode::Slot { weight, .. } = mode {
+            let weight = u64::from(weight);
+            while self.free < weight {
+                // Without holders that were looked at, all slots are free at the end.
+                let (at, slots) = self.freed.pop().map_or((self.ends, weight), |Reverse(freed)| freed);
+                (self.begins, self.free) = (self.begins.max(at), self.free + slots);
+            }
+            self.free -= weight;
+            self.freed.push(Reverse((self.begins + hold_us, weight)));
+            self.ends = self.ends.max(self.begins + hold_us);
+        }
+        self
     }
 }
 
@@ -345,26 +361,54 @@ impl State {
             return Some(closed_us);
         }
         let hold_us = self.contention.hold_us(&ask.key)?;
-        // All holders hold in modes that go together, and the youngest of them will be the last to go.
-        let holders = lock.holders.iter().rev().filter(|token| Some(**token) != converts);
-        let last = holders.filter_map(|token| self.live_grant(*token, now)).next();
-        let left_us = last.map_or(0, |grant| left_of(hold_us, now.us_since(grant.since)));
-        let mut turn = Turn {
-            mode: last.map_or(Mode::Exclusive, |grant| grant.mode_of(&ask.key)),
-            begins: closed_us,
-            ends: closed_us.max(left_us),
-            weight: held.slots(),
-        };
+        let mut turn = self.turn_of_holders(ask, lock, converts, hold_us, now);
+        (turn.begins, turn.ends) = (closed_us, turn.ends.max(closed_us));
         let looked = before.min(ESTIMATE_WAITS_MAX);
         for op in lock.converting.iter().chain(&lock.line).take(looked) {
             let wait = &self.waits[op];
             if self.wait_lives(wait, now) {
-                turn = turn.then(wait.mode_of(&ask.key), hold_us).1;
+                turn = turn.then(wait.mode_of(&ask.key), hold_us);
             }
         }
-        let served = turn.then(ask.mode, hold_us).0;
+        let served = turn.then(ask.mode, hold_us).begins;
         Some(if looked < before { share(served, before as u64, looked as u64) } else { served })
     }
+}
+
+impl State {
+    /// The holders of a lock, a grant that is to be converted aside, as the first turn.
+    fn turn_of_holders(
+        &self,
+        ask: &Ask,
+        lock: &Lock,
+        converts: Option<Token>,
+        hold_us: u64,
+        now: Time,
+    ) -> Turn {
+        let grants = || {
+            let tokens = lock.holders.iter().filter(|token| Some(**token) != converts);
+            tokens.take(ESTIMATE_WAITS_MAX).filter_map(|token| self.live_grant(*token, now))
+        };
+        // All holders hold in modes that go together.
+        let mode = grants().next().map_or(Mode::Exclusive, |grant| grant.mode_of(&ask.key));
+        let mut turn = Turn::new(mode, 0, 0);
+        for grant in grants() {
+            let left_us = left_of(hold_us, now.us_since(grant.since));
+            turn.ends = turn.ends.max(left_us);
+            if let Mode::Slot { weight, .. } = grant.mode_of(&ask.key) {
+                turn.freed.push(Reverse((left_us, u64::from(weight))));
+            }
+        }
+        if let Mode::Slot { slots, .. } = mode {
+            let own = converts.map_or(0, |token| slots_of(self.grants[&token].mode_of(&ask.key)));
+            turn.free = u64::from(slots).saturating_sub(lock.held.slots() - own);
+        }
+        turn
+    }
+}
+
+fn slots_of(mode: Mode) -> u64 {
+    if let Mode::Slot { weight, .. } = mode { u64::from(weight) } else { 0 }
 }
 
 /// What is left of a tenure: of the usual length, or another usual one where it took longer than that already.
@@ -472,15 +516,22 @@ mod tests {
             (Mode::Exclusive, vec![Mode::Shared; 3], Mode::Shared, 100),
             (Mode::Exclusive, vec![Mode::Shared; 3], Mode::Exclusive, 200),
             (Mode::Shared, vec![Mode::Exclusive, Mode::Shared, Mode::Shared], Mode::Shared, 200),
-            (Mode::Exclusive, vec![slot(1); 4], slot(1), 125),
-            (Mode::Exclusive, vec![slot(4); 2], slot(2), 250),
+            (Mode::Exclusive, vec![slot(1); 3], slot(1), 100),
+            (Mode::Exclusive, vec![slot(1); 4], slot(1), 200),
+            (Mode::Exclusive, vec![slot(4); 2], slot(2), 300),
+            (Mode::Exclusive, vec![slot(3), slot(2), slot(1), slot(2)], slot(1), 300),
             (Mode::Exclusive, vec![slot(1); 4], Mode::Exclusive, 200),
         ] {
-            let mut turn = Turn { mode: held, begins: 0, ends: 100, weight: 0 };
+            let mut turn = Turn::new(held, 0, 100);
             for mode in &ahead {
-                turn = turn.then(*mode, 100).1;
+                turn = turn.then(*mode, 100);
             }
-            assert_eq!(turn.then(mode, 100).0, expected, "{mode:?} behind {ahead:?}, held {held:?}");
+            assert_eq!(turn.then(mode, 100).begins, expected, "{mode:?} behind {ahead:?}, held {held:?}");
         }
+        let freed = BinaryHeap::from([Reverse((40, 1)), Reverse((10, 2)), Reverse((70, 1))]);
+        let turn = || Turn { free: 0, freed: freed.clone(), ..Turn::new(slot(1), 0, 70) };
+        assert_eq!(turn().then(slot(2), 100).begins, 10, "the first two are free");
+        assert_eq!(turn().then(slot(2), 100).then(slot(2), 100).begins, 70);
+        assert_eq!(turn().then(slot(4), 100).then(slot(1), 100).begins, 170);
     }
 }

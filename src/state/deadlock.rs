@@ -467,7 +467,7 @@ impl<'a> Search<'a> {
 /// The cycle as a sentence.
 fn sentence(steps: &[CycleStep], total: u64) -> String {
     let mut text = String::from("waiting would never end:");
-    for step in steps {
+    for (nth, step) in steps.iter().enumerate() {
         let _ = write!(text, " client {}", step.client);
         if !step.name.is_empty() {
             let _ = write!(text, " {:?}", step.name);
@@ -478,9 +478,10 @@ fn sentence(steps: &[CycleStep], total: u64) -> String {
         if !step.label.is_empty() {
             let _ = write!(text, " ({})", step.label);
         }
+        let who = if nth == 0 { "" } else { ", who" };
         let _ = match step.token {
-            Some(token) => write!(text, " waits for {:?}, held under token {token} by", step.key),
-            None => write!(text, " waits for {:?} behind", step.key),
+            Some(token) => write!(text, "{who} waits for {:?}, held under token {token} by", step.key),
+            None => write!(text, "{who} waits for {:?} behind", step.key),
         };
     }
     match total - steps.len() as u64 {

@@ -1,5 +1,7 @@
 //! What clients receive, in short lines that stay the same from run to run.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -50,6 +52,9 @@ fn notification(method: &str, params: &Map<String, Value>, names: &Names) -> Str
 }
 
 fn result_line(result: &Map<String, Value>, names: &Names) -> String {
+    if let Some(Value::Array(events)) = result.get("events") {
+        return events_line(result, events, names);
+    }
     match (result.get("granted"), result.get("cancelled")) {
         (Some(Value::Bool(true)), _) => format!("granted, {}", members(result, names, &["granted"])),
         (Some(Value::Bool(false)), _) => format!("not granted, {}", blocked(result, names)),
@@ -59,10 +64,40 @@ fn result_line(result: &Map<String, Value>, names: &Names) -> String {
     }
 }
 
+/// What a watch tells, with its cursor as the position that it stands for.
+fn events_line(result: &Map<String, Value>, events: &[Value], names: &Names) -> String {
+    let next = URL_SAFE_NO_PAD.decode(result["next"].as_str().unwrap_or_default()).unwrap_or_default();
+    let mut line = format!("op={} next={}", result["op"], String::from_utf8_lossy(&next));
+    if events.is_empty() {
+        line += ", nothing";
+    }
+    for event in events.iter().filter_map(Value::as_object) {
+        let (op, what) = (&event["op"], event["event"].as_str().unwrap_or_default());
+        let name = plain(&event["name"], names);
+        line +=
+            format!("; {op} {what} {name} {}", members(event, names, &["op", "event", "name"])).trim_end();
+    }
+    line
+}
+
 fn blocked(members: &Map<String, Value>, names: &Names) -> String {
     let mut line = members["reason"].as_str().unwrap_or_default().to_owned();
+    if let Some(key) = members.get("key") {
+        line += &format!(" on {}", plain(key, names));
+    }
     if let Some(position) = members.get("position") {
         line += &format!(", position={position}");
+        // Most stand at the end of the line, as far as they know.
+        let last = position.as_u64().map(|position| position.saturating_sub(1));
+        if let Some(total) = members.get("queue_total").filter(|total| total.as_u64() != last) {
+            line += &format!(" with {total} others in line");
+        }
+    }
+    if let Some(ahead) = members.get("ahead") {
+        line += &format!(", behind {}", plain(ahead, names));
+    }
+    if let Some(estimate) = members.get("estimate_ms") {
+        line += &format!(", in about {estimate} ms");
     }
     if let Some(Value::Array(holders)) = members.get("holders") {
         let total = members.get("holders_total").and_then(Value::as_u64).unwrap_or_default();
@@ -73,9 +108,6 @@ fn blocked(members: &Map<String, Value>, names: &Names) -> String {
         if total != holders.len() as u64 {
             line += &format!(" and others, {total} in all");
         }
-    }
-    if let Some(estimate) = members.get("estimate_ms") {
-        line += &format!(", estimate_ms={estimate}");
     }
     line
 }
@@ -134,13 +166,23 @@ fn plain(value: &Value, names: &Names) -> String {
             let items: Vec<_> = items.iter().map(|item| plain(item, names)).collect();
             format!("[{}]", items.join(", "))
         }
-        // A lock of a grant, in the only mode that there is.
+        // A lock and its mode as scripts write them.
         Value::Object(object)
-            if object.len() == 2 && object.get("mode").is_some_and(|mode| mode == "exclusive") =>
+            if object.contains_key("mode")
+                && object.keys().all(|name| ["key", "mode", "slots", "weight"].contains(&&**name)) =>
         {
-            plain(&object["key"], names)
+            let key = plain(&object["key"], names);
+            match (object["mode"].as_str(), object.get("slots"), object.get("weight")) {
+                (Some("exclusive"), None, None) => key,
+                (_, Some(slots), None) => format!("{key}@1/{slots}"),
+                (_, Some(slots), Some(weight)) => format!("{key}@{weight}/{slots}"),
+                (mode, ..) => format!("{key}@{}", mode.unwrap_or_default()),
+            }
         }
-        Value::Object(object) => format!("{{{}}}", members(object, names, &["mode"])),
+        Value::Object(object) => {
+            let usual = object.get("mode").is_some_and(|mode| mode == "exclusive");
+            format!("{{{}}}", members(object, names, if usual { &["mode"] } else { &[] }))
+        }
         value => value.to_string(),
     }
 }
