@@ -180,6 +180,40 @@ fn a_second_acquire_is_refused_with_75_and_says_who_holds() {
 }
 
 #[test]
+fn who_waits_for_whom_is_told_as_sentences_as_a_graph_and_as_figures() {
+    let bench = Bench::start();
+    assert_eq!(bench.ok(&["explain", "--graph"]), "nobody waits");
+    assert_eq!(bench.json(&["explain", "--graph"]), serde_json::json!([]));
+    bench.ok(&["acquire", "a", "--label", "nightly"]);
+    let holder = bench.json(&["explain", "a"])["holders"][0].clone();
+    let waiting = bench.command(&["acquire", "a", "--wait-forever"]).stdout(Stdio::piped()).spawn().unwrap();
+    bench.until("it stands in line", || bench.waiting("a") == 1);
+    let (client, token) = (&holder["client"], &holder["token"]);
+    let waiter = bench.json(&["explain", "a"])["queue"][0]["client"].clone();
+    let line = format!(
+        "client {waiter} (tenure acquire) waits for \"a\", held by client {client} (tenure acquire), token {token}, label \"nightly\""
+    );
+    assert_eq!(bench.ok(&["explain", "--graph"]), line);
+    assert_eq!(bench.ok(&["explain", "--graph", "--prefix", "b"]), "nobody waits");
+    assert_eq!(bench.json(&["explain", "--graph"])[0]["for"][0]["token"], *token);
+    let dot = bench.ok(&["explain", "--graph", "--dot"]);
+    let arrow = format!("\"client {waiter} (tenure acquire)\" -> \"client {client} (tenure acquire)\"");
+    assert!(dot.starts_with("digraph waits {") && dot.contains(&arrow), "{dot}");
+    let explained = bench.ok(&["explain", "a"]);
+    assert!(explained.contains(&format!(", without limit: held by token {token}")), "{explained}");
+    bench.ok(&["release", "a"]);
+    assert!(waiting.wait_with_output().unwrap().status.success());
+    let top = bench.json(&["top"]);
+    assert_eq!((&top[0]["key"], &top[0]["waits"], &top[0]["tenures"]), (&"a".into(), &1.into(), &1.into()));
+    let row: Vec<String> =
+        bench.ok(&["top"]).lines().nth(1).unwrap().split_whitespace().map(Into::into).collect();
+    assert_eq!((row[0].as_str(), row[1].as_str(), row[3].as_str()), ("a", "0", "1"), "{row:?}");
+    bench.fails(64, &["explain"]);
+    bench.fails(64, &["explain", "a", "--graph"]);
+    bench.fails(64, &["explain", "a", "--dot"]);
+}
+
+#[test]
 fn a_waiting_acquire_gets_the_lock_when_it_is_released_and_the_file_is_its_own() {
     let bench = Bench::start();
     let first = bench.token(&["acquire", "a"]);

@@ -1,7 +1,7 @@
 //! The command line: one file for each group of commands, and what they share.
 //!
 //! ```text
-//! main ─► Cli (flags, variables) ─► one of: serve | locks | keys | files | sessions | status | state
+//! main ─► Cli (flags, variables) ─► one of: serve | locks | explain | keys | files | sessions | status | state
 //!                                     │        └─ context: server, client, format, the kept lock
 //!                                     │             └─ keep: the private files
 //!                                     └─ Failure ─► a sentence on stderr, an exit code
@@ -10,6 +10,7 @@
 mod context;
 mod duration;
 mod exit;
+mod explain;
 mod files;
 mod keep;
 mod keys;
@@ -94,8 +95,10 @@ enum Command {
     Renew(locks::Renew),
     /// List the locks that are held or waited for.
     Locks(locks::Locks),
-    /// Tell who holds a lock since when, and who waits in which place.
-    Explain(locks::Explain),
+    /// Tell who holds a lock since when, and who waits in which place and why; or of all waits who waits for whom.
+    Explain(explain::Explain),
+    /// List the locks that are waited for most: how many waits, how long they took, how long the lock is held.
+    Top(explain::Top),
     /// Print the value of a key.
     Get(keys::Get),
     /// Set a key, under the lock of that name if `acquire` left it held; print its version.
@@ -155,7 +158,8 @@ fn run(cli: Cli) -> exit::Result<()> {
         Command::Release(args) => locks::release(&context, args),
         Command::Renew(args) => locks::renew(&context, args),
         Command::Locks(args) => locks::locks(&context, args),
-        Command::Explain(args) => locks::explain(&context, args),
+        Command::Explain(args) => explain::explain(&context, args),
+        Command::Top(args) => explain::top(&context, args),
         Command::Get(args) => keys::get(&context, args),
         Command::Set(args) => keys::set(&context, args),
         Command::Delete(args) => keys::delete(&context, args),

@@ -4,9 +4,9 @@ use super::guard::millis;
 use super::{Client, Conversion, Error, Mode, Result};
 use crate::identity::SessionId;
 use crate::wire::{
-    Appended, Cleaned, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, Heartbeat, Int, KeyAsk,
-    KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed, SessionItem, Status,
-    Written,
+    Appended, Cleaned, ContentionItem, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, Heartbeat,
+    Int, KeyAsk, KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed,
+    SessionItem, Status, WaitItem, Written,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -437,6 +437,17 @@ impl Client {
     /// The grants on locks whose names begin with `prefix`.
     pub fn list_grants(&self, prefix: &str) -> Pages<GrantItem> {
         self.list("list_grants", prefix)
+    }
+
+    /// The waits in line for locks whose names begin with `prefix`, in the order of their arrival, each with whom it waits
+    /// for: together the graph of who waits for whom.
+    pub fn list_waits(&self, prefix: &str) -> Pages<WaitItem> {
+        self.list("list_waits", prefix)
+    }
+
+    /// The locks that are waited for most, the first of them first. The server keeps figures of at most 128 locks.
+    pub fn list_contention(&self) -> Pages<ContentionItem> {
+        Pages::new(self.clone(), "list_contention", Params::default())
     }
 
     /// The sessions.
