@@ -180,6 +180,52 @@ fn a_second_acquire_is_refused_with_75_and_says_who_holds() {
 }
 
 #[test]
+fn several_locks_are_acquired_and_released_as_one() {
+    let bench = Bench::start();
+    let token = bench.token(&["acquire", "a", "-l", "b=shared", "-l", "pool=2/3"]);
+    assert_eq!(bench.kept(), 3, "each is found by its name");
+    for (lock, mode) in [("a", "exclusive"), ("b", "shared"), ("pool", "2 slots of 3")] {
+        assert!(bench.ok(&["explain", lock]).contains(&format!(", {mode}, token {token},")), "{lock}");
+    }
+    bench.ok(&["append", "a", "x"]);
+    bench.ok(&["renew", "b"]);
+    bench.fails(76, &["release", "a", "c", "--token", &token.to_string()]);
+    let shown = bench.json(&["release", "b"]);
+    assert_eq!((&shown["names"], &shown["token"]), (&serde_json::json!(["a", "b", "pool"]), &token.into()));
+    assert_eq!(bench.kept(), 0);
+    bench.ok(&["acquire", "pool"]);
+    let sentence = bench.fails(75, &["acquire", "other", "pool"]);
+    assert!(sentence.contains("\"other\", \"pool\" were not acquired; \"pool\" is held by"), "{sentence}");
+    assert_eq!(bench.ok(&["explain", "other"]), "other is free", "half of it is nothing");
+}
+
+#[test]
+fn a_shared_lock_is_upgraded_when_nobody_else_shares_it_and_the_token_changes() {
+    let bench = Bench::start();
+    let stranger = tempfile::tempdir().unwrap();
+    let of_stranger = |args: &[&str]| {
+        let output = bench.command(args).env("TENURE_HOME", stranger.path().join("kept")).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", told(&output));
+    };
+    let first = bench.token(&["acquire", "a", "--shared"]);
+    of_stranger(&["acquire", "a", "-s"]);
+    let sentence = bench.fails(75, &["convert", "a", "-x"]);
+    assert!(sentence.contains("held"), "{sentence}");
+    of_stranger(&["release", "a"]);
+    let shown = bench.json(&["convert", "a"]);
+    let second = shown["token"].as_u64().unwrap();
+    assert!(second > first, "{shown}");
+    assert_eq!(shown["locks"], serde_json::json!([{"key": "a", "mode": "exclusive"}]));
+    bench.ok(&["set", "a", "1"]);
+    bench.fails(76, &["renew", "a", "--token", &first.to_string()]);
+    assert_eq!(bench.token(&["convert", "a", "--mode", "1/4"]), second, "that is weaker, and keeps it");
+    bench.fails(64, &["acquire", "b", "-l", "a=1/4", "-l", "b=1/4"]);
+    let sentence = bench.fails(64, &["acquire", "a", "--slots", "5"]);
+    assert!(sentence.contains('4'), "it says how many there are: {sentence}");
+    bench.ok(&["release", "a"]);
+}
+
+#[test]
 fn a_waiting_acquire_gets_the_lock_when_it_is_released_and_the_file_is_its_own() {
     let bench = Bench::start();
     let first = bench.token(&["acquire", "a"]);
@@ -530,6 +576,11 @@ fn usage_errors_are_64_and_say_what_to_write() {
         &["acquire", "a", "--ttl", "1ms"],
         &["acquire", "a", "--wait", "1s", "--nonblock"],
         &["acquire", "a", "--wait-forever", "--nonblock"],
+        &["acquire", "a", "a"],
+        &["acquire", "a", "-s", "-x"],
+        &["acquire", "a", "-s", "--mode", "shared"],
+        &["acquire", "a", "--slots", "3", "--weight", "4"],
+        &["acquire", "a", "-l", "b"],
         &["get", "a", "-o", "xml"],
         &["get", ""],
         &["serve", "--bind", "localhost"],
