@@ -226,6 +226,46 @@ fn a_shared_lock_is_upgraded_when_nobody_else_shares_it_and_the_token_changes() 
 }
 
 #[test]
+fn a_command_runs_under_its_locks_and_knows_their_names_and_the_token() {
+    let bench = Bench::start();
+    let script = "echo \"$TENURE_TOKEN\"; echo \"$TENURE_NAMES\"; \"$0\" set a 7 >/dev/null && \"$0\" explain b >&2; exit 3";
+    let output = bench.run(&["run", "a", "-l", "b=shared", "--", "sh", "-c", script, TENURE]);
+    assert_eq!(output.status.code(), Some(3), "{}", told(&output));
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    let (token, names) = out.split_once('\n').unwrap();
+    assert_eq!(names, "a\nb\n");
+    assert!(err.contains("b is held") && err.contains(&format!("shared, token {token},")), "{err}");
+    assert_eq!(bench.ok(&["get", "a"]), "7");
+    assert_eq!(bench.ok(&["explain", "a"]), "a is free");
+    assert_eq!(bench.kept(), 0);
+    bench.ok(&["acquire", "a"]);
+    bench.fails(75, &["run", "a", "b", "--", "true"]);
+    bench.fails(127, &["run", "b", "--", "/no/such/program"]);
+    assert_eq!(bench.ok(&["explain", "b"]), "b is free");
+}
+
+#[test]
+fn a_command_whose_lock_is_lost_is_stopped() {
+    let bench = Bench::start();
+    let running = bench.command(&["run", "a", "--", "sleep", "600"]).stderr(Stdio::piped()).spawn().unwrap();
+    bench.until("it holds the lock", || bench.json(&["explain", "a"])["locked"] == true);
+    let client = bench.json(&["explain", "a"])["holders"][0]["client"].to_string();
+    bench.ok(&["sessions", "kill", &client]);
+    let output = running.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(76), "{}", told(&output));
+    let ends = bench.command(&["run", "a", "--", "sleep", "600"]).spawn();
+    let mut ends = ends.unwrap();
+    bench.until("it holds the lock", || bench.json(&["explain", "a"])["locked"] == true);
+    bench.until("its command runs", || {
+        let pid = rustix::process::Pid::from_child(&ends);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        ends.try_wait().unwrap().is_some()
+    });
+    assert_eq!(ends.wait().unwrap().code(), Some(143));
+    bench.until("it is free", || bench.json(&["explain", "a"])["locked"] == false);
+}
+
+#[test]
 fn a_waiting_acquire_gets_the_lock_when_it_is_released_and_the_file_is_its_own() {
     let bench = Bench::start();
     let first = bench.token(&["acquire", "a"]);
@@ -581,6 +621,8 @@ fn usage_errors_are_64_and_say_what_to_write() {
         &["acquire", "a", "-s", "--mode", "shared"],
         &["acquire", "a", "--slots", "3", "--weight", "4"],
         &["acquire", "a", "-l", "b"],
+        &["run", "a"],
+        &["run", "--", "true"],
         &["get", "a", "-o", "xml"],
         &["get", ""],
         &["serve", "--bind", "localhost"],
