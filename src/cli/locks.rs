@@ -136,16 +136,10 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
     let keep = context.keep()?;
     // Before anything is asked: a grant that cannot be written down would be lost to this user.
     keep.prepare()?;
-    let locks = args.asked.locks()?;
+    let locks = args.locks()?;
     let names: Vec<String> = locks.iter().map(|(name, _)| name.clone()).collect();
     let server = context.server()?;
-    let client = Client::builder()
-        .name("tenure acquire")
-        .label(args.label.clone())
-        .ttl(args.ttl)
-        .deadline(context.timeout())
-        .reopen(false)
-        .connect(server)?;
+    let client = connect(context, args, "tenure acquire")?;
     let interrupted = close_on_signal(&client)?;
     let guard = match stand_in_line(context, &client, args, &locks) {
         Ok(guard) => guard,
@@ -182,7 +176,18 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
     context.output().one(&shown, &token.to_string())
 }
 
+/// A client with a session that is there for one grant.
+pub(crate) fn connect(context: &Context, args: &Acquire, name: &str) -> Result<Client> {
+    let builder = Client::builder().name(name).label(args.label.clone()).ttl(args.ttl);
+    Ok(builder.deadline(context.timeout()).reopen(false).connect(context.server()?)?)
+}
+
 impl Acquire {
+    /// The locks with their modes, in the order of their names.
+    pub(crate) fn locks(&self) -> Result<Vec<(String, Mode)>> {
+        self.asked.locks()
+    }
+
     /// The flags win over the variable, and of two flags neither does (clap refuses them).
     fn wait(&self) -> Wait {
         match (self.nonblock, self.wait_forever) {
@@ -193,7 +198,7 @@ impl Acquire {
     }
 }
 
-fn stand_in_line(
+pub(crate) fn stand_in_line(
     context: &Context,
     client: &Client,
     args: &Acquire,
@@ -284,7 +289,7 @@ pub(crate) fn not_acquired(names: &[String], blocked: &Blocked) -> String {
 }
 
 /// Tells on stderr where in line the command stands, once, if it stands there for long enough to wonder.
-pub(crate) fn tell_place(names: &[String], places: &Receiver<Pending>) {
+fn tell_place(names: &[String], places: &Receiver<Pending>) {
     let until = Instant::now() + TELL_AFTER;
     let mut last = None;
     loop {

@@ -17,6 +17,7 @@ mod keys;
 mod locks;
 mod modes;
 mod output;
+mod run;
 mod serve;
 mod sessions;
 mod shell;
@@ -89,6 +90,8 @@ enum Command {
     Acquire(Box<locks::Acquire>),
     /// Give locks that `acquire` left held another mode, without letting go; print the token, which an upgrade changes.
     Convert(Box<locks::Convert>),
+    /// Run a command while locks are held: `tenure run NAME -- COMMAND`. Ends with its exit code; stops it after a loss.
+    Run(Box<run::Run>),
     /// Release a lock that `acquire` left held.
     Release(locks::Release),
     /// Keep a lock that `acquire` left held; print how long it lives from now.
@@ -154,6 +157,7 @@ fn run(cli: Cli) -> exit::Result<()> {
     match &cli.command {
         Command::Serve(args) => serve::serve(args),
         Command::Acquire(args) => locks::acquire(&context, args),
+        Command::Run(args) => run::run(&context, args),
         Command::Convert(args) => locks::convert(&context, args),
         Command::Release(args) => locks::release(&context, args),
         Command::Renew(args) => locks::renew(&context, args),
@@ -188,7 +192,7 @@ fn parse() -> Result<Cli, clap::Error> {
 /// `--wait` beside `--nonblock` or `--wait-forever` is a contradiction, but the variable of `--wait` beside them is not:
 /// the flag wins. Clap's own conflicts do not tell the two apart.
 fn refuse_two_waits(matches: &ArgMatches) -> Result<(), clap::Error> {
-    let Some(("acquire", acquire)) = matches.subcommand() else { return Ok(()) };
+    let Some(("acquire" | "run", acquire)) = matches.subcommand() else { return Ok(()) };
     let given = |flag| acquire.value_source(flag) == Some(ValueSource::CommandLine);
     if given("wait") && (given("nonblock") || given("wait_forever")) {
         return Err(Cli::command().error(
