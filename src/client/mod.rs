@@ -31,11 +31,13 @@ mod tenure;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod transaction;
 
 pub use error::Error;
 pub use guard::{Attempt, Blocked, Guard, LockRequest};
-pub use keys::{Entry, Fence, FileChunk, Pages};
+pub use keys::{Entry, Fence, FileChunk, Pages, Put};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
+pub use transaction::Transaction;
 
 use crate::identity::{Nonce, SessionId};
 use crate::wire::{Params, Pending};
