@@ -8,6 +8,7 @@ use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::outcome::{Loss, Outcome};
+use crate::state::WatchEvent;
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -22,12 +23,18 @@ pub struct Parts {
     pub sessions: Vec<SessionPart>,
     /// In the order of their tokens.
     pub grants: Vec<GrantPart>,
+    /// Locks that are closed, in the order of their names.
+    pub delays: Vec<DelayPart>,
     /// In the order of their arrival.
     pub waits: Vec<WaitPart>,
+    /// Lines that are not served to their end, in the order of their names.
+    pub unserved: Vec<UnservedPart>,
     /// In the order of their names.
     pub keys: Vec<KeyPart>,
     /// In the order of their names.
     pub files: Vec<FilePart>,
+    /// What happened lately, in the order in which it did.
+    pub history: Vec<WatchEvent>,
 }
 
 /// What a state has one of.
@@ -50,6 +57,10 @@ pub struct Head {
     pub durability: Durability,
     /// The caps in force.
     pub limits: Limits,
+    /// How many waits were allowed because looking for a deadlock would have taken too long.
+    pub unchecked_waits: u64,
+    /// What happened up to this command is not in the history any more; all that came after it is.
+    pub history_after: Op,
 }
 
 /// A session.
@@ -152,6 +163,28 @@ pub struct WaitPart {
     pub since: Time,
     /// When it gives up, if ever.
     pub deadline: Option<Time>,
+    /// The grant that it converts, if it is a conversion.
+    pub converts: Option<Token>,
+}
+
+/// A lock that is closed for the lock-delay of its last tenure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DelayPart {
+    /// The lock.
+    pub key: Name,
+    /// Until when.
+    pub until: Time,
+}
+
+/// A line that had more to serve than one command may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnservedPart {
+    /// The lock.
+    pub key: Name,
+    /// How many waits at the head of its line were found to fit so far.
+    pub open: u64,
 }
 
 /// A key.
