@@ -448,7 +448,8 @@ mod tests {
             self.apply(Command::Request(Request { session, id, ack, got: Vec::new(), call }))
         }
 
-        fn check(&self) {
+        fn check(&mut self) {
+            self.pass();
             let found: BTreeMap<String, Plain> = self
                 .state
                 .keys("", None, self.at)
@@ -501,6 +502,7 @@ mod tests {
                     self.apply(Command::Tick);
                 }
                 1 => {
+                    self.pass();
                     self.live.remove(&session);
                     self.apply(Command::EndSession { session, term: 1, reason: EndReason::Killed });
                 }
