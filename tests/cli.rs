@@ -495,6 +495,69 @@ fn absent_is_not_null_and_not_unreachable() {
 }
 
 #[test]
+fn a_key_has_a_ttl_or_goes_with_the_kept_session() {
+    let bench = Bench::start();
+    bench.ok(&["set", "short", "1", "--ttl", "200ms"]);
+    bench.until("the key has gone", || bench.run(&["get", "short"]).status.code() == Some(1));
+    bench.ok(&["set", "long", "1", "--ttl", "365d"]);
+    assert!(bench.json(&["get", "long"])["ttl_left_ms"].as_u64().unwrap() > 364 * 86_400_000);
+    bench.fails(64, &["set", "k", "1", "--ttl", "366d"]);
+    let sentence = bench.fails(64, &["set", "leader", "1", "--bound"]);
+    assert!(sentence.contains("tenure acquire"), "{sentence}");
+    let token = bench.ok(&["acquire", "leader"]);
+    bench.ok(&["set", "leader", "1", "--bound"]);
+    bench.ok(&["set", "beside", "2", "--bound", "--token", &token]);
+    let client = bench.json(&["get", "leader"])["bound_to"].clone();
+    assert!(client.is_u64());
+    assert_eq!(bench.json(&["get", "beside"])["bound_to"], client);
+    bench.ok(&["release", "leader"]);
+    bench.fails(1, &["get", "leader"]);
+    bench.fails(1, &["get", "beside"]);
+}
+
+#[test]
+fn a_transaction_is_given_as_flags_or_as_json() {
+    let bench = Bench::start();
+    let version = bench.ok(&["txn", "--compare", "a=0", "--set", "a=1", "--set", "b={\"n\": 2}"]);
+    assert_eq!(bench.json(&["get", "b"])["version"].to_string(), version);
+    let sentence = bench.fails(1, &["txn", "--compare", "a=0", "--set", "a=2", "--delete", "b"]);
+    assert!(sentence.contains("\"a\" has version"), "{sentence}");
+    let asked =
+        format!(r#"{{"compare":[{{"key":"a","version":{version}}}],"apply":[{{"key":"b","delete":true}}]}}"#);
+    let mut child =
+        bench.command(&["txn", "-o", "json"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(asked.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["applied"], true);
+    bench.fails(1, &["get", "b"]);
+    bench.ok(&["txn", r#"{"apply":[{"key":"c","value":null,"ttl_ms":60000}]}"#]);
+    assert!(bench.json(&["get", "c"])["ttl_left_ms"].is_u64());
+    for (args, words) in [
+        (&["txn", "{"][..], "txn --help"),
+        (&["txn", r#"{"aply":[]}"#], "aply"),
+        (&["txn", "--set", "a"], "KEY=VALUE"),
+        (&["txn", "--set", "a=text"], "quote it"),
+        (&["txn", "--compare", "a=x"], "KEY=VERSION"),
+        (&["txn", "{}"], "at least one key"),
+        (&["txn", "--set", "z=1", "--bound"], "tenure acquire"),
+    ] {
+        let sentence = bench.fails(64, args);
+        assert!(sentence.contains(words), "{args:?}: {sentence}");
+    }
+    // Under a kept lock it acts with its token; under two it must be told which.
+    let token = bench.ok(&["acquire", "a"]);
+    bench.ok(&["txn", "--set", "a=5", "--set", "free=6"]);
+    bench.ok(&["txn", "--set", "d=1", "--ttl", "1m", "--bound", "--token", &token]);
+    bench.ok(&["acquire", "b"]);
+    let sentence = bench.fails(64, &["txn", "--set", "a=7", "--set", "b=7"]);
+    assert!(sentence.contains("--token"), "{sentence}");
+    assert_eq!(bench.ok(&["get", "a"]), "5");
+    bench.ok(&["release", "a"]);
+    bench.fails(1, &["get", "d"]);
+}
+
+#[test]
 fn versions_guard_a_key_and_a_held_lock_guards_it_more() {
     let bench = Bench::start();
     let version = bench.ok(&["set", "k", "1", "--if-version", "0"]);

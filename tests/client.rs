@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tenure::client::{Attempt, Client, Error, GrantState, LostCause, Mode};
+use tenure::client::{Attempt, Client, Error, GrantState, LostCause, Mode, Transaction};
 use tenure::kind::Kind;
 use tenure::outcome::Reason;
 
@@ -377,6 +377,60 @@ fn a_hundred_files_are_written_and_found_again_after_a_restart() {
     for name in ["../x", "/file_0", "file_0/", ""] {
         assert_eq!(client.read_all(name).unwrap_err().kind(), Some(Kind::BadName), "{name}");
     }
+}
+
+#[test]
+fn keys_live_as_long_as_they_were_set_for() {
+    let server = server();
+    let reader = Client::connect(server.address).unwrap();
+    let client = Client::builder().name("short").connect(server.address).unwrap();
+    let number = client.session().unwrap().client;
+    client.put("quick", &1).ttl(Duration::from_millis(300)).if_version(0).send().unwrap();
+    client.put("slow", &1).ttl(Duration::from_secs(1_000)).send().unwrap();
+    client.put_raw("mine", "{\"n\": [1.50]}").bound().send().unwrap();
+    let slow = reader.get("slow").unwrap().unwrap();
+    assert!(slow.ttl_left.unwrap() > Duration::from_secs(900), "{slow:?}");
+    let mine = reader.get("mine").unwrap().unwrap();
+    assert_eq!((mine.value.get(), mine.bound_to, mine.ttl_left), ("{\"n\": [1.50]}", Some(number), None));
+    let items: Vec<_> = reader.prefix("m").map(Result::unwrap).collect();
+    assert_eq!((items[0].value.get(), items[0].life.client), ("{\"n\": [1.50]}", Some(number)));
+    while reader.get("quick").unwrap().is_some() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let bad = client.put("x", &1).ttl(Duration::from_millis(1)).send().unwrap_err();
+    assert_eq!(bad.kind(), Some(Kind::InvalidParams));
+    assert!(matches!(client.put_raw("x", "{").ttl(Duration::from_secs(1)).send(), Err(Error::Invalid(_))));
+    client.close().unwrap();
+    assert!(reader.get("mine").unwrap().is_none());
+    assert!(reader.get("slow").unwrap().is_some());
+}
+
+#[test]
+fn a_transaction_changes_all_or_nothing() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let version = client.transaction().compare("a", 0).set("a", &1).set("b", &"two").commit().unwrap();
+    assert_eq!(client.get("a").unwrap().unwrap().version, version);
+    let error = client.transaction().compare("a", version + 1).set("b", &3).delete("a").commit().unwrap_err();
+    match &error {
+        Error::Refused { data, .. } => {
+            assert_eq!((data.key.as_deref(), data.version), (Some("a"), Some(version)), "{error}");
+        }
+        other => panic!("{other}"),
+    }
+    assert_eq!(client.get_as::<String>("b").unwrap().unwrap(), "two");
+    let guard = client.lock("a").acquire().unwrap();
+    let ttl = Duration::from_secs(60);
+    let changes = |transaction: Transaction| transaction.set_for("a", &2, ttl).set_bound("c", &3).delete("b");
+    let error = changes(client.transaction()).commit().unwrap_err();
+    assert_eq!(error.kind(), Some(Kind::Guarded));
+    changes(guard.fence().unwrap().transaction()).commit().unwrap();
+    assert!(client.get("a").unwrap().unwrap().ttl_left.unwrap() <= ttl);
+    assert!(client.get("b").unwrap().is_none());
+    assert!(client.get("c").unwrap().unwrap().bound_to.is_some());
+    let no_json = std::collections::BTreeMap::from([((1, 2), 3)]);
+    assert!(matches!(client.transaction().set("x", &no_json).commit(), Err(Error::Invalid(_))));
+    assert_eq!(client.transaction().commit().unwrap_err().kind(), Some(Kind::InvalidParams));
 }
 
 #[test]
