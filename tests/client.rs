@@ -597,3 +597,67 @@ fn over_a_line_that_loses_and_doubles_upgrades_count_right_and_leave_nothing() {
     assert_eq!(client.get_as::<u64>("n").unwrap(), Some(15));
     assert!(!client.is_locked("n").unwrap());
 }
+
+#[test]
+fn a_watch_over_a_bad_line_and_kills_of_the_server_tells_each_version_once_and_in_order() {
+    let mut server = server();
+    let line = BadLine::to(server.address);
+    let lazy =
+        |address| Client::builder().deadline(Duration::from_secs(30)).lazy(true).connect(address).unwrap();
+    let watching = lazy(line.address);
+    let mut watch = watching.watch("k/");
+    let begun = watch.begin().unwrap();
+    let writing = lazy(server.address);
+    let (tell, told) = mpsc::channel();
+    let writer = std::thread::spawn(move || {
+        (0..150).for_each(|number| {
+            tell.send(writing.set(&format!("k/{}", number % 3), &number).unwrap()).unwrap()
+        });
+    });
+    let (mut written, mut seen) = (Vec::new(), Vec::new());
+    for round in 0..150 {
+        written.push(told.recv().unwrap());
+        if round % 50 == 30 {
+            server.restart().unwrap();
+        }
+    }
+    writer.join().unwrap();
+    for event in watch.by_ref().take(100) {
+        seen.push(event.unwrap());
+    }
+    // Another program goes on where this one was, in the middle of a page.
+    let place = watch.place().unwrap();
+    drop((watch, watching));
+    let mut other = lazy(line.address).watch("k/").resume(&place).unwrap();
+    seen.extend(other.by_ref().take(50).map(|event| event.unwrap()));
+    assert!(seen.iter().all(|event| event.event == "key_set" && event.op > begun));
+    assert_eq!(seen.iter().map(|event| event.version.unwrap()).collect::<Vec<_>>(), written);
+    assert_eq!(other.next_within(Duration::from_millis(50)).unwrap(), None);
+}
+
+#[test]
+fn a_watch_says_what_it_cannot_tell_and_ends() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let version = client.set("k", &1).unwrap();
+    let mut watch = client.watch("").after(version + 1_000_000);
+    let error = watch.next().unwrap().unwrap_err();
+    assert!(matches!(error, Error::Compacted { oldest: 0, .. }), "{error}");
+    assert_eq!(error.kind(), Some(Kind::Compacted));
+    assert!(watch.next().is_none() && matches!(watch.next_within(Duration::ZERO), Err(Error::Closed)));
+    assert!(matches!(client.watch("").resume("+x"), Err(Error::Invalid(_))));
+    // A place inside what one command did: one event of two was given.
+    let (mut several, guard) = (client.watch("a").after(version), client.lock("a1").acquire().unwrap());
+    assert_eq!(several.next().unwrap().unwrap().event, "lock_granted");
+    let place = several.place().unwrap();
+    guard.release().unwrap();
+    let events: Vec<_> =
+        client.watch("a").resume(&place).unwrap().take(1).map(|event| event.unwrap().event).collect();
+    assert_eq!(events, ["lock_released"]);
+    // A watch that waits ends with its client.
+    let closing = client.clone();
+    let waiting = std::thread::spawn(move || client.watch("nothing").next().unwrap().unwrap_err());
+    std::thread::sleep(Duration::from_millis(100));
+    closing.close().unwrap();
+    assert!(matches!(waiting.join().unwrap(), Error::Closed | Error::Unreachable { .. }));
+}
