@@ -5,14 +5,19 @@
 //! that the model says, and so must every lock, line, key, file, loss and kept reply. Beside it run a twin, which is taken
 //! apart and built anew again and again, and a snapshot with the commands behind it, which replaces the state at a crash.
 //!
-//! `TENURE_COMMANDS=1000000` runs longer, `TENURE_SEED=…` repeats a run.
+//! `TENURE_COMMANDS=1000000` runs longer, `TENURE_SEED=…` repeats a run, `TENURE_FAMILIES=modes,delay` draws nothing but
+//! exclusive locks, keys, files and these families of commands.
 
+#[path = "model/keys.rs"]
+mod keys;
+#[path = "model/lines.rs"]
+mod lines;
 #[path = "model/model.rs"]
 mod model;
 #[path = "model/random.rs"]
 mod random;
 
-use model::{Model, told};
+use model::{Model, Seen, told};
 use random::Draw;
 use std::collections::{BTreeMap, VecDeque};
 use tenure::command::{Command, Request};
@@ -103,7 +108,7 @@ impl Run {
 
     fn step(&mut self, number: u64) {
         self.at = self.draw.time(self.at, self.state.next_due());
-        let command = self.draw.command(&self.model, self.at.as_micros());
+        let command = self.draw.command(&self.model);
         self.op = tenure::log::next_op(self.op, &command);
         if self.last.len() == 30 {
             self.last.pop_front();
@@ -114,7 +119,10 @@ impl Run {
         let outcome = self.state.apply(self.op, self.at, &command, &mut effects);
         let twin = self.twin.apply(self.op, self.at, &command, &mut Vec::new());
         self.behind.push((self.op, self.at, command.clone()));
-        let expected = self.model.apply(self.op, self.at.as_micros(), &command);
+        let seen = Seen::new(&self.state, &outcome, &effects);
+        let expected = self.model.apply(self.op, self.at.as_micros(), &command, seen);
+        let faults = std::mem::take(&mut self.model.faults);
+        self.check(faults.is_empty(), || format!("{outcome:?}\n{faults:#?}"));
         self.check(told(&outcome) == expected, || format!("{outcome:?}\nbut the model says {expected:?}"));
         self.check(outcome == twin, || format!("{outcome:?}\nbut the twin says {twin:?}"));
         self.check(self.state.digest() == self.twin.digest(), || "the digests differ".into());
@@ -194,7 +202,9 @@ impl Run {
                 },
             }
         }
-        let expected = std::mem::take(&mut self.model.settled);
+        settled.sort();
+        let mut expected = std::mem::take(&mut self.model.settled);
+        expected.sort();
         self.check(settled == expected, || {
             format!("{settled:?} were settled, and the model says {expected:?}")
         });
@@ -241,16 +251,12 @@ impl Run {
             let held: Vec<_> = self
                 .state
                 .live_grants(0, Time::from_micros(now))
-                .map(|(token, grant)| (token, grant.asks[0].key.to_string(), grant.owner.to_string()))
+                .map(|(token, grant)| (token, grant.asks.clone(), grant.owner.to_string()))
                 .collect();
             let expected = self.model.live_grants(now);
             self.check(held == expected, || {
                 format!("at {now} held: {held:?}\nbut the model says {expected:?}")
             });
-            let mut keys: Vec<_> = held.iter().map(|(_, key, _)| key).collect();
-            keys.sort();
-            keys.dedup();
-            self.check(keys.len() == held.len(), || format!("two holders: {held:?}"));
             for key in random::NAMES {
                 let line: Vec<_> = self.state.line(key, Time::from_micros(now)).map(|(op, _)| op).collect();
                 let expected = self.model.live_line(key, now);
@@ -262,9 +268,14 @@ impl Run {
         let keys: Vec<_> = self
             .state
             .keys("", None)
-            .map(|(name, key)| (name.to_string(), key.value.to_string(), key.version))
+            .map(|(name, key)| (name.as_str(), key.value.to_string(), key.version))
             .collect();
-        let expected = self.model.keys();
+        let expected: Vec<_> = self
+            .model
+            .keys_at(at)
+            .into_iter()
+            .map(|(name, key)| (name, key.value.clone(), key.version))
+            .collect();
         self.check(keys == expected, || format!("keys: {keys:?}\nbut the model says {expected:?}"));
         let files: Vec<_> = self
             .state
@@ -295,8 +306,14 @@ impl Run {
         for (id, expected) in &self.model.sessions {
             let session = self.state.session(*id).expect("it is known");
             self.check(session.is_live() == expected.ended.is_none(), || format!("{id}: is it live?"));
-            let losses: Vec<_> = session.losses_after(0).map(|loss| (loss.op, loss.token)).collect();
-            let told: Vec<_> = expected.losses.iter().copied().collect();
+            let losses: Vec<_> = session
+                .losses_after(0)
+                .map(|loss| {
+                    let keys = loss.keys.iter().map(|key| key.to_string()).collect();
+                    (loss.op, loss.token, loss.reason, keys, loss.note.to_string())
+                })
+                .collect();
+            let told: Vec<_> = expected.losses.iter().cloned().collect();
             self.check(losses == told, || format!("{id} lost {losses:?}, not {told:?}"));
         }
         let counts: BTreeMap<_, _> = self.state.counts().into_iter().collect();
@@ -304,6 +321,10 @@ impl Run {
         for (name, count) in expected {
             self.check(counts[name] == count, || format!("{} {name}, not {count}", counts[name]));
         }
+        let locks: Vec<String> =
+            self.state.locks("", None, self.at).map(|lock| lock.key.to_string()).collect();
+        let expected = self.model.locks();
+        self.check(locks == expected, || format!("{locks:?} leave a trace, not {expected:?}"));
     }
 
     fn check_same(&self, one: &State, other: &State, what: &str) {

@@ -1,0 +1,479 @@
+//! Keys, files, what guards them, and what is staged for them.
+
+use crate::model::{Model, Out, Said, refused};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tenure::command::{Call, Change, Compare, Life, Mode};
+use tenure::identity::SessionId;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct MKey {
+    pub(crate) value: String,
+    pub(crate) version: u64,
+    /// When its own time is over.
+    pub(crate) until: Option<u64>,
+    /// The session that it is bound to.
+    pub(crate) bound: Option<SessionId>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct MFile {
+    pub(crate) generation: u64,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) fault: bool,
+}
+
+/// One write of a section, which takes effect at the release or not at all.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Staged {
+    pub(crate) op: u64,
+    pub(crate) what: What,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum What {
+    Set { key: String, value: String, life: Life },
+    Delete { key: String },
+    Append { file: String, data: Vec<u8> },
+}
+
+impl What {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            What::Set { key: name, .. } | What::Delete { key: name } | What::Append { file: name, .. } => {
+                name
+            }
+        }
+    }
+
+    fn is_of_key(&self) -> bool {
+        matches!(self, What::Set { .. } | What::Delete { .. })
+    }
+
+    fn bytes(&self) -> u64 {
+        let content = match self {
+            What::Set { value, .. } => value.len(),
+            What::Delete { .. } => 0,
+            What::Append { data, .. } => data.len(),
+        };
+        (self.name().len() + content) as u64
+    }
+}
+
+/// CRC-32C, bit by bit (RFC 3720, appendix B.4).
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg()))
+    })
+}
+
+/// What somebody sees: the committed state, or a section's own view of it.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) keys: BTreeMap<String, MKey>,
+    pub(crate) files: BTreeMap<String, MFile>,
+}
+
+impl Model {
+    /// Whether a key is there at `now`: its time and its session have not ended, or they did while its lock was held
+    /// exclusively, and it still is.
+    fn key_lives(&self, name: &str, key: &MKey, now: u64) -> bool {
+        let over =
+            key.until.is_some_and(|until| until <= now) || key.bound.is_some_and(|of| !self.is_live(of));
+        !over || self.exclusive_holder(name, now).is_some()
+    }
+
+    /// Keys that are gone by now do not come back, whatever happens to their locks.
+    pub(crate) fn let_keys_go(&mut self) {
+        let keys = self.keys.clone();
+        let live = |name: &str, key: &MKey| self.key_lives(name, key, self.at);
+        self.keys = keys.into_iter().filter(|(name, key)| live(name, key)).collect();
+    }
+
+    /// The committed keys at `now`.
+    pub(crate) fn keys_at(&self, now: u64) -> BTreeMap<&str, &MKey> {
+        let live = self.keys.iter().filter(|(name, key)| self.key_lives(name, key, now));
+        live.map(|(name, key)| (name.as_str(), key)).collect()
+    }
+
+    pub(crate) fn exclusive_holder(&self, key: &str, now: u64) -> Option<u64> {
+        let mut holders = self.holders(key, now).into_iter();
+        holders.find(|(_, mode)| *mode == Mode::Exclusive).map(|(grant, _)| grant.token)
+    }
+
+    /// Files and what is staged may be written by the exclusive holder alone.
+    fn holds(&self, me: SessionId, holder: Option<SessionId>, token: u64, key: &str) -> Result<bool, Out> {
+        let grant = self.mine(me, holder, token)?;
+        match grant.mode(key) {
+            Some(Mode::Exclusive) => Ok(grant.terms.atomic),
+            _ => Err(refused("not_holder", "")),
+        }
+    }
+
+    /// Who may write a key, and whether it is staged.
+    fn may_write(
+        &self,
+        me: SessionId,
+        holder: Option<SessionId>,
+        token: Option<u64>,
+        key: &str,
+    ) -> Result<bool, Out> {
+        let mut atomic = false;
+        if let Some(token) = token {
+            atomic = self.mine(me, holder, token)?.terms.atomic;
+        }
+        if let Some(token) = token.filter(|_| atomic) {
+            return self.holds(me, holder, token, key);
+        }
+        let no = if token.is_some() { "not_holder" } else { "guarded" };
+        let held = self.holders(key, self.at);
+        if held.iter().any(|(_, mode)| *mode == Mode::Shared) {
+            return Err(refused(no, ""));
+        }
+        if let Some((grant, _)) = held.iter().find(|(_, mode)| *mode == Mode::Exclusive) {
+            return if Some(grant.token) == token { Ok(false) } else { Err(refused(no, "")) };
+        }
+        match self.is_closed(key, self.at) {
+            true => Err(refused(no, "")),
+            false => Ok(false),
+        }
+    }
+
+    pub(crate) fn is_staged(&self, token: u64, name: &str) -> bool {
+        let grant = self.lines.grants.iter().find(|grant| grant.token == token);
+        grant.is_some_and(|grant| grant.section.iter().any(|staged| staged.what.name() == name))
+    }
+
+    /// What a reader sees; with a token also what is staged under it. A staged key has as version the command that staged it.
+    pub(crate) fn view(&self, token: Option<u64>) -> View {
+        let keys =
+            self.keys_at(self.at).into_iter().map(|(name, key)| (name.to_owned(), key.clone())).collect();
+        let mut view = View { keys, files: self.files.clone() };
+        let grant = self.lines.grants.iter().find(|grant| Some(grant.token) == token);
+        if let Some(grant) = grant {
+            for staged in &grant.section {
+                self.put(&mut view, &staged.what, staged.op, grant.session);
+            }
+        }
+        view
+    }
+
+    /// Does one write to a view.
+    fn put(&self, view: &mut View, what: &What, version: u64, session: SessionId) {
+        match what {
+            What::Set { key, value, life } => {
+                let until = life.ttl_ms.map(|ms| self.at + ms * 1_000);
+                let bound = life.bound.then_some(session);
+                view.keys.insert(key.clone(), MKey { value: value.clone(), version, until, bound });
+            }
+            What::Delete { key } => {
+                view.keys.remove(key);
+            }
+            What::Append { file, data } => {
+                let file = view.files.entry(file.clone());
+                let file = file.or_insert(MFile { generation: version, bytes: Vec::new(), fault: false });
+                file.bytes.extend_from_slice(data);
+            }
+        }
+    }
+
+    fn fits_keys(&self, view: &View) -> Result<(), Out> {
+        let grows = view.keys.len() > self.keys.len();
+        if grows && view.keys.len() as u64 > self.limits().keys {
+            return Err(refused("limit", "keys"));
+        }
+        let bytes: usize = view.keys.iter().map(|(name, key)| name.len() + key.value.len()).sum();
+        if bytes as u64 > self.limits().key_bytes {
+            return Err(refused("limit", "key_bytes"));
+        }
+        Ok(())
+    }
+
+    fn has_version(view: &View, key: &str, if_version: Option<u64>) -> Result<(), Out> {
+        let version = view.keys.get(key).map_or(0, |key| key.version);
+        match if_version {
+            Some(asked) if asked != version => Err(refused("version_mismatch", version.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Stages writes under a grant, if they find room in its section.
+    fn stage(&mut self, token: u64, what: Vec<What>) -> Result<(), Out> {
+        let all = |grant: &crate::lines::MGrant| {
+            grant.section.iter().map(|staged| staged.what.bytes()).sum::<u64>()
+        };
+        let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("it is mine");
+        let (writes, bytes) = (grant.section.len() + what.len(), all(grant));
+        let more: u64 = what.iter().map(What::bytes).sum();
+        let staged: u64 = self.lines.grants.iter().map(all).sum();
+        let limits = self.limits();
+        if writes as u64 > limits.section_writes {
+            return Err(refused("limit", "section_writes"));
+        }
+        if bytes + more > limits.section_bytes {
+            return Err(refused("limit", "section_bytes"));
+        }
+        if staged + more > limits.staged_bytes {
+            return Err(refused("limit", "staged_bytes"));
+        }
+        let op = self.op;
+        self.grant_mut(token).section.extend(what.into_iter().map(|what| Staged { op, what }));
+        Ok(())
+    }
+
+    pub(crate) fn write(&mut self, me: SessionId, call: &Call) -> Said {
+        match call {
+            Call::Set { key, value, if_version, life, token, holder } => {
+                let staged = self.may_write(me, *holder, *token, key)?;
+                if value.len() as u64 > self.limits().value_bytes {
+                    return Err(refused("too_large", "value_bytes"));
+                }
+                let view = self.view(token.filter(|_| staged));
+                Model::has_version(&view, key, *if_version)?;
+                let what = What::Set { key: key.to_string(), value: value.to_string(), life: *life };
+                self.change_keys(me, *holder, token.filter(|_| staged), view, vec![what])?;
+                Ok(Out::Set { version: self.op, staged })
+            }
+            Call::Delete { key, if_version, token, holder } => {
+                let staged = self.may_write(me, *holder, *token, key)?;
+                let view = self.view(token.filter(|_| staged));
+                Model::has_version(&view, key, *if_version)?;
+                let version = view.keys.get(key.as_str()).map(|key| key.version);
+                let what = What::Delete { key: key.to_string() };
+                self.change_keys(me, *holder, token.filter(|_| staged), view, vec![what])?;
+                Ok(Out::Deleted { version, staged })
+            }
+            Call::Transaction { compare, apply, token, holder } => {
+                self.transaction(me, compare, apply, *token, *holder)
+            }
+            Call::AppendFile { file, data, token, holder } => {
+                let staged = self.holds(me, *holder, *token, file)?;
+                self.append(file, data, staged.then_some(*token))
+            }
+            Call::DeleteFile { file, token, holder } => {
+                if self.holds(me, *holder, *token, file)? {
+                    return Err(refused("unsupported", ""));
+                }
+                match self.files.remove(file.as_str()) {
+                    Some(file) => Ok(Out::FileChanged { length: 0, generation: file.generation }),
+                    None => Err(refused("not_found", "")),
+                }
+            }
+            Call::RotateFile { file, to, token, holder } => {
+                if self.holds(me, *holder, *token, file)? {
+                    return Err(refused("unsupported", ""));
+                }
+                let whose = holder.unwrap_or(me);
+                let own = |(grant, mode): &(&crate::lines::MGrant, Mode)| {
+                    *mode == Mode::Exclusive && grant.session == whose
+                };
+                let held = self.holders(to, self.at);
+                let free = held.iter().all(|(_, mode)| matches!(mode, Mode::Slot { .. }))
+                    && !self.is_closed(to, self.at);
+                if !held.iter().any(own) && !free {
+                    return Err(refused("guarded", ""));
+                }
+                self.rotate(file, to)
+            }
+            Call::RepairFile { file, generation, length, checksum, token, holder } => {
+                if self.holds(me, *holder, *token, file)? && self.is_staged_append(*token, file) {
+                    return Err(refused("unsupported", ""));
+                }
+                self.repair(file, *generation, *length, *checksum)
+            }
+            _ => panic!("{call:?} writes nothing"),
+        }
+    }
+
+    /// Changes keys, or stages that they will be changed.
+    fn change_keys(
+        &mut self,
+        me: SessionId,
+        holder: Option<SessionId>,
+        section: Option<u64>,
+        mut view: View,
+        what: Vec<What>,
+    ) -> Result<(), Out> {
+        let session = if section.is_some() { holder.unwrap_or(me) } else { me };
+        let sets = what.iter().any(|what| matches!(what, What::Set { .. }));
+        for what in &what {
+            self.put(&mut view, what, self.op, session);
+        }
+        if sets {
+            self.fits_keys(&view)?;
+        }
+        match section {
+            Some(token) => self.stage(token, what)?,
+            None => self.keys = view.keys,
+        }
+        Ok(())
+    }
+
+    fn transaction(
+        &mut self,
+        me: SessionId,
+        compare: &[Compare],
+        apply: &[Change],
+        token: Option<u64>,
+        holder: Option<SessionId>,
+    ) -> Said {
+        let section = match token {
+            Some(token) => self.mine(me, holder, token)?.terms.atomic.then_some(token),
+            None => None,
+        };
+        let view = self.view(section);
+        for Compare { key, version } in compare {
+            let found = view.keys.get(key.as_str()).map_or(0, |key| key.version);
+            if found != *version {
+                return Err(refused("version_mismatch", format!("{key} {found}")));
+            }
+        }
+        for change in apply {
+            self.may_write(me, holder, token, &change.key)?;
+        }
+        let long = |value: &Arc<str>| value.len() as u64 > self.limits().value_bytes;
+        if apply.iter().filter_map(|change| change.value.as_ref()).any(long) {
+            return Err(refused("too_large", "value_bytes"));
+        }
+        let what = apply.iter().map(|change| match &change.value {
+            Some(value) => {
+                What::Set { key: change.key.to_string(), value: value.to_string(), life: change.life }
+            }
+            None => What::Delete { key: change.key.to_string() },
+        });
+        self.change_keys(me, holder, section, view, what.collect())?;
+        Ok(Out::Applied { version: self.op, staged: section.is_some() })
+    }
+
+    /// Lets everything that is staged under a grant take effect, or says why it cannot.
+    pub(crate) fn apply_section(&mut self, token: u64) -> Result<u64, Out> {
+        let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("it is mine").clone();
+        let mut view = self.view(None);
+        for staged in &grant.section {
+            if let What::Append { file, .. } = &staged.what {
+                match view.files.get(file) {
+                    Some(MFile { fault: true, .. }) => return Err(refused("file_fault", "")),
+                    Some(_) => {}
+                    None => self.may_create(&view, file)?,
+                }
+            }
+            self.put(&mut view, &staged.what, self.op, grant.session);
+        }
+        if grant.section.iter().any(|staged| matches!(staged.what, What::Set { .. })) {
+            self.fits_keys(&view)?;
+        }
+        if grant.section.iter().any(|staged| matches!(staged.what, What::Append { .. })) {
+            self.fits_files(&view)?;
+        }
+        (self.keys, self.files) = (view.keys, view.files);
+        Ok(grant.section.len() as u64)
+    }
+
+    fn is_staged_append(&self, token: u64, name: &str) -> bool {
+        let grant = self.lines.grants.iter().find(|grant| grant.token == token);
+        let append = |staged: &Staged| staged.what.name() == name && !staged.what.is_of_key();
+        grant.is_some_and(|grant| grant.section.iter().any(append))
+    }
+
+    fn may_create(&self, view: &View, name: &str) -> Result<(), Out> {
+        let clash = |other: &String| {
+            other.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'))
+                || name.strip_prefix(other.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        };
+        match view.files.keys().any(clash) {
+            true => Err(refused("bad_name", "")),
+            false => Ok(()),
+        }
+    }
+
+    fn fits_files(&self, view: &View) -> Result<(), Out> {
+        if view.files.len() as u64 > self.limits().files.max(self.files.len() as u64) {
+            return Err(refused("limit", "files"));
+        }
+        let over = |file: &MFile| file.bytes.len() as u64 > self.limits().file_bytes;
+        let grew = |name: &str, file: &MFile| {
+            self.files.get(name).is_none_or(|old| old.bytes.len() < file.bytes.len())
+        };
+        match view.files.iter().any(|(name, file)| over(file) && grew(name, file)) {
+            true => Err(refused("limit", "file_bytes")),
+            false => Ok(()),
+        }
+    }
+
+    fn append(&mut self, name: &str, data: &[u8], section: Option<u64>) -> Said {
+        if data.len() as u64 > self.limits().append_bytes {
+            return Err(refused("too_large", "append_bytes"));
+        }
+        let mut view = self.view(section);
+        match view.files.get(name) {
+            Some(file) if file.fault => return Err(refused("file_fault", "")),
+            Some(_) => {}
+            None => {
+                self.may_create(&view, name)?;
+                if view.files.len() as u64 >= self.limits().files {
+                    return Err(refused("limit", "files"));
+                }
+            }
+        }
+        let offset = view.files.get(name).map_or(0, |file| file.bytes.len()) as u64;
+        let length = offset + data.len() as u64;
+        if length > self.limits().file_bytes {
+            return Err(refused("limit", "file_bytes"));
+        }
+        let what = What::Append { file: name.into(), data: data.to_vec() };
+        match section {
+            Some(token) => self.stage(token, vec![what])?,
+            None => {
+                self.put(&mut view, &what, self.op, SessionId(0));
+                self.files = view.files;
+            }
+        }
+        Ok(Out::Appended { offset, length, staged: section.is_some() })
+    }
+
+    fn rotate(&mut self, name: &str, to: &str) -> Said {
+        match self.files.get(name) {
+            None => return Err(refused("not_found", "")),
+            Some(file) if file.fault => return Err(refused("file_fault", "")),
+            Some(_) if self.files.contains_key(to) => return Err(refused("invalid_params", "")),
+            Some(_) => self.may_create(&self.view(None), to)?,
+        }
+        let file = self.files.remove(name).expect("it was found");
+        let generation = file.generation;
+        self.files.insert(to.into(), file);
+        Ok(Out::FileChanged { length: 0, generation })
+    }
+
+    fn repair(&mut self, name: &str, generation: u64, length: u64, checksum: u32) -> Said {
+        let max = self.limits().file_bytes;
+        let file = self.files.get_mut(name).ok_or_else(|| refused("not_found", ""))?;
+        if !file.fault {
+            return Ok(Out::FileChanged { length: file.bytes.len() as u64, generation: file.generation });
+        }
+        if file.generation != generation {
+            return Err(refused("file_fault", ""));
+        }
+        if length > max {
+            return Err(refused("limit", "file_bytes"));
+        }
+        file.bytes = Model::found_on_disk(length);
+        assert_eq!(crc32c(&file.bytes), checksum, "the test finds on disk what it says");
+        file.fault = false;
+        Ok(Out::FileChanged { length, generation })
+    }
+
+    /// The bytes that a repair of that length finds.
+    pub(crate) fn found_on_disk(length: u64) -> Vec<u8> {
+        (0..length).map(|index| index as u8 ^ 0x55).collect()
+    }
+
+    /// The committed files: generation, length, checksum, and whether it is closed.
+    pub(crate) fn files(&self) -> Vec<(String, u64, u64, u32, bool)> {
+        let files = self.files.iter();
+        files
+            .map(|(name, file)| {
+                (name.clone(), file.generation, file.bytes.len() as u64, crc32c(&file.bytes), file.fault)
+            })
+            .collect()
+    }
+}
