@@ -41,6 +41,12 @@ pub const TRANSACTION_MAX: usize = 128;
 /// Owners of a cycle that one error lists; the rest is a number.
 pub const CYCLE_SHOWN: usize = 8;
 
+/// Earlier waits that are looked at for the nearest one in the way of another.
+pub const AHEAD_LOOKED_AT: usize = 64;
+
+/// Holders and waits that are looked at to find out whether a wait would close a cycle: at least so many owners are found.
+pub const DEADLOCK_STEPS_MAX: usize = 50_000;
+
 /// Bytes of the reason for a break or for asking a holder to let go.
 pub const REASON_MAX: usize = 256;
 

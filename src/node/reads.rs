@@ -253,7 +253,7 @@ impl Node {
                 name: session.name.to_string(),
                 owner: wait.owner.to_string(),
                 label: wait.terms.label.to_string(),
-                mode: wire::mode_shown(wait.asks[0].mode),
+                mode: wire::mode_shown(wait.mode_of(key)),
                 wait: wait.id,
                 waited_ms: now.ms_since(wait.since),
                 wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
@@ -296,7 +296,7 @@ impl Node {
     }
 
     fn grant_item(&self, now: Time, token: u64, grant: &Grant) -> GrantItem {
-        let mut holder = holder_shown(&self.state.holder(token, grant, now));
+        let mut holder = holder_shown(&self.state.holder(token, grant, &grant.asks[0].key, now));
         let left = self.leases.left_ms(grant.session, now);
         holder.lease_left_ms = [holder.lease_left_ms, left].into_iter().flatten().min();
         GrantItem { keys: wire::keys_shown(&grant.asks), holder }

@@ -1,10 +1,12 @@
 //! Grants: the tenures of locks, their ends, and what they guard.
 
-use super::locks::{Wanted, shared_text};
+use super::locks::{Wanted, own_terms, shared_text};
+use super::waits::mode_of;
 use super::{Due, State, not_holder};
-use crate::command::{Ask, Terms};
+use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
+use crate::name::Name;
 use crate::outcome::{Effect, Holder, Loss, LossReason, Outcome};
 use crate::state::parts::GrantPart;
 use crate::time::Time;
@@ -28,6 +30,15 @@ pub struct Grant {
     pub since: Time,
     /// When its own lease runs out.
     pub deadline: Option<Time>,
+    /// The wait that converts it, if one does.
+    pub(super) conversion: Option<Op>,
+}
+
+impl Grant {
+    /// How it holds a lock, which is one of its own.
+    pub fn mode_of(&self, key: &Name) -> Mode {
+        mode_of(&self.asks, key)
+    }
 }
 
 impl State {
@@ -50,15 +61,15 @@ impl State {
         session.grants.iter().filter(|token| self.live_grant(**token, now).is_some()).count() as u64
     }
 
-    /// A grant as it is told to others.
-    pub fn holder(&self, token: Token, grant: &Grant, now: Time) -> Holder {
+    /// A grant as it is told to others, as a holder of one of its locks.
+    pub fn holder(&self, token: Token, grant: &Grant, key: &Name, now: Time) -> Holder {
         let session = &self.sessions[&grant.session];
         Holder {
             client: session.client,
             name: session.name.clone(),
             owner: grant.owner.clone(),
             label: grant.terms.label.clone(),
-            mode: grant.asks[0].mode,
+            mode: grant.mode_of(key),
             token,
             held_ms: now.ms_since(grant.since),
             lease_left_ms: grant.deadline.map(|deadline| deadline.ms_until(now)),
@@ -69,42 +80,48 @@ impl State {
         grant.deadline.is_none_or(|deadline| now < deadline) && self.sessions[&grant.session].is_live()
     }
 
+    /// Makes a grant to a newcomer who is open everywhere.
     pub(super) fn grant(&mut self, wanted: &Wanted<'_>) -> Outcome {
+        let (token, outcome) = self.new_grant(wanted.session, wanted.owner, wanted.terms, wanted.asks);
+        for ask in wanted.asks {
+            self.hold(&ask.key, ask.mode, token);
+            let lock = self.locks.get_mut(&ask.key).expect("it is held");
+            lock.taken.add(ask.mode);
+        }
+        outcome
+    }
+
+    /// Makes a grant under the next token. The caller puts its hold on its locks.
+    pub(super) fn new_grant(
+        &mut self,
+        id: SessionId,
+        owner: &str,
+        terms: &Terms,
+        asks: &[Ask],
+    ) -> (Token, Outcome) {
         self.head.last_token += 1;
-        let token = self.head.last_token;
-        let deadline = wanted.terms.lease_ms.map(|ms| self.head.at.after_ms(ms));
+        let (token, op) = (self.head.last_token, self.head.op);
+        let deadline = terms.lease_ms.map(|ms| self.head.at.after_ms(ms));
         if let Some(deadline) = deadline {
             self.due.insert((deadline, Due::Lease(token)));
         }
-        for ask in wanted.asks {
-            let lock = self.locks.entry(ask.key.clone()).or_default();
-            assert!(lock.holders.is_empty(), "lock {:?} would have two exclusive holders", ask.key);
-            lock.holders.reserve_exact(1);
-            lock.holders.push(token);
-        }
-        let session = self.sessions.get_mut(&wanted.session).expect("a grant goes to a session that asks");
+        let session = self.sessions.get_mut(&id).expect("a grant goes to a session that asks");
         assert!(session.is_live(), "a grant would go to an ended session");
         session.grants.insert(token);
-        let op = self.head.op;
         self.grants.insert(
             token,
             Grant {
-                session: wanted.session,
-                owner: shared_text(wanted.owner),
-                terms: Terms { label: shared_text(&wanted.terms.label), ..wanted.terms.clone() },
-                asks: wanted.asks.to_vec(),
+                session: id,
+                owner: shared_text(owner),
+                terms: own_terms(terms),
+                asks: asks.to_vec(),
                 op,
                 since: self.head.at,
                 deadline,
+                conversion: None,
             },
         );
-        Outcome::Granted {
-            token,
-            asks: wanted.asks.to_vec(),
-            op,
-            lease_ms: wanted.terms.lease_ms,
-            again: false,
-        }
+        (token, Outcome::Granted { token, asks: asks.to_vec(), op, lease_ms: terms.lease_ms, again: false })
     }
 
     pub(super) fn end_or_expire(&mut self, token: Token, effects: &mut Vec<Effect>) {
@@ -134,23 +151,68 @@ impl State {
         self.end_grant(token, effects);
     }
 
-    /// Ends a grant and hands its locks to whoever is next.
+    /// Ends a grant in any way but a release: its locks stay closed for its lock-delay, and are then handed on.
     pub(super) fn end_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        let grant = self.take_grant(token, effects);
+        if grant.terms.lock_delay_ms > 0 {
+            for ask in &grant.asks {
+                self.close(&ask.key, grant.terms.lock_delay_ms);
+            }
+        }
+    }
+
+    /// Takes a grant away. Its locks are handed on before the command ends.
+    pub(super) fn take_grant(&mut self, token: Token, effects: &mut Vec<Effect>) -> Grant {
+        if let Some(op) = self.grants[&token].conversion {
+            self.grant_ended(op, effects);
+        }
         let grant = self.grants.remove(&token).expect("a grant ends once");
         if let Some(deadline) = grant.deadline {
             self.due.remove(&(deadline, Due::Lease(token)));
         }
         self.sessions.get_mut(&grant.session).expect("a grant has a session").grants.remove(&token);
         for ask in &grant.asks {
-            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
-            lock.holders.retain(|holder| *holder != token);
+            self.let_go(&ask.key, ask.mode, token);
         }
+        grant
+    }
+
+    /// Gives a grant the next token: it goes on as another tenure, of what it has now. The locks' holders follow.
+    pub(super) fn retoken(&mut self, old: Token) -> Token {
+        self.head.last_token += 1;
+        let token = self.head.last_token;
+        let mut grant = self.grants.remove(&old).expect("a grant is there to be renumbered");
+        if let Some(deadline) = grant.deadline {
+            self.due.remove(&(deadline, Due::Lease(old)));
+            self.due.insert((deadline, Due::Lease(token)));
+        }
+        let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
+        session.grants.remove(&old);
+        session.grants.insert(token);
         for ask in &grant.asks {
-            self.serve(&ask.key, effects);
+            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
+            let place = lock.holders.binary_search(&old).expect("a grant holds each of its locks");
+            lock.holders.remove(place);
+            lock.holders.push(token);
         }
+        (grant.op, grant.since) = (self.head.op, self.head.at);
+        self.grants.insert(token, grant);
+        token
     }
 
     pub(super) fn release(
+        &mut self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        token: Token,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Outcome, Refusal> {
+        self.grant_of(session, holder, token, self.head.at)?;
+        self.take_grant(token, effects);
+        Ok(Outcome::Released { op: self.head.op, writes: 0 })
+    }
+
+    pub(super) fn abandon(
         &mut self,
         session: SessionId,
         holder: Option<SessionId>,
@@ -226,9 +288,10 @@ impl State {
         }
         for ask in &part.asks {
             let lock = self.locks.entry(ask.key.clone()).or_default();
-            if !lock.holders.is_empty() {
-                return Err(fault(&format!("lock {:?} has another exclusive holder", ask.key)));
+            if !lock.held.admits(ask.mode) {
+                return Err(fault(&format!("lock {:?} has another holder who excludes it", ask.key)));
             }
+            lock.held.add(ask.mode);
             lock.holders.push(token);
         }
         if let Some(deadline) = part.deadline {
@@ -243,6 +306,7 @@ impl State {
             op: part.op,
             since: part.since,
             deadline: part.deadline,
+            conversion: None,
         };
         match self.grants.insert(token, grant) {
             None => Ok(()),

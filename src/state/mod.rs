@@ -11,16 +11,22 @@
 //! - Every outcome of a request is kept until the client has acknowledged it, so that a copy of the request takes no
 //!   effect and is told the same.
 //!
-//! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `keys`, `files`, and `parts`
-//! (what a snapshot holds).
+//! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
+//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `guards` (who may write what),
+//! `keys`, `files`, and `parts` (what a snapshot holds).
 
+mod blocked;
+mod convert;
+mod deadlock;
 mod files;
 mod grants;
 mod guards;
 mod keys;
+mod lines;
 mod locks;
 mod parts;
 mod sessions;
+mod taken;
 mod waits;
 
 pub use files::{File, not_found};
@@ -39,7 +45,7 @@ use crate::limits::{Limits, SWEEP_MAX};
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
-use locks::Lock;
+use lines::Lock;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The state: what the committed commands have made of it.
@@ -63,17 +69,21 @@ pub struct State {
     files: BTreeMap<Name, File>,
     /// What is due when.
     due: BTreeSet<(Time, Due)>,
+    /// Locks on which something was let go and whose lines are not served to their end.
+    unserved: BTreeSet<Name>,
     /// Ended sessions, by number, that still have grants or waits to clean up.
     leaving: BTreeSet<u64>,
 }
 
 /// What a deadline in log time ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     /// The own lease of a grant.
     Lease(Token),
     /// The limit on a wait.
     Wait(Op),
+    /// The lock-delay of a lock.
+    LockDelay(Name),
     /// The afterlife of an ended session, by its number.
     Gone(u64),
 }
@@ -97,6 +107,7 @@ impl State {
                 digest: 0,
                 durability: Durability::Sync,
                 limits: Limits::default(),
+                unchecked_waits: 0,
             },
             sessions: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -109,6 +120,7 @@ impl State {
             kept: KeptReplies::default(),
             files: BTreeMap::new(),
             due: BTreeSet::new(),
+            unserved: BTreeSet::new(),
             leaving: BTreeSet::new(),
         }
     }
@@ -136,6 +148,7 @@ impl State {
             Command::FileFault { file, generation, reason } => self.file_fault(file, *generation, reason),
             Command::Request(request) => self.request(request, effects),
         };
+        self.serve(effects);
         self.note(&outcome);
         outcome
     }
@@ -207,7 +220,7 @@ impl State {
             }
             Call::CancelWait { wait } => self.cancel_wait(session, *wait, effects),
             Call::Release { token, holder } => self.release(session, *holder, *token, effects),
-            Call::Abandon { token, holder } => self.release(session, *holder, *token, effects),
+            Call::Abandon { token, holder } => self.abandon(session, *holder, *token, effects),
             Call::RenewLease { token, holder, lease_ms } => {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }
@@ -236,7 +249,17 @@ impl State {
                 self.holds(session, *holder, *token, file)?;
                 self.repair_file(file, *generation, *length, *checksum, effects)
             }
-            Call::Convert { .. } => Err(unsupported("convert_lock")),
+            Call::Convert { token, holder, asks, wait } => {
+                let wanted = convert::Conversion {
+                    session,
+                    id: request.id,
+                    fingerprint,
+                    holder: *holder,
+                    token: *token,
+                    asks,
+                };
+                self.convert(&wanted, *wait, effects)
+            }
             Call::HandOver { .. } => Err(unsupported("hand_over")),
             Call::TakeOver { .. } => Err(unsupported("take_over")),
             Call::BreakLock { .. } => Err(unsupported("break_lock")),
@@ -253,14 +276,15 @@ impl State {
                 // Who is still leaving is forgotten by the next tick, which comes at once. What is due stays as it is until
                 // then: a deadline moved here could not be built anew from parts.
                 Some((_, Due::Gone(client))) if self.leaving.contains(client) => break,
-                Some(&(time, due)) if time <= self.head.at => {
-                    self.due.pop_first();
+                Some((time, _)) if *time <= self.head.at => {
+                    let Some((_, due)) = self.due.pop_first() else { break };
                     match due {
                         Due::Lease(token) => {
                             cleaned += 1;
                             self.expire_grant(token, effects);
                         }
                         Due::Wait(op) => self.give_up(op, effects),
+                        Due::LockDelay(key) => self.reopen(&key),
                         Due::Gone(client) => self.forget_session(client),
                     }
                 }
@@ -298,14 +322,14 @@ impl State {
 
     /// When the next deadline in log time is due; at once, if ended sessions wait to be cleaned up.
     pub fn next_due(&self) -> Option<Time> {
-        if !self.leaving.is_empty() {
+        if !self.leaving.is_empty() || !self.unserved.is_empty() {
             return Some(Time::ZERO);
         }
         self.due.first().map(|(time, _)| *time)
     }
 
     /// What there is now, under the names that `status` shows.
-    pub fn counts(&self) -> [(&'static str, u64); 10] {
+    pub fn counts(&self) -> [(&'static str, u64); 11] {
         [
             ("sessions", self.sessions.len() as u64),
             ("grants", self.grants.len() as u64),
@@ -315,6 +339,7 @@ impl State {
             ("key_bytes", self.key_bytes),
             ("files", self.files.len() as u64),
             ("leaving", self.leaving.len() as u64),
+            ("unchecked_waits", self.head.unchecked_waits),
             ("kept_replies", self.kept.count),
             ("kept_reply_bytes", self.kept.bytes),
         ]
@@ -326,6 +351,8 @@ impl State {
             head: self.head.clone(),
             sessions: self.clients.values().map(|id| self.sessions[id].part(*id)).collect(),
             grants: self.grants.iter().map(|(token, grant)| self.grant_part(*token, grant)).collect(),
+            delays: self.delay_parts(),
+            unserved: self.unserved_parts(),
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
@@ -345,9 +372,13 @@ impl State {
         for part in parts.grants {
             state.add_grant(part)?;
         }
+        for part in parts.delays {
+            state.add_delay(part)?;
+        }
         for part in parts.waits {
             state.add_wait(part)?;
         }
+        state.check_lines(parts.unserved)?;
         for part in parts.keys {
             state.add_key(part)?;
         }

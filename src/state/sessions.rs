@@ -489,7 +489,7 @@ impl State {
                     let text = format!("the session has its {max} waits; name the answered ones in `got`");
                     return Err(Refusal::limit("session_waits", max, text));
                 }
-                session.refuse_wait(wait, super::locks::cancelled());
+                session.refuse_wait(wait, super::blocked::cancelled());
             }
         }
         Ok(Outcome::Cancelled)
