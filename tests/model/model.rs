@@ -615,9 +615,11 @@ impl Model {
         ]
     }
 
-    /// Locks that somebody holds or waits for, or that are closed.
-    pub(crate) fn locks(&self) -> Vec<String> {
-        let mut locks: Vec<String> = self.lines.closed.keys().cloned().collect();
+    /// Locks that somebody holds or waits for, or that are closed: those that are past their lock-delay, and were not
+    /// touched since, left out or not.
+    pub(crate) fn locks(&self, past: bool) -> Vec<String> {
+        let closed = self.lines.closed.iter().filter(|(_, until)| past || **until > self.at);
+        let mut locks: Vec<String> = closed.map(|(key, _)| key.clone()).collect();
         locks.extend(self.lines.grants.iter().flat_map(|grant| &grant.asks).map(|ask| ask.key.to_string()));
         locks.extend(self.lines.waits.iter().flat_map(|wait| &wait.asks).map(|ask| ask.key.to_string()));
         locks.sort();

@@ -126,7 +126,7 @@ impl Draw {
                 let raised = self.random.one_in(4);
                 self.new_term(raised)
             }),
-            0..8 => ("open_session", self.open()),
+            0..4 => ("open_session", self.open()),
             8 => ("end_session", self.end(model)),
             9..18 => ("tick", Command::Tick),
             18..20 => ("file_fault", self.fault(model)),
@@ -139,30 +139,34 @@ impl Draw {
         command
     }
 
+    /// A term, in which some caps are met all the time and others never.
     fn new_term(&mut self, raised: bool) -> Command {
         self.term += 1;
+        let mut cap = |least: u64, more: u64| match self.random.one_in(2) {
+            true => least + self.random.below(more),
+            false => 4 * (least + more),
+        };
         let limits = Limits {
             default_ttl_ms: 10_000,
-            sessions: 3 + self.random.below(4),
-            replies: 2 + self.random.below(6),
+            sessions: cap(3, 4),
+            replies: cap(2, 6),
             // What a reply weighs is not promised; the window by bytes has golden scripts.
             reply_bytes: u64::MAX,
-            session_waits: 1 + self.random.below(3),
-            waits: 3 + self.random.below(4),
-            lock_waits: 1 + self.random.below(3),
-            grants: 3 + self.random.below(3),
-            keys: 2 + self.random.below(2),
+            session_waits: cap(1, 3),
+            waits: cap(3, 4),
+            lock_waits: cap(1, 3),
+            grants: cap(3, 3),
+            keys: cap(2, 2),
             value_bytes: 6,
-            key_bytes: 10 + self.random.below(10),
-            files: 2 + self.random.below(2),
-            file_bytes: 20 + self.random.below(20),
+            key_bytes: cap(10, 10),
+            files: cap(2, 2),
+            file_bytes: cap(20, 20),
             append_bytes: 9,
-            section_writes: 2 + self.random.below(3),
-            section_bytes: 12 + self.random.below(12),
-            staged_bytes: 20 + self.random.below(20),
-            history_events: 5 + self.random.below(20),
-            history_bytes: 500 + self.random.below(2_000),
-            ..Limits::default()
+            section_writes: cap(2, 3),
+            section_bytes: cap(12, 12),
+            staged_bytes: cap(20, 20),
+            history_events: cap(5, 20),
+            history_bytes: cap(500, 2_000),
         };
         Command::NewTerm { term: self.term, limits, durability: Durability::Sync, raised }
     }
@@ -197,12 +201,20 @@ impl Draw {
 
     /// A session that is known, live or not; sometimes one that never was.
     fn session(&mut self, model: &Model) -> Option<SessionId> {
-        let known: Vec<_> = model.sessions.keys().copied().collect();
-        match known.is_empty() {
-            true => None,
-            false if self.random.one_in(100) => Some(SessionId(1)),
-            false => Some(*self.random.pick(&known)),
+        if model.sessions.is_empty() {
+            return None;
         }
+        if self.random.one_in(200) {
+            return Some(SessionId(1));
+        }
+        // Mostly one that holds something, and sometimes one that is gone.
+        if !model.lines.grants.is_empty() && self.random.one_in(2) {
+            return Some(self.random.pick(&model.lines.grants).session);
+        }
+        let all = self.random.one_in(10);
+        let known = model.sessions.iter().filter(|(_, session)| all || session.ended.is_none());
+        let known: Vec<_> = known.map(|(id, _)| *id).collect();
+        (!known.is_empty()).then(|| *self.random.pick(&known))
     }
 
     fn request(&mut self, model: &Model) -> Option<Request> {
@@ -210,7 +222,7 @@ impl Draw {
             let gone = self.random.below(30) as usize;
             self.sent.remove(gone);
         }
-        if !self.sent.is_empty() && self.random.one_in(6) {
+        if !self.sent.is_empty() && self.random.one_in(12) {
             let mut copy = self.random.pick(&self.sent).clone();
             match self.random.below(10) {
                 // The same id with another body.
@@ -257,13 +269,13 @@ impl Draw {
         let own = if of_file.is_empty() || self.random.one_in(8) { own } else { of_file };
         let own = (!own.is_empty()).then(|| *self.random.pick(&own));
         match self.random.below(10) {
-            0 => (self.random.below(model.last_token + 2), None),
-            1 if !grants.is_empty() => (self.random.pick(grants).token, None),
+            0 if self.random.one_in(2) => (self.random.below(model.last_token + 2), None),
+            1 if !grants.is_empty() && self.random.one_in(2) => (self.random.pick(grants).token, None),
             2 if !grants.is_empty() => {
                 let grant = self.random.pick(grants);
                 (grant.token, Some(grant.session))
             }
-            3 => (own.map_or(1, |grant| grant.token), Some(SessionId(1))),
+            3 if self.random.one_in(3) => (own.map_or(1, |grant| grant.token), Some(SessionId(1))),
             _ => match own {
                 Some(grant) => (grant.token, None),
                 None => match grants.iter().find(|grant| grant.mode(file).is_some()) {
