@@ -50,6 +50,18 @@ pub const DEADLOCK_STEPS_MAX: usize = 50_000;
 /// Bytes of the reason for a break or for asking a holder to let go.
 pub const REASON_MAX: usize = 256;
 
+/// Longest time that a `watch` waits for something to happen, in milliseconds: 60 s.
+pub const WATCH_WAIT_MAX_MS: u64 = 60_000;
+
+/// Watches that wait, of all clients.
+pub const WATCHES_MAX: usize = 4_096;
+
+/// Watches that wait, of one address.
+pub const ADDRESS_WATCHES_MAX: usize = 256;
+
+/// Events that are looked at for one reply to a `watch`: the client goes on behind them.
+pub const WATCH_SCAN_MAX: usize = 10_000;
+
 /// Losses that a session remembers for its client.
 pub const LOSSES_KEPT: usize = 64;
 
@@ -58,13 +70,16 @@ pub const TTL_MIN_MS: u64 = 100;
 /// See [`TTL_MIN_MS`].
 pub const TTL_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
+/// Longest TTL of a key, in milliseconds: 365 days. A key that is to stay longer has none.
+pub const KEY_TTL_MAX_MS: u64 = 365 * 24 * 60 * 60 * 1_000;
+
 /// Longest limit on a wait, in milliseconds: 30 days. `null` waits without limit.
 pub const WAIT_MAX_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
 
 /// How long the kept replies of an ended session still answer retries, in milliseconds.
 pub const AFTERLIFE_MS: u64 = 60_000;
 
-/// Grants and waits that one `tick` cleans up, so that applying it never takes long.
+/// Grants, waits and keys that one `tick` cleans up, so that applying it never takes long.
 pub const SWEEP_MAX: usize = 256;
 
 /// The configured caps, each under the name that errors and `status` show.

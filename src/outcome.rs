@@ -358,6 +358,7 @@ impl Outcome {
                         | Detail::Version { .. }
                         | Detail::Waits { .. }
                         | Detail::Slots { .. }
+                        | Detail::Compacted { .. }
                         | Detail::Cookie { .. } => 32,
                     }
             }

@@ -265,18 +265,20 @@ impl Run {
                 });
             }
         }
-        let keys: Vec<_> = self
-            .state
-            .keys("", None)
-            .map(|(name, key)| (name.as_str(), key.value.to_string(), key.version))
-            .collect();
-        let expected: Vec<_> = self
-            .model
-            .keys_at(at)
-            .into_iter()
-            .map(|(name, key)| (name, key.value.clone(), key.version))
-            .collect();
-        self.check(keys == expected, || format!("keys: {keys:?}\nbut the model says {expected:?}"));
+        for now in [at, at + 1, at + 350_000] {
+            let keys: Vec<_> = self
+                .state
+                .keys("", None, Time::from_micros(now))
+                .map(|(name, key)| {
+                    let until = key.deadline.map(Time::as_micros);
+                    (name.to_string(), key.value.to_string(), key.version, until, key.bound)
+                })
+                .collect();
+            let expected = self.model.keys_told(now);
+            self.check(keys == expected, || {
+                format!("keys at {now}: {keys:?}\nbut the model says {expected:?}")
+            });
+        }
         let files: Vec<_> = self
             .state
             .files("", None)

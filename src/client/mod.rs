@@ -33,6 +33,7 @@ mod tenure;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod watch;
 
 pub use crate::command::Mode;
 pub use blocked::Blocked;
@@ -41,6 +42,7 @@ pub use error::Error;
 pub use guard::{Attempt, Guard, LockRequest};
 pub use keys::{Entry, Fence, FileChunk, Pages};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
+pub use watch::Watch;
 
 use crate::identity::{Nonce, SessionId};
 use crate::wire::{KeyAsk, Params, Pending};

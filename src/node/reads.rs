@@ -11,8 +11,9 @@ use crate::outcome::Loss;
 use crate::state::{File, Grant, Key, LockView, not_found};
 use crate::time::Time;
 use crate::wire::{
-    self, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LockInfo, LockItem, Lost, Method, Page,
-    PageAsk, SessionItem, Status, Under, WaiterShown, encode_error, encode_result, holder_shown, page_bytes,
+    self, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LifeShown, LockInfo, LockItem, Lost,
+    Method, Page, PageAsk, SessionItem, Status, Under, WaiterShown, encode_error, encode_result,
+    holder_shown, page_bytes,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -105,9 +106,14 @@ impl Node {
             Method::Get { key, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(()) => {
-                    let got = match self.state.key(&key) {
-                        None => Got { found: false, value: None, version: None },
-                        Some(key) => Got { found: true, value: Some(raw(key)), version: Some(key.version) },
+                    let got = match self.state.key(&key, now) {
+                        None => Got::default(),
+                        Some(key) => Got {
+                            found: true,
+                            value: Some(raw(key)),
+                            version: Some(key.version),
+                            life: life_shown(now, key),
+                        },
                     };
                     self.reply(place, &got);
                 }
@@ -115,16 +121,16 @@ impl Node {
             Method::Range { from, to, page, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(()) => {
-                    let items = self.state.key_range(&from, &to, page.cursor.as_deref());
-                    let page = fill(items.map(key_item), &page, self.state.op());
+                    let items = self.state.key_range(&from, &to, page.cursor.as_deref(), now);
+                    let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
             Method::Prefix { page, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(()) => {
-                    let items = self.state.keys(&page.prefix, page.cursor.as_deref());
-                    let page = fill(items.map(key_item), &page, self.state.op());
+                    let items = self.state.keys(&page.prefix, page.cursor.as_deref(), now);
+                    let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
@@ -139,6 +145,7 @@ impl Node {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(()) => self.read_file(place, &file, offset, limit),
             },
+            Method::Watch { ask } => self.watch(now, place, ask),
             Method::Logged { .. }
             | Method::RepairFile { .. }
             | Method::OpenSession { .. }
@@ -149,11 +156,11 @@ impl Node {
         self.finish(place.key);
     }
 
-    fn reply<T: Serialize>(&mut self, place: Place, result: &T) {
+    pub(super) fn reply<T: Serialize>(&mut self, place: Place, result: &T) {
         self.resolve_with(place, |out, id| encode_result(out, id, result));
     }
 
-    fn refuse(&mut self, place: Place, refusal: &Refusal) {
+    pub(super) fn refuse(&mut self, place: Place, refusal: &Refusal) {
         self.resolve_with(place, |out, id| encode_error(out, id, refusal));
     }
 
@@ -203,6 +210,10 @@ impl Node {
         let mut counts: BTreeMap<String, u64> =
             self.state.counts().iter().map(|(name, value)| owned(name, value)).collect();
         counts.extend(self.counts.iter().map(|(name, value)| owned(name, value)));
+        let (events, bytes) = self.state.history_size();
+        counts.insert("history_events".into(), events);
+        counts.insert("history_bytes".into(), bytes);
+        counts.insert("watches".into(), self.watches.len() as u64);
         counts.extend(self.gauges.iter().map(|(name, value)| owned(name, value)));
         let limits = serde_json::to_value(&head.limits).ok();
         let limits = limits.and_then(|limits| serde_json::from_value(limits).ok()).unwrap_or_default();
@@ -392,8 +403,19 @@ fn file_shown(name: &Name, file: &File) -> FileInfo {
     }
 }
 
-fn key_item((name, key): (&Name, &Key)) -> (String, KeyItem) {
-    (name.to_string(), KeyItem { key: name.to_string(), value: raw(key), version: key.version })
+fn key_item(now: Time, (name, key): (&Name, &Key)) -> (String, KeyItem) {
+    let item =
+        KeyItem { key: name.to_string(), value: raw(key), version: key.version, life: life_shown(now, key) };
+    (name.to_string(), item)
+}
+
+/// How long a key lives, as results show it.
+fn life_shown(now: Time, key: &Key) -> LifeShown {
+    LifeShown {
+        ttl_left_ms: key.deadline.map(|deadline| deadline.ms_until(now)),
+        bound: key.bound.is_some(),
+        client: key.bound,
+    }
 }
 
 fn raw(key: &Key) -> Box<RawValue> {
@@ -419,6 +441,6 @@ fn fill<T: Serialize>(items: impl Iterator<Item = (String, T)>, ask: &PageAsk, o
 }
 
 /// How many bytes something takes as JSON.
-fn json_len<T: Serialize>(value: &T) -> usize {
+pub(super) fn json_len<T: Serialize>(value: &T) -> usize {
     serde_json::to_vec(value).map_or(REPLY_PAGE, |bytes| bytes.len())
 }

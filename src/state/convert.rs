@@ -3,11 +3,11 @@
 //! To less is done at once and keeps the token. To more waits until the other holders leave room, before all waits of the
 //! lock, and gives a new token: the old one ends with the mode that it stood for.
 
-use super::State;
+use super::{State, What};
 use super::lines::is_slot;
 use super::locks::Wanted;
 use super::taken::weaker;
-use crate::command::{Ask, Patience};
+use crate::command::{Ask, Mode, Patience};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::{Kind, Refusal};
 use crate::outcome::{Effect, Outcome};
@@ -60,11 +60,14 @@ impl State {
         let held = &self.grants[&token];
         if asks.iter().all(|ask| weaker(ask.mode, held.mode_of(&ask.key))) {
             self.change_modes(token, &asks);
+            self.record_conversion(token, token, &asks);
             return Ok(self.converted(token, asks.is_empty()));
         }
         if asks.iter().all(|ask| self.admits_conversion(token, ask, None)) {
             self.change_modes(token, &asks);
-            let token = self.retoken(token);
+            let before = token;
+            let token = self.retoken(before);
+            self.record_conversion(before, token, &asks);
             return Ok(self.converted(token, false));
         }
         let deadline = match patience {
@@ -109,11 +112,27 @@ impl State {
     /// Does a conversion that has waited.
     pub(super) fn convert_wait(&mut self, op: Op, effects: &mut Vec<Effect>) {
         let wait = self.leave_line(op);
-        let token = wait.converts.expect("it converts a grant");
-        self.change_modes(token, &wait.asks);
-        let token = self.retoken(token);
+        let before = wait.converts.expect("it converts a grant");
+        self.change_modes(before, &wait.asks);
+        let token = self.retoken(before);
+        self.record_conversion(before, token, &wait.asks);
         let outcome = self.converted(token, false);
         self.settle(&wait, outcome, effects);
+    }
+
+    /// Gives locks of a grant modes for which there is room, under a new token.
+    fn upgrade(&mut self, before: Token, asks: &[Ask]) -> Token {
+        self.change_modes(before, asks);
+        let token = self.retoken(before);
+        self.record_conversion(before, token, asks);
+        token
+    }
+
+    fn record_conversion(&mut self, before: Token, token: Token, asks: &[Ask]) {
+        let client = self.sessions[&self.grants[&token].session].client;
+        for Ask { key, mode } in asks {
+            self.record(key, What::LockConverted { token, before, client, mode: *mode });
+        }
     }
 
     fn converted(&self, token: Token, again: bool) -> Outcome {
@@ -141,6 +160,11 @@ impl State {
                 ask.key
             );
             lock.held.add(ask.mode);
+            match (old, ask.mode) {
+                (_, Mode::Exclusive) => self.key_held(&ask.key),
+                (Mode::Exclusive, _) => self.key_freed(&ask.key),
+                _ => {}
+            }
             self.recount(&ask.key);
             self.changed(&ask.key);
         }

@@ -2,7 +2,7 @@
 
 use super::locks::{Wanted, own_terms, shared_text};
 use super::waits::mode_of;
-use super::{Due, State, not_holder};
+use super::{Due, GrantEnd, State, not_holder};
 use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
@@ -121,6 +121,7 @@ impl State {
                 conversion: None,
             },
         );
+        self.record_grant(token);
         (token, Outcome::Granted { token, asks: asks.to_vec(), op, lease_ms: terms.lease_ms, again: false })
     }
 
@@ -128,13 +129,14 @@ impl State {
         if self.sessions[&self.grants[&token].session].is_live() {
             self.expire_grant(token, effects);
         } else {
-            self.end_grant(token, effects);
+            self.end_grant(token, GrantEnd::SessionExpired, effects);
         }
     }
 
     /// Ends a grant whose own lease ran out, and remembers the loss for its client.
     pub(super) fn expire_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
         let grant = &self.grants[&token];
+        let id = grant.session;
         let loss = Loss {
             op: self.head.op,
             token,
@@ -142,17 +144,17 @@ impl State {
             reason: LossReason::LeaseExpired,
             note: Arc::default(),
         };
-        let id = grant.session;
         let session = self.sessions.get_mut(&id).expect("a grant has a session");
         if session.is_live() {
             session.lose(loss.clone());
             effects.push(Effect::Lost { session: id, loss });
         }
-        self.end_grant(token, effects);
+        self.end_grant(token, GrantEnd::LeaseExpired, effects);
     }
 
     /// Ends a grant in any way but a release: its locks stay closed for its lock-delay, and are then handed on.
-    pub(super) fn end_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
+    pub(super) fn end_grant(&mut self, token: Token, why: GrantEnd, effects: &mut Vec<Effect>) {
+        self.record_end(token, Some(why));
         let grant = self.take_grant(token, effects);
         if grant.terms.lock_delay_ms > 0 {
             for ask in &grant.asks {
@@ -208,6 +210,7 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
+        self.record_end(token, None);
         self.take_grant(token, effects);
         Ok(Outcome::Released { op: self.head.op, writes: 0 })
     }
@@ -220,7 +223,7 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
-        self.end_grant(token, effects);
+        self.end_grant(token, GrantEnd::Abandoned, effects);
         Ok(Outcome::Released { op: self.head.op, writes: 0 })
     }
 

@@ -13,7 +13,8 @@
 //!
 //! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
 //! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `guards` (who may write what),
-//! `keys`, `files`, and `parts` (what a snapshot holds).
+//! `keys`, `transactions`, `files`, `history` (what happened lately, for whoever watches), and `parts` (what a snapshot
+//! holds).
 
 mod blocked;
 mod convert;
@@ -21,16 +22,19 @@ mod deadlock;
 mod files;
 mod grants;
 mod guards;
+mod history;
 mod keys;
 mod lines;
 mod locks;
 mod parts;
 mod sessions;
 mod taken;
+mod transactions;
 mod waits;
 
 pub use files::{File, not_found};
 pub use grants::Grant;
+pub use history::{GrantEnd, KeyEnd, WatchEvent, What};
 pub use keys::Key;
 pub use locks::LockView;
 pub use parts::*;
@@ -38,13 +42,14 @@ use sessions::KeptReplies;
 pub use sessions::{Session, Standing};
 pub use waits::Wait;
 
-use crate::command::{Call, Command, Durability, Request};
+use crate::command::{Call, Change, Command, Durability, Life, Request};
 use crate::identity::{Nonce, Op, RAISE, SessionId, Term, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{Limits, SWEEP_MAX};
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
+use history::History;
 use lines::Lock;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,9 +69,13 @@ pub struct State {
     keys: BTreeMap<Name, Key>,
     /// Bytes of all keys and values together.
     key_bytes: u64,
+    /// How many keys have a deadline.
+    ttl_keys: u64,
     /// Kept replies of all sessions together.
     kept: KeptReplies,
     files: BTreeMap<Name, File>,
+    /// What happened lately, for whoever watches.
+    history: History,
     /// What is due when.
     due: BTreeSet<(Time, Due)>,
     /// Locks on which something was let go and whose lines are not served to their end.
@@ -86,6 +95,8 @@ enum Due {
     LockDelay(Name),
     /// The afterlife of an ended session, by its number.
     Gone(u64),
+    /// The TTL of a key whose lock nobody holds exclusively.
+    Key(Name),
 }
 
 impl Default for State {
@@ -108,6 +119,7 @@ impl State {
                 durability: Durability::Sync,
                 limits: Limits::default(),
                 unchecked_waits: 0,
+                history_after: 0,
             },
             sessions: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -117,8 +129,10 @@ impl State {
             locks: BTreeMap::new(),
             keys: BTreeMap::new(),
             key_bytes: 0,
+            ttl_keys: 0,
             kept: KeptReplies::default(),
             files: BTreeMap::new(),
+            history: History::default(),
             due: BTreeSet::new(),
             unserved: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -172,8 +186,10 @@ impl State {
         self.head.term = term;
         self.head.limits = limits.clone();
         self.head.durability = durability;
+        self.trim_history();
         if raised {
             self.head.last_token += RAISE;
+            self.forget_history();
         }
         effects.push(Effect::Renewed);
         Outcome::Done
@@ -224,13 +240,15 @@ impl State {
             Call::RenewLease { token, holder, lease_ms } => {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }
-            Call::Set { key, value, if_version, life: _, token, holder } => {
+            Call::Set { key, value, if_version, life, token, holder } => {
                 self.may_write_key(session, *holder, *token, key)?;
-                self.set(key, value, *if_version)
+                let change = Change { key: key.clone(), value: Some(value.clone()), life: *life };
+                self.change_key(session, *holder, &change, *if_version)
             }
             Call::Delete { key, if_version, token, holder } => {
                 self.may_write_key(session, *holder, *token, key)?;
-                self.delete(key, *if_version)
+                let change = Change { key: key.clone(), value: None, life: Life::default() };
+                self.change_key(session, *holder, &change, *if_version)
             }
             Call::AppendFile { file, data, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
@@ -264,7 +282,9 @@ impl State {
             Call::TakeOver { .. } => Err(unsupported("take_over")),
             Call::BreakLock { .. } => Err(unsupported("break_lock")),
             Call::AskRelease { .. } => Err(unsupported("ask_release")),
-            Call::Transaction { .. } => Err(unsupported("transaction")),
+            Call::Transaction { compare, apply, token, holder } => {
+                self.transaction(session, *holder, *token, compare, apply)
+            }
         }
     }
 
@@ -277,7 +297,7 @@ impl State {
                 // then: a deadline moved here could not be built anew from parts.
                 Some((_, Due::Gone(client))) if self.leaving.contains(client) => break,
                 Some((time, _)) if *time <= self.head.at => {
-                    let Some((_, due)) = self.due.pop_first() else { break };
+                    let (_, due) = self.due.pop_first().expect("it was looked at");
                     match due {
                         Due::Lease(token) => {
                             cleaned += 1;
@@ -286,6 +306,7 @@ impl State {
                         Due::Wait(op) => self.give_up(op, effects),
                         Due::LockDelay(key) => self.reopen(&key),
                         Due::Gone(client) => self.forget_session(client),
+                        Due::Key(name) => self.expire_key(&name),
                     }
                 }
                 Some(_) | None => break,
@@ -328,6 +349,12 @@ impl State {
         self.due.first().map(|(time, _)| *time)
     }
 
+    /// Whether any deadline stands, so that log time must be written down as it passes: also that of a key which is only
+    /// due when its lock is free.
+    pub fn has_deadlines(&self) -> bool {
+        self.next_due().is_some() || self.ttl_keys > 0
+    }
+
     /// What there is now, under the names that `status` shows.
     pub fn counts(&self) -> [(&'static str, u64); 11] {
         [
@@ -356,6 +383,7 @@ impl State {
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
+            history: self.history_parts(),
         }
     }
 
@@ -385,6 +413,7 @@ impl State {
         for part in parts.files {
             state.add_file(part)?;
         }
+        state.add_events(parts.history)?;
         state.check_sessions()?;
         Ok(state)
     }

@@ -425,8 +425,22 @@ pub struct Killed {
     pub killed: bool,
 }
 
+/// How long a key lives: in the results of `get`, `range` and `prefix`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LifeShown {
+    /// What its TTL has left, in milliseconds, if it has one; 0 if only its lock keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_left_ms: Option<u64>,
+    /// Whether it goes with a session.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub bound: bool,
+    /// The public number of that session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<u64>,
+}
+
 /// `get`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Got {
     /// Whether the key exists.
     pub found: bool,
@@ -436,6 +450,9 @@ pub struct Got {
     /// Its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
+    /// How long it lives.
+    #[serde(flatten)]
+    pub life: LifeShown,
 }
 
 /// `set`
@@ -470,6 +487,61 @@ pub struct KeyItem {
     pub value: Box<RawValue>,
     /// Its version.
     pub version: u64,
+    /// How long it lives.
+    #[serde(flatten)]
+    pub life: LifeShown,
+}
+
+/// `watch`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// What happened, in order; empty if nothing did.
+    pub events: Vec<EventShown>,
+    /// Where the next `watch` goes on: give it back as `cursor`.
+    pub next: String,
+    /// The last command applied: what the reply speaks of.
+    pub op: u64,
+}
+
+/// Something that happened. `event` and `reason` are text, since servers may know some that a client does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventShown {
+    /// The command that did it.
+    pub op: u64,
+    /// What happened, as in `key_set`.
+    pub event: String,
+    /// To which key, lock or file.
+    pub name: String,
+    /// The grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<u64>,
+    /// The grant that was converted, if the conversion made a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<u64>,
+    /// The public number of its session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<u64>,
+    /// How the lock is held from here.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ModeShown>,
+    /// The version that the key got, or that was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The generation of the file: the command that created it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Where the appended bytes begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// How long the file is from here, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
+    /// The file's name from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// `append_file`
@@ -583,6 +655,9 @@ pub struct ErrorData {
     /// The proof of address to send back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cookie: Option<String>,
+    /// The oldest op after which all events are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest: Option<u64>,
 }
 
 /// An owner in a cycle.

@@ -426,6 +426,7 @@ impl Model {
             section: Vec::new(),
         };
         self.lines.grants.push(grant);
+        self.lines.grants.sort_by_key(|grant| grant.token);
         Out::Granted { token, asks: wait.asks.clone(), op: self.op, lease_ms, again: false }
     }
 
@@ -492,6 +493,7 @@ impl Model {
         let mut grant = self.lines.grants.remove(place);
         (grant.token, grant.op) = (token, self.op);
         self.lines.grants.push(grant);
+        self.lines.grants.sort_by_key(|grant| grant.token);
         token
     }
 
