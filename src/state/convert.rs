@@ -3,7 +3,7 @@
 //! To less is done at once and keeps the token. To more waits until the other holders leave room, before all waits of the
 //! lock, and gives a new token: the old one ends with the mode that it stood for.
 
-use super::{State, What};
+use super::State;
 use super::lines::is_slot;
 use super::locks::Wanted;
 use super::taken::weaker;
@@ -118,21 +118,6 @@ impl State {
         self.record_conversion(before, token, &wait.asks);
         let outcome = self.converted(token, false);
         self.settle(&wait, outcome, effects);
-    }
-
-    /// Gives locks of a grant modes for which there is room, under a new token.
-    fn upgrade(&mut self, before: Token, asks: &[Ask]) -> Token {
-        self.change_modes(before, asks);
-        let token = self.retoken(before);
-        self.record_conversion(before, token, asks);
-        token
-    }
-
-    fn record_conversion(&mut self, before: Token, token: Token, asks: &[Ask]) {
-        let client = self.sessions[&self.grants[&token].session].client;
-        for Ask { key, mode } in asks {
-            self.record(key, What::LockConverted { token, before, client, mode: *mode });
-        }
     }
 
     fn converted(&self, token: Token, again: bool) -> Outcome {

@@ -1,6 +1,6 @@
 //! Sessions: who asks, which requests of theirs were answered, and what was said.
 
-use super::{Due, GrantEnd, KeyEnd, State};
+use super::{Due, KeyEnd, State};
 use crate::command::EndReason;
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::kind::{Detail, Kind, Refusal};
