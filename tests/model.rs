@@ -21,9 +21,9 @@ use model::{Model, Seen, told};
 use random::Draw;
 use std::collections::{BTreeMap, VecDeque};
 use tenure::command::{Command, Request};
-use tenure::identity::{Op, SessionId};
+use tenure::identity::{Op, Position, SessionId};
 use tenure::outcome::{Effect, FileAct};
-use tenure::state::{Parts, Standing, State};
+use tenure::state::{Parts, Standing, State, What};
 use tenure::time::Time;
 
 /// How many commands a run has if nothing is said.
@@ -116,6 +116,7 @@ impl Run {
         self.last.push_back(format!("{} at {}: {command:?}", self.op, self.at));
 
         let mut effects = Vec::new();
+        let forgotten = self.state.head().history_after;
         let outcome = self.state.apply(self.op, self.at, &command, &mut effects);
         let twin = self.twin.apply(self.op, self.at, &command, &mut Vec::new());
         self.behind.push((self.op, self.at, command.clone()));
@@ -129,6 +130,7 @@ impl Run {
         *self.said.entry(expected.word()).or_default() += 1;
         self.take_effects(effects);
         self.check_settled();
+        self.check_history(forgotten, &command);
         if let Command::Request(request) = &command {
             self.check_standing(request);
         }
@@ -206,8 +208,41 @@ impl Run {
         let mut expected = std::mem::take(&mut self.model.settled);
         expected.sort();
         self.check(settled == expected, || {
-            format!("{settled:?} were settled, and the model says {expected:?}")
+            let told = |(session, id): &(SessionId, u64)| {
+                let session = self.state.session(*session)?;
+                Some(format!("client {}, id {id}: {:?}", session.client, session.wait_standing(*id)))
+            };
+            let told: Vec<_> = settled.iter().map(told).collect();
+            format!("{told:#?} were settled, and the model says {expected:?}\n{:#?}", self.model.lines)
         });
+    }
+
+    /// What is kept of what happened is the end of all that happened, command by command, and as long as may be.
+    fn check_history(&self, forgotten: Op, command: &Command) {
+        let after = self.state.head().history_after;
+        let from = Position { op: after + 1, seen: 0 };
+        let kept = self.state.events_from(from).unwrap_or_else(|refusal| self.fail(&refusal.message));
+        let mut kept: Vec<_> =
+            kept.map(|(_, event)| (event.op, event.name.to_string(), format!("{:?}", event.what))).collect();
+        self.check(kept.is_sorted_by_key(|(op, ..)| *op), || format!("{kept:?} are out of order"));
+        let all = |(op, name, what): &(Op, String, What)| (*op, name.clone(), format!("{what:?}"));
+        let mut expected: Vec<_> = self.model.events.iter().filter(|(op, ..)| *op > after).map(all).collect();
+        // In which order one command does several things follows from the state's own lists.
+        kept.sort();
+        expected.sort();
+        self.check(kept == expected, || {
+            format!("what happened: {kept:#?}\nbut the model says {expected:#?}")
+        });
+        let (count, bytes) = self.state.history_size();
+        let limits = self.model.limits();
+        let fits = |more: u64| count + more <= limits.history_events && bytes + 150 * more <= limits.history_bytes;
+        self.check(count <= limits.history_events && bytes <= limits.history_bytes, || {
+            format!("the history has {count} events of {bytes} bytes")
+        });
+        if after > forgotten && !matches!(command, Command::NewTerm { .. }) {
+            let gone = self.model.events.iter().filter(|(op, ..)| *op == after).count() as u64;
+            self.check(gone > 0 && !fits(gone), || format!("{gone} events of {after} are forgotten too early"));
+        }
     }
 
     /// A wait that was settled has exactly one outcome, which never changes: the model keeps the first.
@@ -325,6 +360,9 @@ impl Run {
         }
         let locks: Vec<String> =
             self.state.locks("", None, self.at).map(|lock| lock.key.to_string()).collect();
+        self.check((counts["keys"], counts["key_bytes"]) == self.model.key_counts(), || {
+            format!("{} keys, not {:?}", counts["keys"], self.model.key_counts())
+        });
         let (least, most) = (self.model.locks(false), self.model.locks(true));
         let right = least.iter().all(|key| locks.contains(key)) && locks.iter().all(|key| most.contains(key));
         self.check(right, || format!("{locks:?} leave a trace, not {least:?} to {most:?}"));

@@ -3,8 +3,9 @@
 use crate::model::{Model, Out, Said, refused};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tenure::command::{Call, Change, Compare, Life, Mode};
+use tenure::command::{Ask, Call, Change, Compare, Life, Mode};
 use tenure::identity::SessionId;
+use tenure::state::{KeyEnd, What as Happened};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct MKey {
@@ -12,8 +13,10 @@ pub(crate) struct MKey {
     pub(crate) version: u64,
     /// When its own time is over.
     pub(crate) until: Option<u64>,
-    /// The session that it is bound to.
-    pub(crate) bound: Option<SessionId>,
+    /// The number of the session that it is bound to.
+    pub(crate) bound: Option<u64>,
+    /// It is over for everybody, for good, and was not cleaned up yet.
+    pub(crate) gone: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -75,25 +78,83 @@ pub(crate) struct View {
 }
 
 impl Model {
+    /// Why a key is over at `now`, if it is, whatever keeps it.
+    fn key_end(&self, key: &MKey, now: u64) -> Option<KeyEnd> {
+        let live = |number| {
+            self.sessions.values().any(|session| session.client == number && session.ended.is_none())
+        };
+        if key.until.is_some_and(|until| until <= now) {
+            return Some(KeyEnd::Expired);
+        }
+        key.bound.is_some_and(|number| !live(number)).then_some(KeyEnd::SessionEnded)
+    }
+
     /// Whether a key is there at `now`: its time and its session have not ended, or they did while its lock was held
     /// exclusively, and it still is.
     fn key_lives(&self, name: &str, key: &MKey, now: u64) -> bool {
-        let over =
-            key.until.is_some_and(|until| until <= now) || key.bound.is_some_and(|of| !self.is_live(of));
-        !over || self.exclusive_holder(name, now).is_some()
+        !key.gone && (self.key_end(key, now).is_none() || self.exclusive_holder(name, now).is_some())
     }
 
-    /// Keys that are gone by now do not come back, whatever happens to their locks.
+    /// Keys that are over by now do not come back, whatever happens to their locks.
     pub(crate) fn let_keys_go(&mut self) {
-        let keys = self.keys.clone();
-        let live = |name: &str, key: &MKey| self.key_lives(name, key, self.at);
-        self.keys = keys.into_iter().filter(|(name, key)| live(name, key)).collect();
+        let over: Vec<String> = self
+            .keys
+            .iter()
+            .filter(|(name, key)| !self.key_lives(name, key, self.at))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in over {
+            self.keys.get_mut(&name).expect("it was found").gone = true;
+        }
+    }
+
+    /// Takes away those of some keys that are over.
+    fn drop_keys(&mut self, which: impl Fn(&str, &MKey) -> bool) {
+        for (name, key) in self.keys.clone() {
+            if which(&name, &key) && !self.key_lives(&name, &key, self.at) {
+                let reason = self.key_end(&key, self.at).expect("a key that is gone has an end");
+                self.keys.remove(&name);
+                self.happened(&name, Happened::KeyDeleted { version: key.version, reason });
+            }
+        }
+    }
+
+    /// An exclusive tenure of these locks begins or is over: keys that are over are cleaned up.
+    pub(crate) fn change_hands(&mut self, asks: &[Ask]) {
+        self.drop_keys(|name, _| asks.iter().any(|ask| ask.key.as_str() == name));
+    }
+
+    /// A tick cleans up all keys that are over.
+    pub(crate) fn tick_keys(&mut self) {
+        self.drop_keys(|_, _| true);
+    }
+
+    /// The end of a session cleans up the keys that are bound to it, but those whose locks somebody holds.
+    pub(crate) fn drop_bound_keys(&mut self, number: u64) {
+        let held = |name: &str| self.lines.grants.iter().any(|grant| grant.mode(name) == Some(Mode::Exclusive));
+        let bound = |(name, key): &(&String, &MKey)| key.bound == Some(number) && !held(name);
+        let bound: Vec<String> = self.keys.iter().filter(bound).map(|(name, _)| name.clone()).collect();
+        self.drop_keys(|name, _| bound.iter().any(|bound| bound == name));
     }
 
     /// The committed keys at `now`.
     pub(crate) fn keys_at(&self, now: u64) -> BTreeMap<&str, &MKey> {
         let live = self.keys.iter().filter(|(name, key)| self.key_lives(name, key, now));
         live.map(|(name, key)| (name.as_str(), key)).collect()
+    }
+
+    /// The same, as they are told: value, version, deadline, and the session that each is bound to.
+    pub(crate) fn keys_told(&self, now: u64) -> Vec<(String, String, u64, Option<u64>, Option<u64>)> {
+        let told = |(name, key): (&str, &MKey)| {
+            (name.to_owned(), key.value.clone(), key.version, key.until, key.bound)
+        };
+        self.keys_at(now).into_iter().map(told).collect()
+    }
+
+    /// The keys that are there or not cleaned up yet, and the bytes of all: what the caps are about.
+    pub(crate) fn key_counts(&self) -> (u64, u64) {
+        let bytes: usize = self.keys.iter().map(|(name, key)| name.len() + key.value.len()).sum();
+        (self.keys.len() as u64, bytes as u64)
     }
 
     pub(crate) fn exclusive_holder(&self, key: &str, now: u64) -> Option<u64> {
@@ -152,19 +213,20 @@ impl Model {
         let grant = self.lines.grants.iter().find(|grant| Some(grant.token) == token);
         if let Some(grant) = grant {
             for staged in &grant.section {
-                self.put(&mut view, &staged.what, staged.op, grant.session);
+                self.put(&mut view, &staged.what, staged.op, self.sessions[&grant.session].client);
             }
         }
         view
     }
 
     /// Does one write to a view.
-    fn put(&self, view: &mut View, what: &What, version: u64, session: SessionId) {
+    fn put(&self, view: &mut View, what: &What, version: u64, client: u64) {
         match what {
             What::Set { key, value, life } => {
                 let until = life.ttl_ms.map(|ms| self.at + ms * 1_000);
-                let bound = life.bound.then_some(session);
-                view.keys.insert(key.clone(), MKey { value: value.clone(), version, until, bound });
+                let bound = life.bound.then_some(client);
+                let value = value.clone();
+                view.keys.insert(key.clone(), MKey { value, version, until, bound, gone: false });
             }
             What::Delete { key } => {
                 view.keys.remove(key);
@@ -177,16 +239,53 @@ impl Model {
         }
     }
 
-    fn fits_keys(&self, view: &View) -> Result<(), Out> {
-        let grows = view.keys.len() > self.keys.len();
-        if grows && view.keys.len() as u64 > self.limits().keys {
+    /// Whether keys are within their caps with these changes; those that are over and not cleaned up count.
+    fn fits_keys(&self, view: &View, what: &[What]) -> Result<(), Out> {
+        if !what.iter().any(|what| matches!(what, What::Set { .. })) {
+            return Ok(());
+        }
+        let mut all = view.keys.clone();
+        for (name, key) in self.keys.iter().filter(|(_, key)| key.gone) {
+            if !what.iter().any(|what| what.name() == name) {
+                all.insert(name.clone(), key.clone());
+            }
+        }
+        if all.len() > self.keys.len() && all.len() as u64 > self.limits().keys {
             return Err(refused("limit", "keys"));
         }
-        let bytes: usize = view.keys.iter().map(|(name, key)| name.len() + key.value.len()).sum();
-        if bytes as u64 > self.limits().key_bytes {
-            return Err(refused("limit", "key_bytes"));
+        let bytes: usize = all.iter().map(|(name, key)| name.len() + key.value.len()).sum();
+        match bytes as u64 > self.limits().key_bytes {
+            true => Err(refused("limit", "key_bytes")),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Does one write for good.
+    fn commit(&mut self, what: &What, client: u64) {
+        let mut view = View { keys: self.keys.clone(), files: self.files.clone() };
+        if what.is_of_key() {
+            let name = what.name().to_owned();
+            self.drop_keys(|key, _| key == name);
+            view.keys = self.keys.clone();
+        }
+        self.put(&mut view, what, self.op, client);
+        let happened = match what {
+            What::Set { .. } => Some(Happened::KeySet { version: self.op }),
+            What::Delete { key } => self.keys.get(key).map(|key| Happened::KeyDeleted {
+                version: key.version,
+                reason: KeyEnd::Deleted,
+            }),
+            What::Append { file, data } => {
+                let file = &view.files[file];
+                let length = file.bytes.len() as u64;
+                let offset = length - data.len() as u64;
+                Some(Happened::FileAppended { generation: file.generation, offset, length })
+            }
+        };
+        (self.keys, self.files) = (view.keys, view.files);
+        if let Some(happened) = happened {
+            self.happened(what.name(), happened);
+        }
     }
 
     fn has_version(view: &View, key: &str, if_version: Option<u64>) -> Result<(), Out> {
@@ -231,7 +330,7 @@ impl Model {
                 let view = self.view(token.filter(|_| staged));
                 Model::has_version(&view, key, *if_version)?;
                 let what = What::Set { key: key.to_string(), value: value.to_string(), life: *life };
-                self.change_keys(me, *holder, token.filter(|_| staged), view, vec![what])?;
+                self.change_keys(me, *holder, token.filter(|_| staged), view, vec![what], life.bound)?;
                 Ok(Out::Set { version: self.op, staged })
             }
             Call::Delete { key, if_version, token, holder } => {
@@ -240,7 +339,7 @@ impl Model {
                 Model::has_version(&view, key, *if_version)?;
                 let version = view.keys.get(key.as_str()).map(|key| key.version);
                 let what = What::Delete { key: key.to_string() };
-                self.change_keys(me, *holder, token.filter(|_| staged), view, vec![what])?;
+                self.change_keys(me, *holder, token.filter(|_| staged), view, vec![what], false)?;
                 Ok(Out::Deleted { version, staged })
             }
             Call::Transaction { compare, apply, token, holder } => {
@@ -254,10 +353,13 @@ impl Model {
                 if self.holds(me, *holder, *token, file)? {
                     return Err(refused("unsupported", ""));
                 }
-                match self.files.remove(file.as_str()) {
-                    Some(file) => Ok(Out::FileChanged { length: 0, generation: file.generation }),
-                    None => Err(refused("not_found", "")),
-                }
+                let name = file.as_str();
+                let generation = match self.files.remove(name) {
+                    Some(file) => file.generation,
+                    None => return Err(refused("not_found", "")),
+                };
+                self.happened(name, Happened::FileDeleted { generation });
+                Ok(Out::FileChanged { length: 0, generation })
             }
             Call::RotateFile { file, to, token, holder } => {
                 if self.holds(me, *holder, *token, file)? {
@@ -273,7 +375,11 @@ impl Model {
                 if !held.iter().any(own) && !free {
                     return Err(refused("guarded", ""));
                 }
-                self.rotate(file, to)
+                let out = self.rotate(file, to)?;
+                if let Out::FileChanged { generation, .. } = out {
+                    self.happened(file, Happened::FileRotated { generation, to: to.clone() });
+                }
+                Ok(out)
             }
             Call::RepairFile { file, generation, length, checksum, token, holder } => {
                 if self.holds(me, *holder, *token, file)? && self.is_staged_append(*token, file) {
@@ -293,18 +399,20 @@ impl Model {
         section: Option<u64>,
         mut view: View,
         what: Vec<What>,
+        bound: bool,
     ) -> Result<(), Out> {
-        let session = if section.is_some() { holder.unwrap_or(me) } else { me };
-        let sets = what.iter().any(|what| matches!(what, What::Set { .. }));
+        let whose = holder.filter(|_| bound).unwrap_or(me);
+        let client = self.sessions.get(&whose).map_or(0, |session| session.client);
         for what in &what {
-            self.put(&mut view, what, self.op, session);
+            self.put(&mut view, what, self.op, client);
         }
-        if sets {
-            self.fits_keys(&view)?;
+        self.fits_keys(&view, &what)?;
+        if !self.is_live(whose) {
+            return Err(refused("not_holder", ""));
         }
         match section {
             Some(token) => self.stage(token, what)?,
-            None => self.keys = view.keys,
+            None => what.iter().for_each(|what| self.commit(what, client)),
         }
         Ok(())
     }
@@ -341,13 +449,15 @@ impl Model {
             }
             None => What::Delete { key: change.key.to_string() },
         });
-        self.change_keys(me, holder, section, view, what.collect())?;
+        let bound = apply.iter().any(|change| change.life.bound);
+        self.change_keys(me, holder, section, view, what.collect(), bound)?;
         Ok(Out::Applied { version: self.op, staged: section.is_some() })
     }
 
     /// Lets everything that is staged under a grant take effect, or says why it cannot.
     pub(crate) fn apply_section(&mut self, token: u64) -> Result<u64, Out> {
         let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("it is mine").clone();
+        let client = self.sessions[&grant.session].client;
         let mut view = self.view(None);
         for staged in &grant.section {
             if let What::Append { file, .. } = &staged.what {
@@ -357,16 +467,15 @@ impl Model {
                     None => self.may_create(&view, file)?,
                 }
             }
-            self.put(&mut view, &staged.what, self.op, grant.session);
+            self.put(&mut view, &staged.what, self.op, client);
         }
-        if grant.section.iter().any(|staged| matches!(staged.what, What::Set { .. })) {
-            self.fits_keys(&view)?;
-        }
-        if grant.section.iter().any(|staged| matches!(staged.what, What::Append { .. })) {
+        let what: Vec<What> = grant.section.into_iter().map(|staged| staged.what).collect();
+        self.fits_keys(&view, &what)?;
+        if what.iter().any(|what| matches!(what, What::Append { .. })) {
             self.fits_files(&view)?;
         }
-        (self.keys, self.files) = (view.keys, view.files);
-        Ok(grant.section.len() as u64)
+        what.iter().for_each(|what| self.commit(what, client));
+        Ok(what.len() as u64)
     }
 
     fn is_staged_append(&self, token: u64, name: &str) -> bool {
@@ -404,7 +513,7 @@ impl Model {
         if data.len() as u64 > self.limits().append_bytes {
             return Err(refused("too_large", "append_bytes"));
         }
-        let mut view = self.view(section);
+        let view = self.view(section);
         match view.files.get(name) {
             Some(file) if file.fault => return Err(refused("file_fault", "")),
             Some(_) => {}
@@ -424,8 +533,7 @@ impl Model {
         match section {
             Some(token) => self.stage(token, vec![what])?,
             None => {
-                self.put(&mut view, &what, self.op, SessionId(0));
-                self.files = view.files;
+                self.commit(&what, 0);
             }
         }
         Ok(Out::Appended { offset, length, staged: section.is_some() })
@@ -459,6 +567,7 @@ impl Model {
         file.bytes = Model::found_on_disk(length);
         assert_eq!(crc32c(&file.bytes), checksum, "the test finds on disk what it says");
         file.fault = false;
+        self.happened(name, Happened::FileRepaired { generation, length });
         Ok(Out::FileChanged { length, generation })
     }
 

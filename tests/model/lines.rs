@@ -7,6 +7,7 @@ use tenure::identity::SessionId;
 use tenure::kind::CycleStep;
 use tenure::limits::CYCLE_SHOWN;
 use tenure::outcome::{Asked, LossReason, Reason};
+use tenure::state::{GrantEnd, What};
 
 /// A grant. It is in the list until it was cleaned up, dead or not.
 #[derive(Clone, Debug)]
@@ -411,6 +412,12 @@ impl Model {
     fn grant(&mut self, wait: &MWait, token: Option<u64>) -> Out {
         let token = token.or(self.seen.direct).unwrap_or(self.last_token + 1);
         self.new_tokens.push(token);
+        let exclusive = wait.asks.iter().filter(|ask| ask.mode == Mode::Exclusive).cloned();
+        self.change_hands(&exclusive.collect::<Vec<_>>());
+        let client = self.sessions[&wait.session].client;
+        for Ask { key, mode } in &wait.asks {
+            self.happened(key, What::LockGranted { token, client, mode: *mode });
+        }
         let lease_ms = wait.terms.lease_ms;
         let grant = MGrant {
             token,
@@ -451,6 +458,7 @@ impl Model {
         let weaker = |ask: &Ask| grant.mode(&ask.key).is_some_and(|held| takes_no_more(ask.mode, held));
         if changed.iter().all(weaker) {
             self.change_modes(*token, &changed);
+            self.has_converted(*token, *token, &changed);
             let again = changed.is_empty();
             return Ok(self.converted(*token, again));
         }
@@ -466,8 +474,9 @@ impl Model {
         };
         if self.lines.is_open_everywhere(&asker) {
             self.change_modes(*token, &changed);
-            let token = self.retoken(*token, self.seen.direct);
-            return Ok(self.converted(token, false));
+            let new = self.retoken(*token, self.seen.direct);
+            self.has_converted(*token, new, &changed);
+            return Ok(self.converted(new, false));
         }
         self.wait_or_not(request, asker, *wait)
     }
@@ -478,10 +487,25 @@ impl Model {
     }
 
     fn change_modes(&mut self, token: u64, asks: &[Ask]) {
+        let before = self.grant_mut(token).asks.clone();
+        let exclusive = |asks: &[Ask], key: &str| mode(asks, key) == Some(Mode::Exclusive);
+        let begins = asks.iter().filter(|ask| exclusive(asks, &ask.key) && !exclusive(&before, &ask.key)).cloned();
+        let ends = asks.iter().filter(|ask| !exclusive(asks, &ask.key) && exclusive(&before, &ask.key)).cloned();
+        self.change_hands(&begins.collect::<Vec<_>>());
         for held in &mut self.grant_mut(token).asks {
             if let Some(mode) = mode(asks, &held.key) {
                 held.mode = mode;
             }
+        }
+        self.change_hands(&ends.collect::<Vec<_>>());
+    }
+
+    /// What everybody hears of a conversion: under the same token what changed, under a new one all.
+    fn has_converted(&mut self, before: u64, token: u64, changed: &[Ask]) {
+        let grant = self.grant_mut(token).clone();
+        let client = self.sessions[&grant.session].client;
+        for Ask { key, mode } in if before == token { changed } else { &grant.asks } {
+            self.happened(key, What::LockConverted { token, before, client, mode: *mode });
         }
     }
 
@@ -522,6 +546,7 @@ impl Model {
                 Some(old) => {
                     self.change_modes(old, &wait.asks);
                     let token = self.retoken(old, token);
+                    self.has_converted(old, token, &wait.asks);
                     self.converted(token, false)
                 }
             };
@@ -549,7 +574,7 @@ impl Model {
 
     /// Ends a grant. All ends but a release close its locks for its lock-delay. Who is next is served when the command is
     /// done.
-    pub(crate) fn end_grant(&mut self, token: u64, released: bool) -> MGrant {
+    pub(crate) fn end_grant(&mut self, token: u64, why: Option<GrantEnd>) {
         let conversion =
             self.lines.waits.iter().find(|wait| wait.converts == Some(token)).map(|wait| wait.op);
         if let Some(op) = conversion {
@@ -558,14 +583,23 @@ impl Model {
         let place =
             self.lines.grants.iter().position(|grant| grant.token == token).expect("a grant ends once");
         let grant = self.lines.grants.remove(place);
-        if !released && grant.terms.lock_delay_ms > 0 {
+        let client = self.sessions[&grant.session].client;
+        for Ask { key, .. } in &grant.asks {
+            let happened = match why {
+                None => What::LockReleased { token, client },
+                Some(reason) => What::LockLost { token, client, reason },
+            };
+            self.happened(key, happened);
+        }
+        let exclusive = grant.asks.iter().filter(|ask| ask.mode == Mode::Exclusive).cloned();
+        self.change_hands(&exclusive.collect::<Vec<_>>());
+        if why.is_some() && grant.terms.lock_delay_ms > 0 {
             let until = self.at + grant.terms.lock_delay_ms * 1_000;
             for ask in &grant.asks {
                 let closed = self.lines.closed.entry(ask.key.to_string()).or_default();
                 *closed = until.max(*closed);
             }
         }
-        grant
     }
 
     /// Ends a grant, and remembers that for its client.
@@ -577,7 +611,7 @@ impl Model {
         if session.losses.len() > 64 {
             session.losses.pop_front();
         }
-        self.end_grant(token, false);
+        self.end_grant(token, Some(reason.into()));
     }
 
     pub(crate) fn leave_line(&mut self, op: u64, reason: Reason) {
@@ -634,6 +668,7 @@ impl Model {
             self.faults.push(format!("wait {} is dead, and a tick leaves it", wait.op));
         }
         self.lines.closed.retain(|_, until| *until > self.at);
+        self.tick_keys();
         self.sessions.retain(|_, session| session.ended.is_none_or(|ended| ended + 60_000_000 > self.at));
         Out::Cleaned
     }

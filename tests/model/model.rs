@@ -10,12 +10,12 @@
 use crate::keys::{MFile, MKey};
 use crate::lines::Lines;
 use std::collections::{BTreeMap, VecDeque};
-use tenure::command::{Ask, Call, Command, Request};
+use tenure::command::{Ask, Call, Command, EndReason, Request};
 use tenure::identity::{Nonce, SessionId};
 use tenure::kind::{CycleStep, Detail};
 use tenure::limits::Limits;
 use tenure::outcome::{Asked, Blocked, Effect, LossReason, Outcome, Reason};
-use tenure::state::{Standing, State};
+use tenure::state::{GrantEnd, Standing, State, What};
 use tenure::time::Time;
 
 /// What an outcome comes down to.
@@ -238,6 +238,8 @@ pub(crate) struct Model {
     pub(crate) lines: Lines,
     pub(crate) keys: BTreeMap<String, MKey>,
     pub(crate) files: BTreeMap<String, MFile>,
+    /// What happened, in the order of the commands, the last of it.
+    pub(crate) events: VecDeque<(u64, String, What)>,
     /// Waits that the last command answered.
     pub(crate) settled: Vec<(SessionId, u64)>,
     /// Tokens that it gave.
@@ -290,21 +292,24 @@ impl Model {
                 self.limits = Some(limits.clone());
                 if *raised {
                     self.last_token += 1 << 32;
+                    self.events.clear();
                 }
                 Out::Done
             }
             Command::OpenSession { nonce, session, .. } => self.open(*nonce, *session),
-            Command::EndSession { session, term, .. } => {
+            Command::EndSession { session, term, reason } => {
                 self.clean_up();
-                self.end(*session, *term)
+                self.end(*session, *term, *reason)
             }
             Command::Tick => {
                 self.clean_up();
                 self.tick()
             }
-            Command::FileFault { file, generation, .. } => match self.files.get_mut(file.as_str()) {
+            Command::FileFault { file: name, generation, reason } => match self.files.get_mut(name.as_str()) {
                 Some(file) if file.generation == *generation && !file.fault => {
                     file.fault = true;
+                    let (generation, reason) = (*generation, reason.as_str().into());
+                    self.happened(name, What::FileFault { generation, reason });
                     Out::Done
                 }
                 _ => Out::Void,
@@ -316,6 +321,13 @@ impl Model {
         self.invariants();
         self.take_tokens();
         out
+    }
+
+    pub(crate) fn happened(&mut self, name: &str, what: What) {
+        self.events.push_back((self.op, name.to_owned(), what));
+        if self.events.len() > 500 {
+            self.events.pop_front();
+        }
     }
 
     /// Tokens rise by one, from command to command and in each.
@@ -357,7 +369,7 @@ impl Model {
     }
 
     /// Ends a session: its waits leave their lines, and its grants end.
-    fn end(&mut self, id: SessionId, term: u64) -> Out {
+    fn end(&mut self, id: SessionId, term: u64, reason: EndReason) -> Out {
         if term != self.term || !self.is_live(id) {
             return Out::Void;
         }
@@ -366,8 +378,9 @@ impl Model {
             self.leave_line(wait.op, Reason::SessionEnded);
         }
         while let Some(grant) = self.lines.grants.iter().find(|grant| grant.session == id) {
-            self.end_grant(grant.token, false);
+            self.end_grant(grant.token, Some(reason.into()));
         }
+        self.drop_bound_keys(self.sessions[&id].client);
         Out::Done
     }
 
@@ -432,12 +445,12 @@ impl Model {
             Call::Release { token, holder } => {
                 self.mine(me, *holder, *token)?;
                 let writes = self.apply_section(*token)?;
-                self.end_grant(*token, true);
+                self.end_grant(*token, None);
                 Ok(Out::Released { op: self.op, writes })
             }
             Call::Abandon { token, holder } => {
                 self.mine(me, *holder, *token)?;
-                self.end_grant(*token, false);
+                self.end_grant(*token, Some(GrantEnd::Abandoned));
                 Ok(Out::Released { op: self.op, writes: 0 })
             }
             Call::RenewLease { token, holder, lease_ms } => {
