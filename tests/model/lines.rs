@@ -478,6 +478,9 @@ impl Model {
             self.has_converted(*token, new, &changed);
             return Ok(self.converted(new, false));
         }
+        if *wait != Patience::Try {
+            self.same_slots(&changed, None)?;
+        }
         self.wait_or_not(request, asker, *wait)
     }
 
