@@ -2,7 +2,7 @@
 
 use super::locks::{Wanted, own_terms, shared_text};
 use super::waits::mode_of;
-use super::{Due, GrantEnd, State, not_holder};
+use super::{Due, GrantEnd, Section, State, not_holder};
 use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
@@ -32,6 +32,8 @@ pub struct Grant {
     pub deadline: Option<Time>,
     /// The wait that converts it, if one does.
     pub(super) conversion: Option<Op>,
+    /// What is staged under it, if anything is.
+    pub(super) section: Option<Box<Section>>,
 }
 
 impl Grant {
@@ -119,6 +121,7 @@ impl State {
                 since: self.head.at,
                 deadline,
                 conversion: None,
+                section: None,
             },
         );
         self.record_grant(token);
@@ -163,11 +166,12 @@ impl State {
         }
     }
 
-    /// Takes a grant away. Its locks are handed on before the command ends.
+    /// Takes a grant away. Its locks are handed on before the command ends; what is still staged leaves no trace.
     pub(super) fn take_grant(&mut self, token: Token, effects: &mut Vec<Effect>) -> Grant {
         if let Some(op) = self.grants[&token].conversion {
             self.grant_ended(op, effects);
         }
+        self.drop_section(token);
         let grant = self.grants.remove(&token).expect("a grant ends once");
         if let Some(deadline) = grant.deadline {
             self.due.remove(&(deadline, Due::Lease(token)));
@@ -210,9 +214,10 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
+        let writes = self.commit_section(token, effects)?;
         self.record_end(token, None);
         self.take_grant(token, effects);
-        Ok(Outcome::Released { op: self.head.op, writes: 0 })
+        Ok(Outcome::Released { op: self.head.op, writes })
     }
 
     pub(super) fn abandon(
@@ -276,6 +281,7 @@ impl State {
             op: grant.op,
             since: grant.since,
             deadline: grant.deadline,
+            section: grant.section.as_ref().map(|section| section.part()),
         }
     }
 
@@ -301,7 +307,7 @@ impl State {
             self.due.insert((deadline, Due::Lease(token)));
         }
         self.sessions.get_mut(&session).expect("it has a number").grants.insert(token);
-        let grant = Grant {
+        let mut grant = Grant {
             session,
             owner: part.owner,
             terms: part.terms,
@@ -310,7 +316,11 @@ impl State {
             since: part.since,
             deadline: part.deadline,
             conversion: None,
+            section: None,
         };
+        if let Some(section) = part.section {
+            self.add_section(section, &mut grant).map_err(|text| fault(&text))?;
+        }
         match self.grants.insert(token, grant) {
             None => Ok(()),
             Some(_) => Err(fault("it stands twice")),
