@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tenure::command::{Command, Request};
 use tenure::identity::{Op, Position, SessionId};
 use tenure::outcome::{Effect, FileAct};
-use tenure::state::{Parts, Standing, State, What};
+use tenure::state::{KeySeen, Parts, Standing, State, What};
 use tenure::time::Time;
 
 /// How many commands a run has if nothing is said.
@@ -297,6 +297,39 @@ impl Run {
                 let expected = self.model.live_line(key, now);
                 self.check(line == expected, || {
                     format!("line of {key} at {now}: {line:?}, not {expected:?}")
+                });
+            }
+        }
+        for grant in &self.model.lines.grants {
+            let seen = self.state.keys_seen(Some(grant.token), "", None, self.at);
+            let seen: Vec<_> = seen
+                .map(|(name, key)| match key {
+                    KeySeen::Committed(key) => (name.to_string(), key.value.to_string(), key.version),
+                    KeySeen::Staged(key) => {
+                        let value = key.change.value.as_ref().map(|value| value.to_string());
+                        (name.to_string(), value.unwrap_or_default(), key.version)
+                    }
+                })
+                .collect();
+            let view = self.model.view(Some(grant.token));
+            let told = |(name, key): (String, keys::MKey)| (name, key.value, key.version);
+            let expected: Vec<_> = view.keys.into_iter().map(told).collect();
+            self.check(seen == expected, || {
+                format!("under {} are seen {seen:?}\nbut the model says {expected:?}", grant.token)
+            });
+            let section = self.state.section(grant.token);
+            for (name, file) in view.files {
+                let staged = section.and_then(|section| section.file(&name));
+                let seen = match (staged, self.state.file(&name)) {
+                    (Some(staged), file) => {
+                        let before = file.map_or(0, |file| file.checksum);
+                        Some((staged.generation, staged.length(), staged.checksum(before)))
+                    }
+                    (None, file) => file.map(|file| (file.generation, file.length, file.checksum)),
+                };
+                let expected = (file.generation, file.bytes.len() as u64, keys::crc32c(&file.bytes));
+                self.check(seen == Some(expected), || {
+                    format!("under {} {name} is {seen:?}, not {expected:?}", grant.token)
                 });
             }
         }

@@ -37,7 +37,8 @@ pub(crate) struct Staged {
 pub(crate) enum What {
     Set { key: String, value: String, life: Life },
     Delete { key: String },
-    Append { file: String, data: Vec<u8> },
+    /// With the length of the file before everything that is staged, and its generation if it is there.
+    Append { file: String, data: Vec<u8>, offset: u64, generation: Option<u64> },
 }
 
 impl What {
@@ -59,7 +60,7 @@ impl What {
             What::Delete { .. } => 0,
             What::Append { data, .. } => data.len(),
         };
-        (self.name().len() + content) as u64
+        64 + (self.name().len() + content) as u64
     }
 }
 
@@ -171,6 +172,17 @@ impl Model {
         }
     }
 
+    /// The same, and who asks for less with a conversion stages nothing any more.
+    fn may_stage(&self, me: SessionId, holder: Option<SessionId>, token: u64, key: &str) -> Result<bool, Out> {
+        let staged = self.holds(me, holder, token, key)?;
+        let conversion = self.lines.waits.iter().find(|wait| wait.converts == Some(token));
+        let asked = conversion.and_then(|wait| wait.mode(key));
+        match staged && asked.is_some_and(|mode| mode != Mode::Exclusive) {
+            true => Err(refused("not_holder", "")),
+            false => Ok(staged),
+        }
+    }
+
     /// Who may write a key, and whether it is staged.
     fn may_write(
         &self,
@@ -184,7 +196,7 @@ impl Model {
             atomic = self.mine(me, holder, token)?.terms.atomic;
         }
         if let Some(token) = token.filter(|_| atomic) {
-            return self.holds(me, holder, token, key);
+            return self.may_stage(me, holder, token, key);
         }
         let no = if token.is_some() { "not_holder" } else { "guarded" };
         let held = self.holders(key, self.at);
@@ -231,7 +243,7 @@ impl Model {
             What::Delete { key } => {
                 view.keys.remove(key);
             }
-            What::Append { file, data } => {
+            What::Append { file, data, .. } => {
                 let file = view.files.entry(file.clone());
                 let file = file.or_insert(MFile { generation: version, bytes: Vec::new(), fault: false });
                 file.bytes.extend_from_slice(data);
@@ -275,7 +287,7 @@ impl Model {
                 version: key.version,
                 reason: KeyEnd::Deleted,
             }),
-            What::Append { file, data } => {
+            What::Append { file, data, .. } => {
                 let file = &view.files[file];
                 let length = file.bytes.len() as u64;
                 let offset = length - data.len() as u64;
@@ -296,28 +308,41 @@ impl Model {
         }
     }
 
-    /// Stages writes under a grant, if they find room in its section.
+    /// Stages writes under a grant, if they find room in its section. Of each key only the last is kept.
     fn stage(&mut self, token: u64, what: Vec<What>) -> Result<(), Out> {
-        let all = |grant: &crate::lines::MGrant| {
-            grant.section.iter().map(|staged| staged.what.bytes()).sum::<u64>()
-        };
-        let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("it is mine");
-        let (writes, bytes) = (grant.section.len() + what.len(), all(grant));
-        let more: u64 = what.iter().map(What::bytes).sum();
-        let staged: u64 = self.lines.grants.iter().map(all).sum();
+        let bytes = |section: &[Staged]| section.iter().map(|staged| staged.what.bytes()).sum::<u64>();
+        let op = self.op;
+        let before = self.section(token).to_vec();
+        let all: u64 = self.lines.grants.iter().map(|grant| bytes(&grant.section)).sum();
+        let mut section = before.clone();
+        section.retain(|staged| {
+            !staged.what.is_of_key() || !what.iter().any(|what| what.name() == staged.what.name())
+        });
+        section.extend(what.into_iter().map(|what| Staged { op, what }));
+        let (old, new) = (bytes(&before), bytes(&section));
         let limits = self.limits();
-        if writes as u64 > limits.section_writes {
+        if section.len() > before.len() && section.len() as u64 > limits.section_writes {
             return Err(refused("limit", "section_writes"));
         }
-        if bytes + more > limits.section_bytes {
+        if new > old && new > limits.section_bytes {
             return Err(refused("limit", "section_bytes"));
         }
-        if staged + more > limits.staged_bytes {
+        if new > old && all - old + new > limits.staged_bytes {
             return Err(refused("limit", "staged_bytes"));
         }
-        let op = self.op;
-        self.grant_mut(token).section.extend(what.into_iter().map(|what| Staged { op, what }));
+        self.grant_mut(token).section = section;
         Ok(())
+    }
+
+    /// What is staged under a grant.
+    pub(crate) fn section(&self, token: u64) -> &[Staged] {
+        let grant = self.lines.grants.iter().find(|grant| grant.token == token);
+        grant.map_or(&[], |grant| &grant.section)
+    }
+
+    /// The bytes that are staged under all grants.
+    pub(crate) fn staged_bytes(&self) -> u64 {
+        self.lines.grants.iter().flat_map(|grant| &grant.section).map(|staged| staged.what.bytes()).sum()
     }
 
     pub(crate) fn write(&mut self, me: SessionId, call: &Call) -> Said {
@@ -346,7 +371,7 @@ impl Model {
                 self.transaction(me, compare, apply, *token, *holder)
             }
             Call::AppendFile { file, data, token, holder } => {
-                let staged = self.holds(me, *holder, *token, file)?;
+                let staged = self.may_stage(me, *holder, *token, file)?;
                 self.append(file, data, staged.then_some(*token))
             }
             Call::DeleteFile { file, token, holder } => {
@@ -383,7 +408,7 @@ impl Model {
             }
             Call::RepairFile { file, generation, length, checksum, token, holder } => {
                 if self.holds(me, *holder, *token, file)? && self.is_staged_append(*token, file) {
-                    return Err(refused("unsupported", ""));
+                    return Err(refused("invalid_params", ""));
                 }
                 self.repair(file, *generation, *length, *checksum)
             }
@@ -406,14 +431,19 @@ impl Model {
         for what in &what {
             self.put(&mut view, what, self.op, client);
         }
+        if let Some(token) = section {
+            if what.iter().any(|what| matches!(what, What::Set { .. })) {
+                let before = self.section(token).iter().map(|staged| staged.what.clone());
+                let all: Vec<What> = before.filter(What::is_of_key).chain(what.clone()).collect();
+                self.fits_keys(&view, &all)?;
+            }
+            return self.stage(token, what);
+        }
         self.fits_keys(&view, &what)?;
         if !self.is_live(whose) {
             return Err(refused("not_holder", ""));
         }
-        match section {
-            Some(token) => self.stage(token, what)?,
-            None => what.iter().for_each(|what| self.commit(what, client)),
-        }
+        what.iter().for_each(|what| self.commit(what, client));
         Ok(())
     }
 
@@ -430,7 +460,18 @@ impl Model {
             None => None,
         };
         let view = self.view(section);
+        if section.is_some() {
+            for change in apply {
+                self.may_write(me, holder, token, &change.key)?;
+            }
+        }
         for Compare { key, version } in compare {
+            // What is compared must not change before the release either.
+            let grant = section.and_then(|token| self.lines.grants.iter().find(|grant| grant.token == token));
+            let keeps = |mode| matches!(mode, Some(Mode::Exclusive | Mode::Shared));
+            if grant.is_some_and(|grant| !keeps(grant.mode(key))) {
+                return Err(refused("not_holder", ""));
+            }
             let found = view.keys.get(key.as_str()).map_or(0, |key| key.version);
             if found != *version {
                 return Err(refused("version_mismatch", format!("{key} {found}")));
@@ -458,24 +499,38 @@ impl Model {
     pub(crate) fn apply_section(&mut self, token: u64) -> Result<u64, Out> {
         let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("it is mine").clone();
         let client = self.sessions[&grant.session].client;
+        let (keys, appends): (Vec<_>, Vec<_>) = grant.section.iter().partition(|staged| staged.what.is_of_key());
+        let keys: Vec<What> = keys.into_iter().map(|staged| staged.what.clone()).collect();
         let mut view = self.view(None);
-        for staged in &grant.section {
-            if let What::Append { file, .. } = &staged.what {
-                match view.files.get(file) {
-                    Some(MFile { fault: true, .. }) => return Err(refused("file_fault", "")),
-                    Some(_) => {}
-                    None => self.may_create(&view, file)?,
-                }
+        keys.iter().for_each(|what| self.put(&mut view, what, self.op, client));
+        self.fits_keys(&view, &keys)?;
+        let mut files: BTreeMap<&str, (u64, u64, Vec<u8>)> = BTreeMap::new();
+        for Staged { op, what } in appends {
+            let What::Append { file, data, offset, generation } = what else { continue };
+            let file = files.entry(file).or_insert((generation.unwrap_or(*op), *offset, Vec::new()));
+            file.2.extend_from_slice(data);
+        }
+        let mut created = 0;
+        for (name, (generation, offset, data)) in &files {
+            let length = self.fits_file(&[], created, name, data.len() as u64)?;
+            let stands = match self.files.get(*name) {
+                None => *offset == 0,
+                Some(file) => (file.generation, length) == (*generation, *offset),
+            };
+            if !stands {
+                return Err(refused("file_fault", ""));
             }
-            self.put(&mut view, &staged.what, self.op, client);
+            created += u64::from(!self.files.contains_key(*name));
         }
-        let what: Vec<What> = grant.section.into_iter().map(|staged| staged.what).collect();
-        self.fits_keys(&view, &what)?;
-        if what.iter().any(|what| matches!(what, What::Append { .. })) {
-            self.fits_files(&view)?;
+        keys.iter().for_each(|what| self.commit(what, client));
+        for (name, (generation, offset, data)) in files {
+            let file = self.files.entry(name.to_owned());
+            let file = file.or_insert(MFile { generation, bytes: Vec::new(), fault: false });
+            file.bytes.extend_from_slice(&data);
+            let (generation, length) = (file.generation, file.bytes.len() as u64);
+            self.happened(name, Happened::FileAppended { generation, offset, length });
         }
-        what.iter().for_each(|what| self.commit(what, client));
-        Ok(what.len() as u64)
+        Ok(grant.section.len() as u64)
     }
 
     fn is_staged_append(&self, token: u64, name: &str) -> bool {
@@ -484,57 +539,65 @@ impl Model {
         grant.is_some_and(|grant| grant.section.iter().any(append))
     }
 
-    fn may_create(&self, view: &View, name: &str) -> Result<(), Out> {
-        let clash = |other: &String| {
+    /// Whether a file of that name can stand beside others: none is a directory of another.
+    fn may_stand<'a>(name: &str, mut others: impl Iterator<Item = &'a str>) -> Result<(), Out> {
+        let clash = |other: &str| {
             other.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'))
-                || name.strip_prefix(other.as_str()).is_some_and(|rest| rest.starts_with('/'))
+                || name.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'))
         };
-        match view.files.keys().any(clash) {
+        match others.any(clash) {
             true => Err(refused("bad_name", "")),
             false => Ok(()),
         }
     }
 
-    fn fits_files(&self, view: &View) -> Result<(), Out> {
-        if view.files.len() as u64 > self.limits().files.max(self.files.len() as u64) {
-            return Err(refused("limit", "files"));
+    fn file_names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
+    /// Whether so many bytes can be appended to a committed file, beside so many that are created with it, and beside others
+    /// that are staged; how long it is before.
+    fn fits_file(&self, staged: &[String], created: u64, name: &str, bytes: u64) -> Result<u64, Out> {
+        let file = self.files.get(name);
+        match file {
+            Some(file) if file.fault => return Err(refused("file_fault", "")),
+            Some(_) => {}
+            None => {
+                Model::may_stand(name, self.file_names())?;
+                if self.files.len() as u64 + created >= self.limits().files {
+                    return Err(refused("limit", "files"));
+                }
+            }
         }
-        let over = |file: &MFile| file.bytes.len() as u64 > self.limits().file_bytes;
-        let grew = |name: &str, file: &MFile| {
-            self.files.get(name).is_none_or(|old| old.bytes.len() < file.bytes.len())
-        };
-        match view.files.iter().any(|(name, file)| over(file) && grew(name, file)) {
-            true => Err(refused("limit", "file_bytes")),
-            false => Ok(()),
+        let length = file.map_or(0, |file| file.bytes.len()) as u64;
+        if length + bytes > self.limits().file_bytes {
+            return Err(refused("limit", "file_bytes"));
         }
+        if file.is_none() {
+            Model::may_stand(name, staged.iter().map(String::as_str))?;
+        }
+        Ok(length)
     }
 
     fn append(&mut self, name: &str, data: &[u8], section: Option<u64>) -> Said {
         if data.len() as u64 > self.limits().append_bytes {
             return Err(refused("too_large", "append_bytes"));
         }
-        let view = self.view(section);
-        match view.files.get(name) {
-            Some(file) if file.fault => return Err(refused("file_fault", "")),
-            Some(_) => {}
-            None => {
-                self.may_create(&view, name)?;
-                if view.files.len() as u64 >= self.limits().files {
-                    return Err(refused("limit", "files"));
-                }
-            }
-        }
-        let offset = view.files.get(name).map_or(0, |file| file.bytes.len()) as u64;
+        let before = self.section(section.unwrap_or(0)).iter().filter(|staged| !staged.what.is_of_key());
+        let mut staged: Vec<String> = before.clone().map(|staged| staged.what.name().to_owned()).collect();
+        staged.retain(|other| other != name && !self.files.contains_key(other));
+        staged.sort();
+        staged.dedup();
+        let of_file = before.filter(|staged| staged.what.name() == name).map(|staged| &staged.what);
+        let more: u64 = of_file.map(|what| if let What::Append { data, .. } = what { data.len() } else { 0 } as u64).sum();
+        let length = self.fits_file(&staged, staged.len() as u64, name, more + data.len() as u64)?;
+        let generation = self.files.get(name).map(|file| file.generation);
+        let what = What::Append { file: name.into(), data: data.to_vec(), offset: length, generation };
+        let offset = length + more;
         let length = offset + data.len() as u64;
-        if length > self.limits().file_bytes {
-            return Err(refused("limit", "file_bytes"));
-        }
-        let what = What::Append { file: name.into(), data: data.to_vec() };
         match section {
             Some(token) => self.stage(token, vec![what])?,
-            None => {
-                self.commit(&what, 0);
-            }
+            None => self.commit(&what, 0),
         }
         Ok(Out::Appended { offset, length, staged: section.is_some() })
     }
@@ -544,7 +607,7 @@ impl Model {
             None => return Err(refused("not_found", "")),
             Some(file) if file.fault => return Err(refused("file_fault", "")),
             Some(_) if self.files.contains_key(to) => return Err(refused("invalid_params", "")),
-            Some(_) => self.may_create(&self.view(None), to)?,
+            Some(_) => Model::may_stand(to, self.file_names())?,
         }
         let file = self.files.remove(name).expect("it was found");
         let generation = file.generation;

@@ -301,7 +301,7 @@ impl Model {
         let held = self.held_of(me, owner, asks);
         match held[..] {
             [] => {}
-            [grant] if grant.asks == *asks => {
+            [grant] if grant.asks == *asks && grant.terms.atomic == terms.atomic => {
                 let (token, op, lease_ms) = (grant.token, grant.op, grant.terms.lease_ms);
                 return Ok(Out::Granted { token, asks: asks.clone(), op, lease_ms, again: true });
             }
@@ -446,15 +446,14 @@ impl Model {
         if grant.session != request.session && *wait != Patience::Try {
             return Err(refused("invalid_params", ""));
         }
-        self.no_second_wait(grant.session, &grant.owner)?;
         let changed: Vec<Ask> =
             asks.iter().filter(|ask| grant.mode(&ask.key) != Some(ask.mode)).cloned().collect();
-        self.touches(&changed);
-        self.same_slots(&changed, Some(*token))?;
-        let lost = |ask: &&Ask| ask.mode != Mode::Exclusive && grant.mode(&ask.key) == Some(Mode::Exclusive);
-        if changed.iter().filter(lost).any(|ask| self.is_staged(*token, &ask.key)) {
+        if changed.iter().any(|ask| ask.mode != Mode::Exclusive && self.is_staged(*token, &ask.key)) {
             return Err(refused("invalid_params", ""));
         }
+        self.no_second_wait(grant.session, &grant.owner)?;
+        self.touches(&changed);
+        self.same_slots(&changed, Some(*token))?;
         let weaker = |ask: &Ask| grant.mode(&ask.key).is_some_and(|held| takes_no_more(ask.mode, held));
         if changed.iter().all(weaker) {
             self.change_modes(*token, &changed);

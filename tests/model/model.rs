@@ -617,12 +617,13 @@ impl Model {
     }
 
     /// How many there are of what can be counted from outside: nothing is left over of what is gone.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 5] {
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 6] {
         [
             ("sessions", self.sessions.len() as u64),
             ("grants", self.lines.grants.len() as u64),
             ("waits", self.lines.waits.len() as u64),
             ("files", self.files.len() as u64),
+            ("staged_bytes", self.staged_bytes()),
             ("leaving", 0),
         ]
     }

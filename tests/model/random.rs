@@ -163,8 +163,8 @@ impl Draw {
             file_bytes: cap(20, 20),
             append_bytes: 9,
             section_writes: cap(2, 3),
-            section_bytes: cap(12, 12),
-            staged_bytes: cap(20, 20),
+            section_bytes: cap(150, 150),
+            staged_bytes: cap(200, 200),
             history_events: cap(5, 20),
             history_bytes: cap(500, 2_000),
         };
