@@ -316,7 +316,8 @@ impl Model {
         let all: u64 = self.lines.grants.iter().map(|grant| bytes(&grant.section)).sum();
         let mut section = before.clone();
         section.retain(|staged| {
-            !staged.what.is_of_key() || !what.iter().any(|what| what.name() == staged.what.name())
+            let again = |what: &What| what.is_of_key() && what.name() == staged.what.name();
+            !staged.what.is_of_key() || !what.iter().any(again)
         });
         section.extend(what.into_iter().map(|what| Staged { op, what }));
         let (old, new) = (bytes(&before), bytes(&section));
