@@ -50,6 +50,18 @@ pub const DEADLOCK_STEPS_MAX: usize = 50_000;
 /// Bytes of the reason for a break or for asking a holder to let go.
 pub const REASON_MAX: usize = 256;
 
+/// Locks in the sketch of those that are waited for most.
+pub const CONTENTION_NAMES: usize = 128;
+
+/// Other locks of which it is remembered how long they are usually held.
+pub const HOLDS_KEPT: usize = 64;
+
+/// Waits of one line that an estimate looks at; a longer line is taken to go on like that.
+pub const ESTIMATE_WAITS_MAX: usize = 128;
+
+/// Waits, and holders of the locks they ask for, that one page of waits looks at: then the page ends, however few it has.
+pub const WAITS_LOOKED_AT: u64 = 10_000;
+
 /// Longest time that a `watch` waits for something to happen, in milliseconds: 60 s.
 pub const WATCH_WAIT_MAX_MS: u64 = 60_000;
 
@@ -70,13 +82,16 @@ pub const TTL_MIN_MS: u64 = 100;
 /// See [`TTL_MIN_MS`].
 pub const TTL_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
+/// Longest TTL of a key, in milliseconds: 365 days. A key that is to stay longer has none.
+pub const KEY_TTL_MAX_MS: u64 = 365 * 24 * 60 * 60 * 1_000;
+
 /// Longest limit on a wait, in milliseconds: 30 days. `null` waits without limit.
 pub const WAIT_MAX_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
 
 /// How long the kept replies of an ended session still answer retries, in milliseconds.
 pub const AFTERLIFE_MS: u64 = 60_000;
 
-/// Grants and waits that one `tick` cleans up, so that applying it never takes long.
+/// Grants, waits and keys that one `tick` cleans up, so that applying it never takes long.
 pub const SWEEP_MAX: usize = 256;
 
 /// The configured caps, each under the name that errors and `status` show.
@@ -113,7 +128,7 @@ pub struct Limits {
     pub append_bytes: u64,
     /// Writes staged under one atomic grant.
     pub section_writes: u64,
-    /// Bytes staged under one atomic grant: names, values and data.
+    /// Bytes staged under one atomic grant: names, values, data, and 64 for each write.
     pub section_bytes: u64,
     /// Bytes staged under all atomic grants.
     pub staged_bytes: u64,

@@ -97,8 +97,8 @@ impl Error {
         match self {
             Error::Refused { kind, .. } => Kind::ALL.into_iter().find(|known| known.as_str() == kind),
             Error::AlreadyHeld { .. } => Some(Kind::AlreadyHeld),
-            Error::Compacted { .. } => Some(Kind::Compacted),
             Error::Deadlock { .. } => Some(Kind::Deadlock),
+            Error::Compacted { .. } => Some(Kind::Compacted),
             _ => None,
         }
     }

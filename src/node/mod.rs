@@ -21,6 +21,8 @@
 mod admission;
 mod answers;
 mod assembly;
+mod explain;
+mod hand_offs;
 mod reads;
 mod telling;
 mod watches;
@@ -40,6 +42,7 @@ use crate::state::State;
 use crate::time::Time;
 use crate::wire::{self, Element, Id, Method, encode_error, encode_result};
 use assembly::{Assemblies, Place, Slot};
+use hand_offs::HandOffs;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -174,8 +177,19 @@ struct Submitted {
 /// Something that waits for the files.
 #[derive(Debug)]
 enum FileTag {
-    Read { place: Place, offset: u64, count: u64, length: u64 },
-    Repair { place: Place, looked_at: Op, request: Request },
+    /// `tail`: what is staged behind the bytes that are read.
+    Read {
+        place: Place,
+        offset: u64,
+        count: u64,
+        length: u64,
+        tail: Option<Vec<u8>>,
+    },
+    Repair {
+        place: Place,
+        looked_at: Op,
+        request: Request,
+    },
 }
 
 /// One server, as far as it can be one without a clock, a socket and a disk.
@@ -205,6 +219,7 @@ pub struct Node {
     peers: HashMap<SessionId, Peer>,
     assemblies: Assemblies,
     tellings: Tellings,
+    hand_offs: HandOffs,
     watches: Watches,
     file_tags: HashMap<u64, FileTag>,
     last_file_tag: u64,
@@ -257,6 +272,7 @@ impl Node {
             peers: HashMap::new(),
             assemblies: Assemblies::default(),
             tellings: Tellings::default(),
+            hand_offs: HandOffs::default(),
             watches: Watches::default(),
             file_tags: HashMap::new(),
             last_file_tag: 0,
@@ -445,7 +461,7 @@ impl Node {
         }
         self.lapse(now);
         let due = self.state.next_due().is_some_and(|due| due <= now);
-        let quiet = self.state.next_due().is_some() && now >= self.last_at.after_ms(TICK_MS);
+        let quiet = self.state.has_deadlines() && now >= self.last_at.after_ms(TICK_MS);
         if (due || quiet) && !self.tick_in_flight && self.room != Room::Full {
             self.tick_in_flight = true;
             self.gather(now, Command::Tick, Tag::default());
@@ -459,9 +475,12 @@ impl Node {
     /// Takes in what was read for [`FileWork::Read`]; an error is a sentence.
     pub fn handle_file_read(&mut self, tag: u64, read: Result<Vec<u8>, String>) {
         match self.file_tags.remove(&tag) {
-            Some(FileTag::Read { place, offset, count, length }) => {
+            Some(FileTag::Read { place, offset, count, length, tail }) => {
                 let reply = match read {
-                    Ok(bytes) => reads::file_page(bytes, offset, count, length),
+                    Ok(mut bytes) => {
+                        bytes.extend(tail.iter().flatten());
+                        Ok(reads::file_page(bytes, offset, count, length, tail.is_some()))
+                    }
                     Err(fault) => Err(Refusal::new(Kind::FileFault, fault)),
                 };
                 self.resolve_with(place, |out, id| match &reply {
@@ -557,8 +576,9 @@ impl Node {
             return None;
         }
         // Without any room nothing can be decided: waking up for it would only spin.
-        let due = self.state.next_due().filter(|_| !self.tick_in_flight && self.room != Room::Full);
-        let quiet = due.map(|_| self.last_at.after_ms(TICK_MS));
+        let may_tick = !self.tick_in_flight && self.room != Room::Full;
+        let due = self.state.next_due().filter(|_| may_tick);
+        let quiet = (may_tick && self.state.has_deadlines()).then(|| self.last_at.after_ms(TICK_MS));
         let lapse = self.leases.next_look().filter(|_| self.room != Room::Full);
         [lapse, due, quiet, self.tellings.next(), self.watches.next_due()].into_iter().flatten().min()
     }
@@ -573,11 +593,13 @@ impl Node {
             let untold =
                 self.state.session(session).map(|session| session.untold_waits().collect::<Vec<_>>());
             for id in untold.unwrap_or_default() {
-                self.tellings.begin(session, id, now);
+                self.tellings.begin_late(session, id, now);
             }
         }
         for id in &request.got {
-            self.tellings.end(session, *id);
+            if let Some(since) = self.tellings.heard(session, *id) {
+                self.hand_offs.note(&self.state, session, *id, now.max(self.heard).us_since(since));
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use super::State;
 use super::lines::is_slot;
 use super::locks::Wanted;
 use super::taken::weaker;
-use crate::command::{Ask, Patience};
+use crate::command::{Ask, Mode, Patience};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::{Kind, Refusal};
 use crate::outcome::{Effect, Outcome};
@@ -52,6 +52,7 @@ impl State {
                 "a conversion that waits is for the session of the grant; for another session only a try is";
             return Err(Refusal::new(Kind::InvalidParams, text));
         }
+        self.keeps_staged(token, &asks)?;
         self.refuse_second_wait(of, &owner, effects)?;
         self.clear(asks.iter().map(|ask| ask.key.clone()), effects);
         for ask in &asks {
@@ -69,6 +70,12 @@ impl State {
             let token = self.retoken(before);
             self.record_conversion(before, token, &asks);
             return Ok(self.converted(token, false));
+        }
+        if patience != Patience::Try {
+            // As long as it waited, the lock would be held with one number of slots and waited for with another.
+            for ask in &asks {
+                self.same_slots(&ask.key, ask.mode, None)?;
+            }
         }
         let deadline = match patience {
             Patience::Try => {
@@ -145,6 +152,11 @@ impl State {
                 ask.key
             );
             lock.held.add(ask.mode);
+            match (old, ask.mode) {
+                (_, Mode::Exclusive) => self.key_held(&ask.key),
+                (Mode::Exclusive, _) => self.key_freed(&ask.key),
+                _ => {}
+            }
             self.recount(&ask.key);
             self.changed(&ask.key);
         }

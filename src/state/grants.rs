@@ -2,7 +2,7 @@
 
 use super::locks::{Wanted, own_terms, shared_text};
 use super::waits::mode_of;
-use super::{Due, GrantEnd, State, not_holder};
+use super::{Due, GrantEnd, Section, State, not_holder};
 use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
@@ -32,6 +32,8 @@ pub struct Grant {
     pub deadline: Option<Time>,
     /// The wait that converts it, if one does.
     pub(super) conversion: Option<Op>,
+    /// What is staged under it, if anything is.
+    pub(super) section: Option<Box<Section>>,
 }
 
 impl Grant {
@@ -119,6 +121,7 @@ impl State {
                 since: self.head.at,
                 deadline,
                 conversion: None,
+                section: None,
             },
         );
         self.record_grant(token);
@@ -129,8 +132,7 @@ impl State {
         if self.sessions[&self.grants[&token].session].is_live() {
             self.expire_grant(token, effects);
         } else {
-            self.record_end(token, None);
-            self.end_grant(token, effects);
+            self.end_grant(token, GrantEnd::SessionExpired, effects);
         }
     }
 
@@ -145,17 +147,17 @@ impl State {
             reason: LossReason::LeaseExpired,
             note: Arc::default(),
         };
-        self.record_end(token, Some(loss.reason.into()));
         let session = self.sessions.get_mut(&id).expect("a grant has a session");
         if session.is_live() {
             session.lose(loss.clone());
             effects.push(Effect::Lost { session: id, loss });
         }
-        self.end_grant(token, effects);
+        self.end_grant(token, GrantEnd::LeaseExpired, effects);
     }
 
     /// Ends a grant in any way but a release: its locks stay closed for its lock-delay, and are then handed on.
-    pub(super) fn end_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
+    pub(super) fn end_grant(&mut self, token: Token, why: GrantEnd, effects: &mut Vec<Effect>) {
+        self.record_end(token, Some(why));
         let grant = self.take_grant(token, effects);
         if grant.terms.lock_delay_ms > 0 {
             for ask in &grant.asks {
@@ -164,12 +166,14 @@ impl State {
         }
     }
 
-    /// Takes a grant away. Its locks are handed on before the command ends.
+    /// Takes a grant away. Its locks are handed on before the command ends; what is still staged leaves no trace.
     pub(super) fn take_grant(&mut self, token: Token, effects: &mut Vec<Effect>) -> Grant {
         if let Some(op) = self.grants[&token].conversion {
             self.grant_ended(op, effects);
         }
+        self.drop_section(token);
         let grant = self.grants.remove(&token).expect("a grant ends once");
+        self.note_tenure(&grant);
         if let Some(deadline) = grant.deadline {
             self.due.remove(&(deadline, Due::Lease(token)));
         }
@@ -185,6 +189,7 @@ impl State {
         self.head.last_token += 1;
         let token = self.head.last_token;
         let mut grant = self.grants.remove(&old).expect("a grant is there to be renumbered");
+        self.note_tenure(&grant);
         if let Some(deadline) = grant.deadline {
             self.due.remove(&(deadline, Due::Lease(old)));
             self.due.insert((deadline, Due::Lease(token)));
@@ -211,9 +216,10 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
+        let writes = self.commit_section(token, effects)?;
         self.record_end(token, None);
         self.take_grant(token, effects);
-        Ok(Outcome::Released { op: self.head.op, writes: 0 })
+        Ok(Outcome::Released { op: self.head.op, writes })
     }
 
     pub(super) fn abandon(
@@ -224,8 +230,7 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
-        self.record_end(token, Some(GrantEnd::Abandoned));
-        self.end_grant(token, effects);
+        self.end_grant(token, GrantEnd::Abandoned, effects);
         Ok(Outcome::Released { op: self.head.op, writes: 0 })
     }
 
@@ -278,6 +283,7 @@ impl State {
             op: grant.op,
             since: grant.since,
             deadline: grant.deadline,
+            section: grant.section.as_ref().map(|section| section.part()),
         }
     }
 
@@ -303,7 +309,7 @@ impl State {
             self.due.insert((deadline, Due::Lease(token)));
         }
         self.sessions.get_mut(&session).expect("it has a number").grants.insert(token);
-        let grant = Grant {
+        let mut grant = Grant {
             session,
             owner: part.owner,
             terms: part.terms,
@@ -312,7 +318,11 @@ impl State {
             since: part.since,
             deadline: part.deadline,
             conversion: None,
+            section: None,
         };
+        if let Some(section) = part.section {
+            self.add_section(section, &mut grant).map_err(|text| fault(&text))?;
+        }
         match self.grants.insert(token, grant) {
             None => Ok(()),
             Some(_) => Err(fault("it stands twice")),

@@ -193,6 +193,9 @@ impl State {
         lock.held.add(mode);
         lock.holders.reserve_exact(1);
         lock.holders.push(token);
+        if mode == Mode::Exclusive {
+            self.key_held(key);
+        }
     }
 
     /// Takes a grant's hold from one of its locks.
@@ -202,6 +205,9 @@ impl State {
         lock.holders.remove(place);
         lock.held.remove(mode);
         lock.taken.remove(mode);
+        if mode == Mode::Exclusive {
+            self.key_freed(key);
+        }
         self.changed(key);
     }
 

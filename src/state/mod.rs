@@ -12,10 +12,12 @@
 //!   effect and is told the same.
 //!
 //! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
-//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `guards` (who may write what),
-//! `keys`, `files`, `history` (what happened lately, for whoever watches), and `parts` (what a snapshot holds).
+//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `contention` (what is waited for
+//! most), `guards` (who may write what), `keys`, `transactions`, `files`, `sections` (what is staged under atomic grants),
+//! `history` (what happened lately, for whoever watches), and `parts` (what a snapshot holds).
 
 mod blocked;
+mod contention;
 mod convert;
 mod deadlock;
 mod files;
@@ -26,21 +28,25 @@ mod keys;
 mod lines;
 mod locks;
 mod parts;
+mod sections;
 mod sessions;
 mod taken;
+mod transactions;
 mod waits;
 
+pub use contention::Figures;
 pub use files::{File, not_found};
 pub use grants::Grant;
 pub use history::{GrantEnd, KeyEnd, WatchEvent, What};
 pub use keys::Key;
 pub use locks::LockView;
 pub use parts::*;
+pub use sections::{KeySeen, Section, StagedFile, StagedKey};
 use sessions::KeptReplies;
 pub use sessions::{Session, Standing};
 pub use waits::Wait;
 
-use crate::command::{Call, Command, Durability, Request};
+use crate::command::{Call, Change, Command, Durability, Life, Request};
 use crate::identity::{Nonce, Op, RAISE, SessionId, Term, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{Limits, SWEEP_MAX};
@@ -67,9 +73,13 @@ pub struct State {
     keys: BTreeMap<Name, Key>,
     /// Bytes of all keys and values together.
     key_bytes: u64,
+    /// How many keys have a deadline.
+    ttl_keys: u64,
     /// Kept replies of all sessions together.
     kept: KeptReplies,
     files: BTreeMap<Name, File>,
+    /// What all sections together count, in bytes.
+    staged_bytes: u64,
     /// What happened lately, for whoever watches.
     history: History,
     /// What is due when.
@@ -78,6 +88,8 @@ pub struct State {
     unserved: BTreeSet<Name>,
     /// Ended sessions, by number, that still have grants or waits to clean up.
     leaving: BTreeSet<u64>,
+    /// Which locks are waited for most.
+    contention: contention::Contention,
 }
 
 /// What a deadline in log time ends.
@@ -91,6 +103,8 @@ enum Due {
     LockDelay(Name),
     /// The afterlife of an ended session, by its number.
     Gone(u64),
+    /// The TTL of a key whose lock nobody holds exclusively.
+    Key(Name),
 }
 
 impl Default for State {
@@ -123,12 +137,15 @@ impl State {
             locks: BTreeMap::new(),
             keys: BTreeMap::new(),
             key_bytes: 0,
+            ttl_keys: 0,
             kept: KeptReplies::default(),
             files: BTreeMap::new(),
+            staged_bytes: 0,
             history: History::default(),
             due: BTreeSet::new(),
             unserved: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            contention: contention::Contention::default(),
         }
     }
 
@@ -233,29 +250,36 @@ impl State {
             Call::RenewLease { token, holder, lease_ms } => {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }
-            Call::Set { key, value, if_version, life: _, token, holder } => {
-                self.may_write_key(session, *holder, *token, key)?;
-                self.set(key, value, *if_version)
+            Call::Set { key, value, if_version, life, token, holder } => {
+                let change = Change { key: key.clone(), value: Some(value.clone()), life: *life };
+                self.set_or_delete(session, *holder, *token, change, *if_version)
             }
             Call::Delete { key, if_version, token, holder } => {
-                self.may_write_key(session, *holder, *token, key)?;
-                self.delete(key, *if_version)
+                let change = Change { key: key.clone(), value: None, life: Life::default() };
+                self.set_or_delete(session, *holder, *token, change, *if_version)
             }
             Call::AppendFile { file, data, token, holder } => {
+                if let Some(token) = self.stages(session, *holder, Some(*token)) {
+                    self.may_stage(session, *holder, token, file)?;
+                    return self.stage_append(token, file, data);
+                }
                 self.holds(session, *holder, *token, file)?;
                 self.append_file(file, data, effects)
             }
             Call::DeleteFile { file, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
+                self.may_change_file(*token, file, false)?;
                 self.delete_file(file, effects)
             }
             Call::RotateFile { file, to, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
+                self.may_change_file(*token, file, false)?;
                 self.may_take_name(session, *holder, to)?;
                 self.rotate_file(file, to, effects)
             }
             Call::RepairFile { file, generation, length, checksum, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
+                self.may_change_file(*token, file, true)?;
                 self.repair_file(file, *generation, *length, *checksum, effects)
             }
             Call::Convert { token, holder, asks, wait } => {
@@ -273,8 +297,32 @@ impl State {
             Call::TakeOver { .. } => Err(unsupported("take_over")),
             Call::BreakLock { .. } => Err(unsupported("break_lock")),
             Call::AskRelease { .. } => Err(unsupported("ask_release")),
-            Call::Transaction { .. } => Err(unsupported("transaction")),
+            Call::Transaction { compare, apply, token, holder } => {
+                let Some(token) = self.stages(session, *holder, *token) else {
+                    return self.transaction(session, *holder, *token, compare, apply);
+                };
+                for change in apply {
+                    self.may_stage(session, *holder, token, &change.key)?;
+                }
+                self.stage_transaction(token, compare, apply)
+            }
         }
+    }
+
+    fn set_or_delete(
+        &mut self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        token: Option<Token>,
+        change: Change,
+        if_version: Option<Op>,
+    ) -> Result<Outcome, Refusal> {
+        if let Some(token) = self.stages(session, holder, token) {
+            self.may_stage(session, holder, token, &change.key)?;
+            return self.stage_change(token, change, if_version);
+        }
+        self.may_write_key(session, holder, token, &change.key)?;
+        self.change_key(session, holder, &change, if_version)
     }
 
     /// Lets what is due take effect and cleans up after ended sessions, a bounded number of each.
@@ -286,7 +334,7 @@ impl State {
                 // then: a deadline moved here could not be built anew from parts.
                 Some((_, Due::Gone(client))) if self.leaving.contains(client) => break,
                 Some((time, _)) if *time <= self.head.at => {
-                    let Some((_, due)) = self.due.pop_first() else { break };
+                    let (_, due) = self.due.pop_first().expect("it was looked at");
                     match due {
                         Due::Lease(token) => {
                             cleaned += 1;
@@ -295,6 +343,7 @@ impl State {
                         Due::Wait(op) => self.give_up(op, effects),
                         Due::LockDelay(key) => self.reopen(&key),
                         Due::Gone(client) => self.forget_session(client),
+                        Due::Key(name) => self.expire_key(&name),
                     }
                 }
                 Some(_) | None => break,
@@ -337,8 +386,14 @@ impl State {
         self.due.first().map(|(time, _)| *time)
     }
 
+    /// Whether any deadline stands, so that log time must be written down as it passes: also that of a key which is only
+    /// due when its lock is free.
+    pub fn has_deadlines(&self) -> bool {
+        self.next_due().is_some() || self.ttl_keys > 0
+    }
+
     /// What there is now, under the names that `status` shows.
-    pub fn counts(&self) -> [(&'static str, u64); 11] {
+    pub fn counts(&self) -> [(&'static str, u64); 12] {
         [
             ("sessions", self.sessions.len() as u64),
             ("grants", self.grants.len() as u64),
@@ -351,6 +406,7 @@ impl State {
             ("unchecked_waits", self.head.unchecked_waits),
             ("kept_replies", self.kept.count),
             ("kept_reply_bytes", self.kept.bytes),
+            ("staged_bytes", self.staged_bytes),
         ]
     }
 
@@ -366,6 +422,8 @@ impl State {
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
             history: self.history_parts(),
+            contention: self.contention.parts(),
+            holds: self.contention.hold_parts(),
         }
     }
 
@@ -396,6 +454,7 @@ impl State {
             state.add_file(part)?;
         }
         state.add_events(parts.history)?;
+        state.contention = contention::Contention::from_parts(parts.contention, parts.holds)?;
         state.check_sessions()?;
         Ok(state)
     }

@@ -10,7 +10,7 @@ use crate::name::Name;
 use crate::outcome::{Loss, Outcome};
 use crate::state::WatchEvent;
 use crate::time::Time;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
 
@@ -35,6 +35,10 @@ pub struct Parts {
     pub files: Vec<FilePart>,
     /// What happened lately, in the order in which it did.
     pub history: Vec<WatchEvent>,
+    /// Locks that are waited for most, in the order of their names.
+    pub contention: Vec<ContentionPart>,
+    /// Other locks that were held lately, the oldest first.
+    pub holds: Vec<HoldPart>,
 }
 
 /// What a state has one of.
@@ -122,7 +126,7 @@ pub struct WaitReplyPart {
 }
 
 /// A grant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantPart {
     /// Its token.
@@ -141,6 +145,64 @@ pub struct GrantPart {
     pub since: Time,
     /// When its own lease runs out.
     pub deadline: Option<Time>,
+    /// What is staged under it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section: Option<SectionPart>,
+}
+
+/// What is staged under an atomic grant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SectionPart {
+    /// Keys, in the order of their names.
+    pub keys: Vec<StagedKeyPart>,
+    /// Files, in the order of their names.
+    pub files: Vec<StagedFilePart>,
+}
+
+/// A staged key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagedKeyPart {
+    /// The key.
+    pub key: Name,
+    /// The command that staged it.
+    pub version: Op,
+    /// JSON text as it came; absent if the key is deleted.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub value: Option<Box<RawValue>>,
+    /// For how many milliseconds it lives from the release, if not for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+    /// Whether it lives only as long as the session.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bound: bool,
+}
+
+/// What is staged of a file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagedFilePart {
+    /// The file.
+    pub file: Name,
+    /// Its generation; if it does not exist yet, the command that staged its first append.
+    pub generation: Op,
+    /// Where the staged bytes begin.
+    pub offset: u64,
+    /// The data of each append in base64, in order.
+    pub data_b64: Vec<String>,
+}
+
+impl SectionPart {
+    /// How many writes it is.
+    pub fn writes(&self) -> usize {
+        self.keys.len() + self.files.iter().map(|file| file.data_b64.len()).sum::<usize>()
+    }
+}
+
+/// Reads a value that is there: `null` is a value like any other and not its absence.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// A wait in line.
@@ -197,6 +259,10 @@ pub struct KeyPart {
     pub version: Op,
     /// JSON text as it came.
     pub value: Box<RawValue>,
+    /// When it goes, if it has a TTL.
+    pub deadline: Option<Time>,
+    /// The number of the session that it goes with, if it is bound to one.
+    pub bound: Option<u64>,
 }
 
 /// A file.
@@ -213,4 +279,42 @@ pub struct FilePart {
     pub checksum: u32,
     /// Why it is closed to appends, if it is.
     pub fault: Option<String>,
+}
+
+/// Figures of a lock that is or was waited for, see [`Figures`](super::Figures).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContentionPart {
+    /// The lock.
+    pub key: Name,
+    /// How much it was waited for, with what it took over from the name that gave way, as of `hour`.
+    pub weight: u64,
+    /// The hour of log time in which the weight was last counted.
+    pub hour: u64,
+    /// Since when the other figures are counted.
+    pub since: Time,
+    /// Waits that began.
+    pub waits: u64,
+    /// Waits that ended.
+    pub waits_ended: u64,
+    /// For how long those stood in line, in microseconds.
+    pub waited_us: u64,
+    /// Tenures that ended.
+    pub tenures: u64,
+    /// How long those were, in microseconds.
+    pub held_us: u64,
+    /// How long a tenure usually is, in microseconds.
+    pub hold_us: Option<u64>,
+    /// Most waits that stood in its line at once.
+    pub longest_queue: u64,
+}
+
+/// How long a lock is usually held for which nobody waited lately.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldPart {
+    /// The lock.
+    pub key: Name,
+    /// In microseconds.
+    pub hold_us: u64,
 }

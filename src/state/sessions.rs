@@ -5,6 +5,7 @@ use crate::command::EndReason;
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::limits::{AFTERLIFE_MS, LOSSES_KEPT, Limits, SWEEP_MAX};
+use crate::name::Name;
 use crate::outcome::{Effect, Loss, Outcome};
 use crate::state::parts::{ReplyPart, SessionPart, WaitReplyPart};
 use crate::time::Time;
@@ -41,6 +42,8 @@ pub struct Session {
     pub(super) waiting: BTreeMap<Arc<str>, u64>,
     /// Its grants.
     pub(super) grants: BTreeSet<Token>,
+    /// Keys that are bound to it, but those whose lock somebody holds exclusively.
+    pub(super) bound: BTreeSet<Name>,
     losses: VecDeque<Loss>,
 }
 
@@ -104,6 +107,11 @@ impl Session {
     /// Whether the session has not ended.
     pub fn is_live(&self) -> bool {
         self.ended.is_none()
+    }
+
+    /// Whether it has what must be cleaned up once it has ended.
+    fn has_left_something(&self) -> bool {
+        !self.grants.is_empty() || !self.waiting.is_empty() || !self.bound.is_empty()
     }
 
     /// Grants it has, those past their own lease and not yet cleaned up included.
@@ -390,6 +398,7 @@ impl State {
                 waits: BTreeMap::new(),
                 waiting: BTreeMap::new(),
                 grants: BTreeSet::new(),
+                bound: BTreeSet::new(),
                 losses: VecDeque::new(),
             },
         );
@@ -413,7 +422,7 @@ impl State {
         };
         session.ended = Some((at, reason));
         self.due.insert((at.after_ms(AFTERLIFE_MS), Due::Gone(session.client)));
-        if !session.grants.is_empty() || !session.waiting.is_empty() {
+        if session.has_left_something() {
             self.leaving.insert(session.client);
         }
         effects.push(Effect::Ended { session: id });
@@ -421,7 +430,7 @@ impl State {
         Outcome::Done
     }
 
-    /// Hands over what ended sessions held, at most [`SWEEP_MAX`] grants and waits.
+    /// Hands over what ended sessions held, at most [`SWEEP_MAX`] grants, waits and keys.
     pub(super) fn sweep(&mut self, effects: &mut Vec<Effect>) {
         for _ in 0..SWEEP_MAX {
             let Some(&client) = self.leaving.first() else { return };
@@ -434,12 +443,15 @@ impl State {
                     panic!("a waiting owner of client {client} has a wait that is {standing:?}")
                 }
                 (None, Some(token)) => {
-                    self.record_end(token, None);
-                    self.end_grant(token, effects);
+                    let (_, reason) = session.ended.expect("a session that leaves has ended");
+                    self.end_grant(token, reason.into(), effects);
                 }
-                (None, None) => {
-                    self.leaving.remove(&client);
-                }
+                (None, None) => match session.bound.first().cloned() {
+                    Some(key) => self.expire_key(&key),
+                    None => {
+                        self.leaving.remove(&client);
+                    }
+                },
             }
         }
     }
@@ -448,10 +460,7 @@ impl State {
     pub(super) fn forget_session(&mut self, client: u64) {
         let id = self.clients.remove(&client).expect("a session is forgotten once");
         let session = self.sessions.remove(&id).expect("a numbered session is known");
-        assert!(
-            session.grants.is_empty() && session.waiting.is_empty(),
-            "client {client} left something behind"
-        );
+        assert!(!session.has_left_something(), "client {client} left something behind");
         self.nonces.remove(&session.nonce);
         self.kept = self.kept - session.kept();
     }
@@ -519,6 +528,7 @@ impl State {
             waits: BTreeMap::new(),
             waiting: BTreeMap::new(),
             grants: BTreeSet::new(),
+            bound: BTreeSet::new(),
             losses: part.losses.into(),
         };
         for reply in part.replies {
@@ -574,7 +584,7 @@ impl State {
             if session.waits.values().any(|wait| wait.outcome.is_none() && wait.op == 0) {
                 return Err(format!("client {} remembers a wait that stands in no line", session.client));
             }
-            if !session.is_live() && (!session.grants.is_empty() || !session.waiting.is_empty()) {
+            if !session.is_live() && session.has_left_something() {
                 self.leaving.insert(session.client);
             }
         }

@@ -17,8 +17,8 @@ use crate::datagram::Dropped;
 use crate::identity::{INTEGER_MAX, Nonce, Position, SessionId, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{
-    ASKS_MAX, BATCH_ELEMENTS_MAX, GOT_MAX, LABEL_MAX, REASON_MAX, SLOTS_MAX, TRANSACTION_MAX, TTL_MAX_MS,
-    TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS, WATCH_WAIT_MAX_MS,
+    ASKS_MAX, BATCH_ELEMENTS_MAX, GOT_MAX, KEY_TTL_MAX_MS, LABEL_MAX, REASON_MAX, SLOTS_MAX, TRANSACTION_MAX,
+    TTL_MAX_MS, TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS, WATCH_WAIT_MAX_MS,
 };
 use crate::name::{NAME_MAX, Name};
 use base64::Engine as _;
@@ -263,6 +263,16 @@ pub enum Method {
         file: Name,
         /// On behalf of which grant.
         under: Under,
+    },
+    /// `list_waits`
+    ListWaits {
+        /// Which.
+        page: PageAsk,
+    },
+    /// `list_contention`
+    ListContention {
+        /// Which.
+        page: PageAsk,
     },
     /// `watch`
     Watch {
@@ -557,12 +567,11 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
         }
         "transaction" => {
             reader.only(&["compare", "apply", "token", "holder"])?.session()?;
-            logged(Call::Transaction {
-                compare: reader.compare()?,
-                apply: reader.changes()?,
-                token: reader.under().token,
-                holder: params.holder,
-            })
+            let (compare, apply) = (reader.compare()?, reader.changes()?);
+            if compare.is_empty() && apply.is_empty() {
+                return Err(invalid("a transaction names at least one key in `compare` or `apply`"));
+            }
+            logged(Call::Transaction { compare, apply, token: reader.under().token, holder: params.holder })
         }
         "delete" => {
             reader.only(&["key", "if_version", "token", "holder"])?.session()?;
@@ -614,15 +623,20 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
             reader.only(&["key", "cursor", "limit"])?;
             Ok(Method::GetLockInfo { key: reader.key()?, page: reader.page()? })
         }
-        "list_locks" | "list_grants" | "list_sessions" | "list_files" => {
+        "list_locks" | "list_grants" | "list_waits" | "list_sessions" | "list_files" => {
             reader.only(&["prefix", "cursor", "limit"])?;
             let page = reader.page()?;
             Ok(match name {
                 "list_locks" => Method::ListLocks { page },
                 "list_grants" => Method::ListGrants { page },
+                "list_waits" => Method::ListWaits { page },
                 "list_sessions" => Method::ListSessions { page },
                 _ => Method::ListFiles { page },
             })
+        }
+        "list_contention" => {
+            reader.only(&["cursor", "limit"])?;
+            Ok(Method::ListContention { page: reader.page()? })
         }
         "get" => {
             reader.only(&["key", "token", "holder"])?;
@@ -658,9 +672,6 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
         "watch" => {
             reader.only(&["prefix", "after", "cursor", "wait_ms", "limit"])?;
             Ok(Method::Watch { ask: reader.watch()? })
-        }
-        "list_waits" | "list_contention" => {
-            Err(Refusal::new(Kind::Unsupported, format!("{name} is not built in this version of the server")))
         }
         _ => Err(Refusal::new(
             Kind::UnknownMethod,
@@ -836,8 +847,14 @@ impl Reader<'_> {
         }
     }
 
+    /// How long a key is to live.
     fn life(&self, ttl_ms: Option<Int>, bound: Option<bool>) -> Result<Life, Refusal> {
-        Ok(Life { ttl_ms: self.span("ttl_ms", ttl_ms)?, bound: bound.unwrap_or(false) })
+        match ttl_ms {
+            Some(Int(ms)) if !(TTL_MIN_MS..=KEY_TTL_MAX_MS).contains(&ms) => Err(invalid(format!(
+                "`ttl_ms` is {ms}; for a key it goes from {TTL_MIN_MS} to {KEY_TTL_MAX_MS} milliseconds (100 ms to 365 days)"
+            ))),
+            ttl_ms => Ok(Life { ttl_ms: ttl_ms.map(|ms| ms.0), bound: bound.unwrap_or(false) }),
+        }
     }
 
     /// Why somebody's grant is ended: a sentence for its holder and for the log.
@@ -870,7 +887,7 @@ impl Reader<'_> {
     }
 
     fn changes(&self) -> Result<Vec<Change>, Refusal> {
-        let asked = self.need("apply", self.params.apply.as_deref())?;
+        let asked = self.params.apply.as_deref().unwrap_or_default();
         within("apply", asked.len())?;
         let mut changes = Vec::with_capacity(asked.len());
         for ChangeAsk { key, value, delete, ttl_ms, bound } in asked {
