@@ -73,7 +73,8 @@ fn methods_refuse_what_they_do_not_take_and_ask_for_what_they_need() {
     assert_eq!(kind("get", r#"["a"]"#), Kind::InvalidParams);
     assert_eq!(kind("set", r#"{"key":"a","value":1}"#), Kind::InvalidParams, "set needs a session");
     assert_eq!(kind("fetch", "{}"), Kind::UnknownMethod);
-    assert_eq!(kind("watch", "{}"), Kind::Unsupported);
+    assert_eq!(kind("watch", r#"{"after":1,"cursor":"MS4w"}"#), Kind::InvalidParams);
+    assert_eq!(kind("watch", &format!(r#"{{"prefix":"{}"}}"#, "x".repeat(257))), Kind::InvalidParams);
     assert_eq!(kind("get", r#"{"key":""}"#), Kind::BadName);
     assert_eq!(kind("file_info", r#"{"file":"../x"}"#), Kind::BadName);
     let session = format!(r#""session":"{S}""#);
