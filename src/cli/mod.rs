@@ -35,7 +35,7 @@ use output::Format;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use tenure::limits::{TTL_MAX_MS, TTL_MIN_MS, WAIT_MAX_MS};
+use tenure::limits::{KEY_TTL_MAX_MS, TTL_MAX_MS, TTL_MIN_MS, WAIT_MAX_MS};
 
 /// A lock server that protects what it guards: leases, fencing tokens and exactly-once requests over UDP.
 #[derive(Debug, Parser)]
@@ -108,6 +108,8 @@ enum Command {
     Set(keys::Set),
     /// Delete a key, under the lock of that name if `acquire` left it held; print the version removed.
     Delete(keys::Delete),
+    /// Compare and change several keys: all of it takes effect, or nothing; print the version.
+    Txn(keys::Txn),
     /// List the keys from one to another, both included.
     Range(keys::Range),
     /// List the keys that begin alike.
@@ -167,6 +169,7 @@ fn run(cli: Cli) -> exit::Result<()> {
         Command::Get(args) => keys::get(&context, args),
         Command::Set(args) => keys::set(&context, args),
         Command::Delete(args) => keys::delete(&context, args),
+        Command::Txn(args) => keys::txn(&context, args),
         Command::Range(args) => keys::range(&context, args),
         Command::Prefix(args) => keys::prefix(&context, args),
         Command::Watch(args) => watch::watch(&context, args),
@@ -239,6 +242,15 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
         return Ok(ttl);
     }
     Err("a lease is 100ms to 24h long".into())
+}
+
+/// A TTL of a key: 100 ms to 365 days.
+fn parse_key_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = duration::parse_duration(text)?;
+    if (TTL_MIN_MS..=KEY_TTL_MAX_MS).contains(&(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))) {
+        return Ok(ttl);
+    }
+    Err("the TTL of a key is 100ms to 365d long".into())
 }
 
 /// A time to wait: `no`, `forever`, or a duration up to 30 days.
