@@ -20,7 +20,10 @@ pub(crate) struct Explain {
     )]
     graph: bool,
     /// With --graph: in the language of Graphviz, for `dot -Tsvg`.
-    #[arg(long, env = "TENURE_DOT", requires = "graph", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(
+        long, env = "TENURE_DOT", requires = "graph", conflicts_with = "name",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
     dot: bool,
     /// With --graph: only waits for locks whose names begin with this.
     #[arg(long, env = "TENURE_PREFIX", value_name = "TEXT", default_value = "")]
