@@ -96,7 +96,7 @@ impl Bench {
     }
 
     /// Waits until something is so. Not a measure of time: the limit only keeps a broken test from hanging.
-    fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+    fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let begin = Instant::now();
         while !is_so() {
             assert!(begin.elapsed() < Duration::from_secs(30), "never: {what}");
