@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tenure::client::{Attempt, Client, Error, GrantState, LostCause, Mode};
+use tenure::client::{Attempt, Client, Error, GrantState, LostCause, Mode, Transaction};
 use tenure::kind::Kind;
 use tenure::outcome::Reason;
 
@@ -380,6 +380,60 @@ fn a_hundred_files_are_written_and_found_again_after_a_restart() {
 }
 
 #[test]
+fn keys_live_as_long_as_they_were_set_for() {
+    let server = server();
+    let reader = Client::connect(server.address).unwrap();
+    let client = Client::builder().name("short").connect(server.address).unwrap();
+    let number = client.session().unwrap().client;
+    client.put("quick", &1).ttl(Duration::from_millis(300)).if_version(0).send().unwrap();
+    client.put("slow", &1).ttl(Duration::from_secs(1_000)).send().unwrap();
+    client.put_raw("mine", "{\"n\": [1.50]}").bound().send().unwrap();
+    let slow = reader.get("slow").unwrap().unwrap();
+    assert!(slow.ttl_left.unwrap() > Duration::from_secs(900), "{slow:?}");
+    let mine = reader.get("mine").unwrap().unwrap();
+    assert_eq!((mine.value.get(), mine.bound_to, mine.ttl_left), ("{\"n\": [1.50]}", Some(number), None));
+    let items: Vec<_> = reader.prefix("m").map(Result::unwrap).collect();
+    assert_eq!((items[0].value.get(), items[0].life.client), ("{\"n\": [1.50]}", Some(number)));
+    while reader.get("quick").unwrap().is_some() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let bad = client.put("x", &1).ttl(Duration::from_millis(1)).send().unwrap_err();
+    assert_eq!(bad.kind(), Some(Kind::InvalidParams));
+    assert!(matches!(client.put_raw("x", "{").ttl(Duration::from_secs(1)).send(), Err(Error::Invalid(_))));
+    client.close().unwrap();
+    assert!(reader.get("mine").unwrap().is_none());
+    assert!(reader.get("slow").unwrap().is_some());
+}
+
+#[test]
+fn a_transaction_changes_all_or_nothing() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let version = client.transaction().compare("a", 0).set("a", &1).set("b", &"two").commit().unwrap();
+    assert_eq!(client.get("a").unwrap().unwrap().version, version);
+    let error = client.transaction().compare("a", version + 1).set("b", &3).delete("a").commit().unwrap_err();
+    match &error {
+        Error::Refused { data, .. } => {
+            assert_eq!((data.key.as_deref(), data.version), (Some("a"), Some(version)), "{error}");
+        }
+        other => panic!("{other}"),
+    }
+    assert_eq!(client.get_as::<String>("b").unwrap().unwrap(), "two");
+    let guard = client.lock("a").acquire().unwrap();
+    let ttl = Duration::from_secs(60);
+    let changes = |transaction: Transaction| transaction.set_for("a", &2, ttl).set_bound("c", &3).delete("b");
+    let error = changes(client.transaction()).commit().unwrap_err();
+    assert_eq!(error.kind(), Some(Kind::Guarded));
+    changes(guard.fence().unwrap().transaction()).commit().unwrap();
+    assert!(client.get("a").unwrap().unwrap().ttl_left.unwrap() <= ttl);
+    assert!(client.get("b").unwrap().is_none());
+    assert!(client.get("c").unwrap().unwrap().bound_to.is_some());
+    let no_json = std::collections::BTreeMap::from([((1, 2), 3)]);
+    assert!(matches!(client.transaction().set("x", &no_json).commit(), Err(Error::Invalid(_))));
+    assert_eq!(client.transaction().commit().unwrap_err().kind(), Some(Kind::InvalidParams));
+}
+
+#[test]
 fn every_operation_of_the_library_goes_over_one_session() {
     let server = server();
     let client = Client::builder().name("all").connect(server.address).unwrap();
@@ -542,4 +596,68 @@ fn over_a_line_that_loses_and_doubles_upgrades_count_right_and_leave_nothing() {
     let client = Client::connect(server.address).unwrap();
     assert_eq!(client.get_as::<u64>("n").unwrap(), Some(15));
     assert!(!client.is_locked("n").unwrap());
+}
+
+#[test]
+fn a_watch_over_a_bad_line_and_kills_of_the_server_tells_each_version_once_and_in_order() {
+    let mut server = server();
+    let line = BadLine::to(server.address);
+    let lazy =
+        |address| Client::builder().deadline(Duration::from_secs(30)).lazy(true).connect(address).unwrap();
+    let watching = lazy(line.address);
+    let mut watch = watching.watch("k/");
+    let begun = watch.begin().unwrap();
+    let writing = lazy(server.address);
+    let (tell, told) = mpsc::channel();
+    let writer = std::thread::spawn(move || {
+        (0..150).for_each(|number| {
+            tell.send(writing.set(&format!("k/{}", number % 3), &number).unwrap()).unwrap()
+        });
+    });
+    let (mut written, mut seen) = (Vec::new(), Vec::new());
+    for round in 0..150 {
+        written.push(told.recv().unwrap());
+        if round % 50 == 30 {
+            server.restart().unwrap();
+        }
+    }
+    writer.join().unwrap();
+    for event in watch.by_ref().take(100) {
+        seen.push(event.unwrap());
+    }
+    // Another program goes on where this one was, in the middle of a page.
+    let place = watch.place().unwrap();
+    drop((watch, watching));
+    let mut other = lazy(line.address).watch("k/").resume(&place).unwrap();
+    seen.extend(other.by_ref().take(50).map(|event| event.unwrap()));
+    assert!(seen.iter().all(|event| event.event == "key_set" && event.op > begun));
+    assert_eq!(seen.iter().map(|event| event.version.unwrap()).collect::<Vec<_>>(), written);
+    assert_eq!(other.next_within(Duration::from_millis(50)).unwrap(), None);
+}
+
+#[test]
+fn a_watch_says_what_it_cannot_tell_and_ends() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let version = client.set("k", &1).unwrap();
+    let mut watch = client.watch("").after(version + 1_000_000);
+    let error = watch.next().unwrap().unwrap_err();
+    assert!(matches!(error, Error::Compacted { oldest: 0, .. }), "{error}");
+    assert_eq!(error.kind(), Some(Kind::Compacted));
+    assert!(watch.next().is_none() && matches!(watch.next_within(Duration::ZERO), Err(Error::Closed)));
+    assert!(matches!(client.watch("").resume("+x"), Err(Error::Invalid(_))));
+    // A place inside what one command did: one event of two was given.
+    let (mut several, guard) = (client.watch("a").after(version), client.lock("a1").acquire().unwrap());
+    assert_eq!(several.next().unwrap().unwrap().event, "lock_granted");
+    let place = several.place().unwrap();
+    guard.release().unwrap();
+    let events: Vec<_> =
+        client.watch("a").resume(&place).unwrap().take(1).map(|event| event.unwrap().event).collect();
+    assert_eq!(events, ["lock_released"]);
+    // A watch that waits ends with its client.
+    let closing = client.clone();
+    let waiting = std::thread::spawn(move || client.watch("nothing").next().unwrap().unwrap_err());
+    std::thread::sleep(Duration::from_millis(100));
+    closing.close().unwrap();
+    assert!(matches!(waiting.join().unwrap(), Error::Closed | Error::Unreachable { .. }));
 }
