@@ -235,13 +235,16 @@ impl Run {
         });
         let (count, bytes) = self.state.history_size();
         let limits = self.model.limits();
-        let fits = |more: u64| count + more <= limits.history_events && bytes + 150 * more <= limits.history_bytes;
+        let fits =
+            |more: u64| count + more <= limits.history_events && bytes + 150 * more <= limits.history_bytes;
         self.check(count <= limits.history_events && bytes <= limits.history_bytes, || {
             format!("the history has {count} events of {bytes} bytes")
         });
         if after > forgotten && !matches!(command, Command::NewTerm { .. }) {
             let gone = self.model.events.iter().filter(|(op, ..)| *op == after).count() as u64;
-            self.check(gone > 0 && !fits(gone), || format!("{gone} events of {after} are forgotten too early"));
+            self.check(gone > 0 && !fits(gone), || {
+                format!("{gone} events of {after} are forgotten too early")
+            });
         }
     }
 
