@@ -260,8 +260,8 @@ fn sample(param: &str) -> &'static str {
         "keys" => "[\"a\"]",
         "atomic" | "bound" => "false",
         "compare" | "apply" => "[]",
-        "cookie" | "name" | "label" | "key" | "mode" | "owner" | "from" | "to" | "prefix" | "cursor"
-        | "file" | "data" | "data_b64" => "\"exclusive\"",
+        "cookie" | "name" | "label" | "reason" | "key" | "mode" | "owner" | "from" | "to" | "prefix"
+        | "cursor" | "file" | "data" | "data_b64" => "\"exclusive\"",
         _ => "100",
     }
 }
@@ -292,7 +292,6 @@ fn every_limit_and_cause_of_a_drop_is_in_its_table() {
         ("ttl_min_ms", limits::TTL_MIN_MS),
         ("ttl_max_ms", limits::TTL_MAX_MS),
         ("key_ttl_max_ms", limits::KEY_TTL_MAX_MS),
-        ("transaction", limits::TRANSACTION_MAX as u64),
         ("wait_max_ms", limits::WAIT_MAX_MS),
         ("watch_wait_max_ms", limits::WATCH_WAIT_MAX_MS),
         ("watches", limits::WATCHES_MAX as u64),

@@ -42,7 +42,7 @@ pub enum Attempt {
     /// It is held.
     Granted(Guard),
     /// It is not, and here is why. Nothing changed.
-    Refused(Blocked),
+    Refused(Box<Blocked>),
 }
 
 impl LockRequest {
@@ -167,7 +167,7 @@ impl LockRequest {
                 method: "acquire_lock".into(),
                 message: "a grant without a token".into(),
             }),
-            (Some(false) | None, ..) => Ok(Attempt::Refused(Blocked::new(acquired))),
+            (Some(false) | None, ..) => Ok(Attempt::Refused(Box::new(Blocked::new(acquired)))),
         }
     }
 
@@ -178,7 +178,7 @@ impl LockRequest {
     pub fn acquire(self) -> Result<Guard> {
         match self.try_acquire()? {
             Attempt::Granted(guard) => Ok(guard),
-            Attempt::Refused(blocked) => Err(Error::NotGranted(Box::new(blocked))),
+            Attempt::Refused(blocked) => Err(Error::NotGranted(blocked)),
         }
     }
 

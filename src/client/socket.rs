@@ -466,7 +466,7 @@ impl Driver {
             Event::Pending { call, pending } => {
                 if let Some(progress) = self.waiting.get(&call).and_then(|waiter| waiter.progress.as_ref()) {
                     // Whoever is slow to listen misses some.
-                    let _ = progress.try_send(pending);
+                    let _ = progress.try_send(*pending);
                 }
             }
             Event::Changed { token, state } => {

@@ -23,7 +23,7 @@ impl Engine {
         }
         let news = !std::mem::replace(pending, true);
         if let (Some(pending), true) = (shown, call.asked) {
-            self.events.push_back(Event::Pending { call: CallId(tag), pending: *pending });
+            self.events.push_back(Event::Pending { call: CallId(tag), pending });
         }
         if news {
             let delay = self.spread(PROBE_MS);

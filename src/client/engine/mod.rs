@@ -105,7 +105,7 @@ pub enum Event {
         /// The call.
         call: CallId,
         /// Where, and who is in the way.
-        pending: Pending,
+        pending: Box<Pending>,
     },
     /// A call has its result: its only one.
     Done {
