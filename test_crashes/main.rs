@@ -23,3 +23,4 @@ mod sections;
 mod server;
 mod stall;
 mod table;
+mod watch;

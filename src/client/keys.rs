@@ -1,12 +1,12 @@
 //! Keys, files, lists and what operators ask: calls that are one request each, and what can be done under a token.
 
 use super::guard::millis;
-use super::{Client, Conversion, Error, Mode, Result};
+use super::{Client, Conversion, Error, Mode, Result, Transaction};
 use crate::identity::SessionId;
 use crate::wire::{
-    Appended, Cleaned, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, Heartbeat, Int, KeyAsk,
-    KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed, SessionItem, Status,
-    Written,
+    Appended, Cleaned, ContentionItem, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, Heartbeat,
+    Int, KeyAsk, KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed,
+    SessionItem, Status, WaitItem, Written,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -33,6 +33,50 @@ pub struct Entry {
     pub value: Box<RawValue>,
     /// The version: the number of the command that set it.
     pub version: u64,
+    /// What its TTL has left, if it has one; nothing if only its lock keeps it.
+    pub ttl_left: Option<Duration>,
+    /// The public number of the session that it goes with, if it is bound to one.
+    pub bound_to: Option<u64>,
+}
+
+/// A key that is to be set, with what is not usual about it: nothing is asked before [`send`](Put::send).
+#[derive(Debug)]
+#[must_use = "nothing is asked before `send`"]
+pub struct Put {
+    fence: Fence,
+    /// What is asked, or why it cannot be.
+    params: Result<Params>,
+}
+
+impl Put {
+    /// The key goes after this time: in whole milliseconds, 100 ms to 365 days. Each set says anew how long a key lives.
+    pub fn ttl(self, ttl: Duration) -> Put {
+        self.with(|params| params.ttl_ms = Some(Int(millis(ttl))))
+    }
+
+    /// The key goes with the session: this one, or that of the grant which the [`Fence`] is for.
+    pub fn bound(self) -> Put {
+        self.with(|params| params.bound = Some(true))
+    }
+
+    /// Only if the key has this version; 0: only if it does not exist.
+    pub fn if_version(self, version: u64) -> Put {
+        self.with(|params| params.if_version = Some(Int(version)))
+    }
+
+    /// Asks for it. Gives the key's version.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `version_mismatch`, `not_holder` or `guarded`; [`Error::Invalid`] if the value cannot be
+    /// written as JSON.
+    pub fn send(self) -> Result<u64> {
+        self.fence.ask("set", self.params?).map(|written: Written| written.version)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Params)) -> Put {
+        self.params.as_mut().ok().map(change);
+        self
+    }
 }
 
 impl Entry {
@@ -152,12 +196,16 @@ impl Fence {
     pub fn get(&self, key: &str) -> Result<Option<Entry>> {
         let params = Params { key: Some(key.into()), ..Params::default() };
         let got: Got = self.ask("get", params)?;
-        match (got.found, got.value, got.version) {
-            (false, ..) => Ok(None),
-            (true, Some(value), Some(version)) => Ok(Some(Entry { value, version })),
-            // A value of `null` comes as `null`, which a missing field cannot be told from.
-            (true, None, Some(version)) => Ok(Some(Entry { value: RawValue::NULL.to_owned(), version })),
-            (true, _, None) => Err(Error::Protocol {
+        match (got.found, got.version) {
+            (false, _) => Ok(None),
+            (true, Some(version)) => Ok(Some(Entry {
+                // A value of `null` comes as `null`, which a missing field cannot be told from.
+                value: got.value.unwrap_or_else(|| RawValue::NULL.to_owned()),
+                version,
+                ttl_left: got.life.ttl_left_ms.map(Duration::from_millis),
+                bound_to: got.life.client,
+            })),
+            (true, None) => Err(Error::Protocol {
                 method: "get".into(),
                 message: "a key that was found came without its version".into(),
             }),
@@ -185,9 +233,23 @@ impl Fence {
     /// # Errors
     /// [`Error::Invalid`] if it is not JSON; [`Error::Refused`] as for [`set_if`](Fence::set_if).
     pub fn set_raw(&self, key: &str, json: &str, if_version: Option<u64>) -> Result<u64> {
-        let value = RawValue::from_string(json.trim().to_owned())
-            .map_err(|error| Error::Invalid(format!("the value is not JSON: {error}")))?;
-        self.set_value(key, value, if_version)
+        self.set_value(key, raw_json(json)?, if_version)
+    }
+
+    /// A key to set with a TTL, bound to the session, or under a condition.
+    pub fn put<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Put {
+        let params = to_raw(value).map(|value| set_params(key, value, None));
+        Put { fence: self.clone(), params }
+    }
+
+    /// As [`put`](Fence::put), with JSON text that is kept as it is.
+    pub fn put_raw(&self, key: &str, json: &str) -> Put {
+        Put { fence: self.clone(), params: raw_json(json).map(|value| set_params(key, value, None)) }
+    }
+
+    /// A transaction under this grant.
+    pub fn transaction(&self) -> Transaction {
+        Transaction::new(self.clone())
     }
 
     /// Deletes a key. Gives the version removed, if there was one.
@@ -303,13 +365,7 @@ impl Fence {
     }
 
     fn set_value(&self, key: &str, value: Box<RawValue>, if_version: Option<u64>) -> Result<u64> {
-        let params = Params {
-            key: Some(key.into()),
-            value: Some(value),
-            if_version: if_version.map(Int),
-            ..Params::default()
-        };
-        self.ask("set", params).map(|written: Written| written.version)
+        self.ask("set", set_params(key, value, if_version)).map(|written: Written| written.version)
     }
 
     fn delete_at(&self, key: &str, if_version: Option<u64>) -> Result<Option<u64>> {
@@ -322,7 +378,7 @@ impl Fence {
         Pages::new(self.client.clone(), method, params)
     }
 
-    fn ask<T: DeserializeOwned>(&self, method: &str, mut params: Params) -> Result<T> {
+    pub(super) fn ask<T: DeserializeOwned>(&self, method: &str, mut params: Params) -> Result<T> {
         params.token = self.token.map(Int);
         params.holder = self.holder;
         self.client.ask(method, params)
@@ -385,6 +441,21 @@ impl Client {
     /// [`Error::Invalid`] if it is not JSON; [`Error::Refused`] as for [`set_if`](Client::set_if).
     pub fn set_raw(&self, key: &str, json: &str, if_version: Option<u64>) -> Result<u64> {
         self.free().set_raw(key, json, if_version)
+    }
+
+    /// A key that nobody guards, to set with a TTL, bound to this session, or under a condition.
+    pub fn put<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Put {
+        self.free().put(key, value)
+    }
+
+    /// As [`put`](Client::put), with JSON text that is kept as it is.
+    pub fn put_raw(&self, key: &str, json: &str) -> Put {
+        self.free().put_raw(key, json)
+    }
+
+    /// A transaction on keys that nobody guards. With guarded ones: [`Fence::transaction`].
+    pub fn transaction(&self) -> Transaction {
+        self.free().transaction()
     }
 
     /// Deletes a key that nobody guards. Gives the version removed, if there was one.
@@ -479,6 +550,17 @@ impl Client {
         self.list("list_grants", prefix)
     }
 
+    /// The waits in line for locks whose names begin with `prefix`, in the order of their arrival, each with whom it waits
+    /// for: together the graph of who waits for whom.
+    pub fn list_waits(&self, prefix: &str) -> Pages<WaitItem> {
+        self.list("list_waits", prefix)
+    }
+
+    /// The locks that are waited for most, the first of them first. The server keeps figures of at most 128 locks.
+    pub fn list_contention(&self) -> Pages<ContentionItem> {
+        Pages::new(self.clone(), "list_contention", Params::default())
+    }
+
     /// The sessions.
     pub fn list_sessions(&self) -> Pages<SessionItem> {
         Pages::new(self.clone(), "list_sessions", Params::default())
@@ -523,7 +605,16 @@ impl Client {
     }
 }
 
-fn to_raw<T: Serialize + ?Sized>(value: &T) -> Result<Box<RawValue>> {
+fn set_params(key: &str, value: Box<RawValue>, if_version: Option<u64>) -> Params {
+    Params { key: Some(key.into()), value: Some(value), if_version: if_version.map(Int), ..Params::default() }
+}
+
+fn raw_json(json: &str) -> Result<Box<RawValue>> {
+    RawValue::from_string(json.trim().to_owned())
+        .map_err(|error| Error::Invalid(format!("the value is not JSON: {error}")))
+}
+
+pub(super) fn to_raw<T: Serialize + ?Sized>(value: &T) -> Result<Box<RawValue>> {
     serde_json::value::to_raw_value(value)
         .map_err(|error| Error::Invalid(format!("the value cannot be written as JSON: {error}")))
 }

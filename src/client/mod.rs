@@ -33,6 +33,7 @@ mod tenure;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod transaction;
 mod watch;
 
 pub use crate::command::Mode;
@@ -40,8 +41,9 @@ pub use blocked::Blocked;
 pub use conversion::{Conversion, Converted};
 pub use error::Error;
 pub use guard::{Attempt, Committed, Guard, LockRequest};
-pub use keys::{Entry, Fence, FileChunk, Pages};
+pub use keys::{Entry, Fence, FileChunk, Pages, Put};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
+pub use transaction::Transaction;
 pub use watch::Watch;
 
 use crate::identity::{Nonce, SessionId};
