@@ -692,7 +692,7 @@ mod tests {
             rig.set(token, "old", "1", Life::default());
             rig.release(token);
             let token = rig.acquire(&["a", "b", "new", "old"], true);
-            rig.set(token, "a", " null ", Life { ttl_ms: Some(500), bound: false });
+            rig.set(token, "a", "null", Life { ttl_ms: Some(500), bound: false });
             rig.set(token, "b", "[1, 2.50]", Life { ttl_ms: None, bound: true });
             rig.append(token, "old", "one ");
             rig.append(token, "new", "");
