@@ -22,3 +22,4 @@ mod network;
 mod server;
 mod stall;
 mod table;
+mod watch;

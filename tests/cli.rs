@@ -96,7 +96,7 @@ impl Bench {
     }
 
     /// Waits until something is so. Not a measure of time: the limit only keeps a broken test from hanging.
-    fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+    fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let begin = Instant::now();
         while !is_so() {
             assert!(begin.elapsed() < Duration::from_secs(30), "never: {what}");
@@ -177,6 +177,126 @@ fn a_second_acquire_is_refused_with_75_and_says_who_holds() {
     bench.fails(9, &["acquire", "a", "-E", "9"]);
     assert_eq!(bench.json(&["explain", "a"])["holders"][0]["token"].to_string(), token, "nothing changed");
     assert_eq!(bench.waiting("a"), 0, "nobody is left in line");
+}
+
+#[test]
+fn who_waits_for_whom_is_told_as_sentences_as_a_graph_and_as_figures() {
+    let bench = Bench::start();
+    assert_eq!(bench.ok(&["explain", "--graph"]), "nobody waits");
+    assert_eq!(bench.json(&["explain", "--graph"]), serde_json::json!([]));
+    bench.ok(&["acquire", "a", "--label", "nightly"]);
+    let holder = bench.json(&["explain", "a"])["holders"][0].clone();
+    let waiting = bench.command(&["acquire", "a", "--wait-forever"]).stdout(Stdio::piped()).spawn().unwrap();
+    bench.until("it stands in line", || bench.waiting("a") == 1);
+    let (client, token) = (&holder["client"], &holder["token"]);
+    let waiter = bench.json(&["explain", "a"])["queue"][0]["client"].clone();
+    let line = format!(
+        "client {waiter} (tenure acquire) waits for \"a\", held by client {client} (tenure acquire), token {token}, label \"nightly\""
+    );
+    assert_eq!(bench.ok(&["explain", "--graph"]), line);
+    assert_eq!(bench.ok(&["explain", "--graph", "--prefix", "b"]), "nobody waits");
+    assert_eq!(bench.json(&["explain", "--graph"])[0]["for"][0]["token"], *token);
+    let dot = bench.ok(&["explain", "--graph", "--dot"]);
+    let arrow = format!("\"client {waiter} (tenure acquire)\" -> \"client {client} (tenure acquire)\"");
+    assert!(dot.starts_with("digraph waits {") && dot.contains(&arrow), "{dot}");
+    let explained = bench.ok(&["explain", "a"]);
+    assert!(explained.contains(&format!(", without limit: held by token {token}")), "{explained}");
+    bench.ok(&["release", "a"]);
+    assert!(waiting.wait_with_output().unwrap().status.success());
+    let top = bench.json(&["top"]);
+    assert_eq!((&top[0]["key"], &top[0]["waits"], &top[0]["tenures"]), (&"a".into(), &1.into(), &1.into()));
+    let row: Vec<String> =
+        bench.ok(&["top"]).lines().nth(1).unwrap().split_whitespace().map(Into::into).collect();
+    assert_eq!((row[0].as_str(), row[1].as_str(), row[3].as_str()), ("a", "0", "1"), "{row:?}");
+    bench.fails(64, &["explain"]);
+    bench.fails(64, &["explain", "a", "--graph"]);
+    bench.fails(64, &["explain", "a", "--dot"]);
+}
+
+#[test]
+fn several_locks_are_acquired_and_released_as_one() {
+    let bench = Bench::start();
+    let token = bench.token(&["acquire", "a", "-l", "b=shared", "-l", "pool=2/3"]);
+    assert_eq!(bench.kept(), 3, "each is found by its name");
+    for (lock, mode) in [("a", "exclusive"), ("b", "shared"), ("pool", "2 slots of 3")] {
+        assert!(bench.ok(&["explain", lock]).contains(&format!(", {mode}, token {token},")), "{lock}");
+    }
+    bench.ok(&["append", "a", "x"]);
+    bench.ok(&["renew", "b"]);
+    bench.fails(76, &["release", "a", "c", "--token", &token.to_string()]);
+    let shown = bench.json(&["release", "b"]);
+    assert_eq!((&shown["names"], &shown["token"]), (&serde_json::json!(["a", "b", "pool"]), &token.into()));
+    assert_eq!(bench.kept(), 0);
+    bench.ok(&["acquire", "pool"]);
+    let sentence = bench.fails(75, &["acquire", "other", "pool"]);
+    assert!(sentence.contains("\"other\", \"pool\" were not acquired; \"pool\" is held by"), "{sentence}");
+    assert_eq!(bench.ok(&["explain", "other"]), "other is free", "half of it is nothing");
+}
+
+#[test]
+fn a_shared_lock_is_upgraded_when_nobody_else_shares_it_and_the_token_changes() {
+    let bench = Bench::start();
+    let stranger = tempfile::tempdir().unwrap();
+    let of_stranger = |args: &[&str]| {
+        let output = bench.command(args).env("TENURE_HOME", stranger.path().join("kept")).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", told(&output));
+    };
+    let first = bench.token(&["acquire", "a", "--shared"]);
+    of_stranger(&["acquire", "a", "-s"]);
+    let sentence = bench.fails(75, &["convert", "a", "-x"]);
+    assert!(sentence.contains("held"), "{sentence}");
+    of_stranger(&["release", "a"]);
+    let shown = bench.json(&["convert", "a"]);
+    let second = shown["token"].as_u64().unwrap();
+    assert!(second > first, "{shown}");
+    assert_eq!(shown["locks"], serde_json::json!([{"key": "a", "mode": "exclusive"}]));
+    bench.ok(&["set", "a", "1"]);
+    bench.fails(76, &["renew", "a", "--token", &first.to_string()]);
+    assert_eq!(bench.token(&["convert", "a", "--mode", "1/4"]), second, "that is weaker, and keeps it");
+    bench.fails(64, &["acquire", "b", "-l", "a=1/4", "-l", "b=1/4"]);
+    let sentence = bench.fails(64, &["acquire", "a", "--slots", "5"]);
+    assert!(sentence.contains('4'), "it says how many there are: {sentence}");
+    bench.ok(&["release", "a"]);
+}
+
+#[test]
+fn a_command_runs_under_its_locks_and_knows_their_names_and_the_token() {
+    let bench = Bench::start();
+    let script = "echo \"$TENURE_TOKEN\"; echo \"$TENURE_NAMES\"; \"$0\" set a 7 >/dev/null && \"$0\" explain b >&2; exit 3";
+    let output = bench.run(&["run", "a", "-l", "b=shared", "--", "sh", "-c", script, TENURE]);
+    assert_eq!(output.status.code(), Some(3), "{}", told(&output));
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    let (token, names) = out.split_once('\n').unwrap();
+    assert_eq!(names, "a\nb\n");
+    assert!(err.contains("b is held") && err.contains(&format!("shared, token {token},")), "{err}");
+    assert_eq!(bench.ok(&["get", "a"]), "7");
+    assert_eq!(bench.ok(&["explain", "a"]), "a is free");
+    assert_eq!(bench.kept(), 0);
+    bench.ok(&["acquire", "a"]);
+    bench.fails(75, &["run", "a", "b", "--", "true"]);
+    bench.fails(127, &["run", "b", "--", "/no/such/program"]);
+    assert_eq!(bench.ok(&["explain", "b"]), "b is free");
+}
+
+#[test]
+fn a_command_whose_lock_is_lost_is_stopped() {
+    let bench = Bench::start();
+    let running = bench.command(&["run", "a", "--", "sleep", "600"]).stderr(Stdio::piped()).spawn().unwrap();
+    bench.until("it holds the lock", || bench.json(&["explain", "a"])["locked"] == true);
+    let client = bench.json(&["explain", "a"])["holders"][0]["client"].to_string();
+    bench.ok(&["sessions", "kill", &client]);
+    let output = running.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(76), "{}", told(&output));
+    let ends = bench.command(&["run", "a", "--", "sleep", "600"]).spawn();
+    let mut ends = ends.unwrap();
+    bench.until("it holds the lock", || bench.json(&["explain", "a"])["locked"] == true);
+    bench.until("its command runs", || {
+        let pid = rustix::process::Pid::from_child(&ends);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        ends.try_wait().unwrap().is_some()
+    });
+    assert_eq!(ends.wait().unwrap().code(), Some(143));
+    bench.until("it is free", || bench.json(&["explain", "a"])["locked"] == false);
 }
 
 #[test]
@@ -593,6 +713,13 @@ fn usage_errors_are_64_and_say_what_to_write() {
         &["acquire", "a", "--ttl", "1ms"],
         &["acquire", "a", "--wait", "1s", "--nonblock"],
         &["acquire", "a", "--wait-forever", "--nonblock"],
+        &["acquire", "a", "a"],
+        &["acquire", "a", "-s", "-x"],
+        &["acquire", "a", "-s", "--mode", "shared"],
+        &["acquire", "a", "--slots", "3", "--weight", "4"],
+        &["acquire", "a", "-l", "b"],
+        &["run", "a"],
+        &["run", "--", "true"],
         &["get", "a", "-o", "xml"],
         &["get", ""],
         &["serve", "--bind", "localhost"],
@@ -687,4 +814,49 @@ fn a_stopped_directory_is_shown_checked_and_restored() {
     assert_eq!(bench.ok(&["explain", "a"]), "a is free", "sessions were ended");
     assert!(bench.ok(&["set", "k", "2"]).parse::<u64>().unwrap() > version + (1 << 32));
     bench.fails(1, &["state", "check", fresh.path().to_str().unwrap()]);
+}
+
+#[test]
+fn a_watch_prints_what_happens_line_by_line_and_ends_cleanly() {
+    let mut bench = Bench::start();
+    let version = bench.ok(&["set", "k/a", "1"]);
+    let shown = bench.ok(&["watch", "k/", "--after", "0", "--count", "1", "-o", "json"]);
+    let event: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(event["event"], "key_set");
+    assert_eq!(event["version"].to_string(), version);
+    let spawn = |args: &[&str]| {
+        bench
+            .command(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    // Each line comes when it happens, also after a kill of the server.
+    let mut child = spawn(&["watch", "k/", "--after", &version, "-v"]);
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut next = || {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let second = bench.ok(&["set", "k/b", "2"]);
+    assert_eq!(next(), [&second, "key_set", "k/b", &format!("version={second}")]);
+    bench.kill_and_restart();
+    let third = bench.ok(&["delete", "k/b"]);
+    let line = next();
+    assert_eq!((line[1].as_str(), line[3].as_str()), ("key_deleted", format!("version={third}").as_str()));
+    // Ctrl-C ends it, with the place at which another goes on.
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", told(&output));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let place = stderr.split("--place ").nth(1).unwrap().trim().to_owned();
+    bench.ok(&["set", "k/c", "3"]);
+    let shown = bench.ok(&["watch", "k/", "--place", &place, "--count", "1"]);
+    assert!(shown.contains("k/c"), "{shown}");
+    bench.fails(1, &["watch", "k/", "--after", "999999"]);
+    bench.fails(64, &["watch", "k/", "--after", "1", "--place", &place]);
 }

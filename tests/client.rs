@@ -16,8 +16,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tenure::client::{Attempt, Client, Error, GrantState, LostCause, Transaction};
+use tenure::client::{Attempt, Client, Error, GrantState, LostCause, Mode, Transaction};
 use tenure::kind::Kind;
+use tenure::outcome::Reason;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -472,4 +473,191 @@ fn every_operation_of_the_library_goes_over_one_session() {
     assert_eq!(client.session().unwrap(), session);
     client.close().unwrap();
     assert!(matches!(client.set("n", &0), Err(Error::Closed)));
+}
+
+#[test]
+fn readers_share_a_lock_and_slots_run_out() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let reader = |owner: &str| client.lock("map").shared().owner(owner);
+    let (one, two) = (reader("r1").acquire().unwrap(), reader("r2").acquire().unwrap());
+    assert_eq!(one.locks()[0].mode.to_string(), "shared");
+    let Attempt::Refused(blocked) = client.lock("map").owner("w").try_acquire().unwrap() else {
+        panic!("a writer beside readers")
+    };
+    assert_eq!((blocked.key.as_deref(), blocked.holders_total), (Some("map"), 2));
+    assert!(one.set("map", &1).is_err(), "nobody writes what is held shared");
+    two.release().unwrap();
+    one.release().unwrap();
+
+    let slots = |owner: &str| client.lock("pool").slots(3).owner(owner);
+    let heavy = slots("h").weight(2).acquire().unwrap();
+    let light = slots("l").acquire().unwrap();
+    assert!(matches!(slots("m").try_acquire().unwrap(), Attempt::Refused(_)));
+    drop(light);
+    let error = client.lock("pool").slots(4).owner("m").acquire().unwrap_err();
+    assert!(matches!(&error, Error::Refused { data, .. } if data.slots == Some(3)), "{error}");
+    drop(heavy);
+}
+
+#[test]
+fn several_locks_are_granted_whole_or_not_at_all() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let other = client.lock("b").owner("other").acquire().unwrap();
+    let both = || client.lock_all([("a", Mode::Shared), ("b", Mode::Exclusive)]);
+    assert!(
+        matches!(both().try_acquire().unwrap(), Attempt::Refused(blocked) if blocked.key.as_deref() == Some("b"))
+    );
+    assert!(!client.is_locked("a").unwrap(), "half of it is nothing");
+    let waiting = {
+        let client = client.clone();
+        std::thread::spawn(move || {
+            client.lock_all(["a", "b"]).wait_forever().owner("both").acquire().unwrap().into_token().unwrap()
+        })
+    };
+    while client.lock_info("b").unwrap().queue_total == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!client.is_locked("a").unwrap(), "who waits for two holds neither");
+    other.release().unwrap();
+    let token = waiting.join().unwrap();
+    client.fence(token).set("a", &1).unwrap();
+    client.fence(token).set("b", &1).unwrap();
+    client.fence(token).release().unwrap();
+}
+
+#[test]
+fn an_upgrade_waits_for_other_readers_and_changes_the_token_and_two_upgrades_are_a_deadlock() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let reader = |owner: &str| client.lock("map").shared().owner(owner).acquire().unwrap();
+    let (mut one, mut two) = (reader("r1"), reader("r2"));
+    let first = one.token().unwrap();
+    assert!(matches!(one.convert(Mode::Exclusive).apply(), Err(Error::NotGranted(_))));
+    let short = one.convert(Mode::Exclusive).wait(Duration::from_millis(50)).apply();
+    assert!(matches!(short, Err(Error::NotGranted(blocked)) if blocked.reason == Reason::Timeout));
+    assert_eq!(one.token().unwrap(), first, "as it was");
+    let upgrade = std::thread::spawn(move || {
+        let converted = one.convert(Mode::Exclusive).wait_forever().apply().unwrap();
+        one.set("map", &2).unwrap();
+        (one, converted)
+    });
+    while client.lock_info("map").unwrap().queue_total == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let error = two.convert(Mode::Exclusive).wait_forever().apply().unwrap_err();
+    assert!(matches!(&error, Error::Deadlock { cycle, cycle_total: 2 } if cycle[0].owner == "r2"), "{error}");
+    assert_eq!(two.state(), GrantState::Safe, "the refusal took nothing");
+    two.release().unwrap();
+    let (mut one, converted) = upgrade.join().unwrap();
+    assert!(converted.token > first && one.token().unwrap() == converted.token);
+    assert!(
+        matches!(client.fence(first).set("map", &3), Err(Error::Refused { kind, .. }) if kind == "not_holder")
+    );
+    let weaker = one.convert(Mode::Shared).apply().unwrap();
+    assert_eq!(weaker.token, converted.token, "a downgrade keeps it");
+    reader("r3").release().unwrap();
+    one.release().unwrap();
+    assert!(!client.is_locked("map").unwrap());
+}
+
+#[test]
+fn over_a_line_that_loses_and_doubles_upgrades_count_right_and_leave_nothing() {
+    let server = server();
+    let threads: Vec<_> = (0..3)
+        .map(|number| {
+            let line = BadLine::to(server.address);
+            std::thread::spawn(move || {
+                let line = line;
+                let builder = Client::builder().name(format!("c{number}")).deadline(Duration::from_secs(30));
+                let client = builder.connect(line.address).unwrap();
+                let mut counted = 0;
+                while counted < 5 {
+                    let mut guard = client.lock("n").shared().wait_forever().acquire().unwrap();
+                    match guard.convert(Mode::Exclusive).wait_forever().apply() {
+                        Ok(_) => {
+                            let seen: u64 = client.get_as("n").unwrap().unwrap_or(0);
+                            guard.set_own(&(seen + 1)).unwrap();
+                            counted += 1;
+                        }
+                        // Another reader upgrades too: one of the two has to let go.
+                        Err(Error::Deadlock { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    guard.release().unwrap();
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let client = Client::connect(server.address).unwrap();
+    assert_eq!(client.get_as::<u64>("n").unwrap(), Some(15));
+    assert!(!client.is_locked("n").unwrap());
+}
+
+#[test]
+fn a_watch_over_a_bad_line_and_kills_of_the_server_tells_each_version_once_and_in_order() {
+    let mut server = server();
+    let line = BadLine::to(server.address);
+    let lazy =
+        |address| Client::builder().deadline(Duration::from_secs(30)).lazy(true).connect(address).unwrap();
+    let watching = lazy(line.address);
+    let mut watch = watching.watch("k/");
+    let begun = watch.begin().unwrap();
+    let writing = lazy(server.address);
+    let (tell, told) = mpsc::channel();
+    let writer = std::thread::spawn(move || {
+        (0..150).for_each(|number| {
+            tell.send(writing.set(&format!("k/{}", number % 3), &number).unwrap()).unwrap()
+        });
+    });
+    let (mut written, mut seen) = (Vec::new(), Vec::new());
+    for round in 0..150 {
+        written.push(told.recv().unwrap());
+        if round % 50 == 30 {
+            server.restart().unwrap();
+        }
+    }
+    writer.join().unwrap();
+    for event in watch.by_ref().take(100) {
+        seen.push(event.unwrap());
+    }
+    // Another program goes on where this one was, in the middle of a page.
+    let place = watch.place().unwrap();
+    drop((watch, watching));
+    let mut other = lazy(line.address).watch("k/").resume(&place).unwrap();
+    seen.extend(other.by_ref().take(50).map(|event| event.unwrap()));
+    assert!(seen.iter().all(|event| event.event == "key_set" && event.op > begun));
+    assert_eq!(seen.iter().map(|event| event.version.unwrap()).collect::<Vec<_>>(), written);
+    assert_eq!(other.next_within(Duration::from_millis(50)).unwrap(), None);
+}
+
+#[test]
+fn a_watch_says_what_it_cannot_tell_and_ends() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let version = client.set("k", &1).unwrap();
+    let mut watch = client.watch("").after(version + 1_000_000);
+    let error = watch.next().unwrap().unwrap_err();
+    assert!(matches!(error, Error::Compacted { oldest: 0, .. }), "{error}");
+    assert_eq!(error.kind(), Some(Kind::Compacted));
+    assert!(watch.next().is_none() && matches!(watch.next_within(Duration::ZERO), Err(Error::Closed)));
+    assert!(matches!(client.watch("").resume("+x"), Err(Error::Invalid(_))));
+    // A place inside what one command did: one event of two was given.
+    let (mut several, guard) = (client.watch("a").after(version), client.lock("a1").acquire().unwrap());
+    assert_eq!(several.next().unwrap().unwrap().event, "lock_granted");
+    let place = several.place().unwrap();
+    guard.release().unwrap();
+    let events: Vec<_> =
+        client.watch("a").resume(&place).unwrap().take(1).map(|event| event.unwrap().event).collect();
+    assert_eq!(events, ["lock_released"]);
+    // A watch that waits ends with its client.
+    let closing = client.clone();
+    let waiting = std::thread::spawn(move || client.watch("nothing").next().unwrap().unwrap_err());
+    std::thread::sleep(Duration::from_millis(100));
+    closing.close().unwrap();
+    assert!(matches!(waiting.join().unwrap(), Error::Closed | Error::Unreachable { .. }));
 }

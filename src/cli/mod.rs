@@ -1,7 +1,7 @@
 //! The command line: one file for each group of commands, and what they share.
 //!
 //! ```text
-//! main ─► Cli (flags, variables) ─► one of: serve | locks | keys | files | sessions | status | state
+//! main ─► Cli (flags, variables) ─► one of: serve | locks | explain | keys | files | sessions | status | state
 //!                                     │        └─ context: server, client, format, the kept lock
 //!                                     │             └─ keep: the private files
 //!                                     └─ Failure ─► a sentence on stderr, an exit code
@@ -10,12 +10,14 @@
 mod context;
 mod duration;
 mod exit;
+mod explain;
 mod files;
 mod keep;
 mod keys;
 mod locks;
 mod modes;
 mod output;
+mod run;
 mod serve;
 mod sessions;
 mod shell;
@@ -88,14 +90,18 @@ enum Command {
     Acquire(Box<locks::Acquire>),
     /// Give locks that `acquire` left held another mode, without letting go; print the token, which an upgrade changes.
     Convert(Box<locks::Convert>),
+    /// Run a command while locks are held: `tenure run NAME -- COMMAND`. Ends with its exit code; stops it after a loss.
+    Run(Box<run::Run>),
     /// Release a lock that `acquire` left held.
     Release(locks::Release),
     /// Keep a lock that `acquire` left held; print how long it lives from now.
     Renew(locks::Renew),
     /// List the locks that are held or waited for.
     Locks(locks::Locks),
-    /// Tell who holds a lock since when, and who waits in which place.
-    Explain(locks::Explain),
+    /// Tell who holds a lock since when, and who waits in which place and why; or of all waits who waits for whom.
+    Explain(explain::Explain),
+    /// List the locks that are waited for most: how many waits, how long they took, how long the lock is held.
+    Top(explain::Top),
     /// Print the value of a key.
     Get(keys::Get),
     /// Set a key, under the lock of that name if `acquire` left it held; print its version.
@@ -153,11 +159,13 @@ fn run(cli: Cli) -> exit::Result<()> {
     match &cli.command {
         Command::Serve(args) => serve::serve(args),
         Command::Acquire(args) => locks::acquire(&context, args),
+        Command::Run(args) => run::run(&context, args),
         Command::Convert(args) => locks::convert(&context, args),
         Command::Release(args) => locks::release(&context, args),
         Command::Renew(args) => locks::renew(&context, args),
         Command::Locks(args) => locks::locks(&context, args),
-        Command::Explain(args) => locks::explain(&context, args),
+        Command::Explain(args) => explain::explain(&context, args),
+        Command::Top(args) => explain::top(&context, args),
         Command::Get(args) => keys::get(&context, args),
         Command::Set(args) => keys::set(&context, args),
         Command::Delete(args) => keys::delete(&context, args),
@@ -187,7 +195,7 @@ fn parse() -> Result<Cli, clap::Error> {
 /// `--wait` beside `--nonblock` or `--wait-forever` is a contradiction, but the variable of `--wait` beside them is not:
 /// the flag wins. Clap's own conflicts do not tell the two apart.
 fn refuse_two_waits(matches: &ArgMatches) -> Result<(), clap::Error> {
-    let Some(("acquire", acquire)) = matches.subcommand() else { return Ok(()) };
+    let Some(("acquire" | "run", acquire)) = matches.subcommand() else { return Ok(()) };
     let given = |flag| acquire.value_source(flag) == Some(ValueSource::CommandLine);
     if given("wait") && (given("nonblock") || given("wait_forever")) {
         return Err(Cli::command().error(

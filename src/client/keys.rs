@@ -4,9 +4,9 @@ use super::guard::millis;
 use super::{Client, Conversion, Error, Mode, Result, Transaction};
 use crate::identity::SessionId;
 use crate::wire::{
-    Appended, Cleaned, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, Heartbeat, Int, KeyAsk,
-    KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed, SessionItem, Status,
-    Written,
+    Appended, Cleaned, ContentionItem, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, Heartbeat,
+    Int, KeyAsk, KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed,
+    SessionItem, Status, WaitItem, Written,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -282,6 +282,64 @@ impl Fence {
         self.ask("append_file", params)
     }
 
+    /// Reads at most `limit` bytes of a file from `offset`; with a token also what a section has staged. The server gives fewer
+    /// where they would not fit a datagram.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `not_found`; others as [`Error`] says.
+    pub fn read_file(&self, file: &str, offset: u64, limit: Option<u64>) -> Result<FileChunk> {
+        let params = Params {
+            file: Some(file.into()),
+            offset: Some(Int(offset)),
+            limit: limit.map(Int),
+            ..Params::default()
+        };
+        let page: FilePage = self.ask("read_file", params)?;
+        let data = match (page.data, page.data_b64) {
+            (Some(text), _) => text.into_bytes(),
+            (None, Some(text)) => STANDARD.decode(text).map_err(|error| Error::Protocol {
+                method: "read_file".into(),
+                message: format!("`data_b64` is not base64: {error}"),
+            })?,
+            (None, None) => Vec::new(),
+        };
+        Ok(FileChunk { data, length: page.length, eof: page.eof })
+    }
+
+    /// Reads a file to its end, in as many requests as that takes: what is appended meanwhile may be in it or not.
+    ///
+    /// # Errors
+    /// As [`read_file`](Fence::read_file).
+    pub fn read_all(&self, file: &str) -> Result<Vec<u8>> {
+        let mut data = Vec::new();
+        loop {
+            let chunk = self.read_file(file, data.len() as u64, None)?;
+            let empty = chunk.data.is_empty();
+            data.extend_from_slice(&chunk.data);
+            if chunk.eof || empty {
+                return Ok(data);
+            }
+        }
+    }
+
+    /// Length, generation and checksum of a file.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `not_found`; others as [`Error`] says.
+    pub fn file_info(&self, file: &str) -> Result<FileInfo> {
+        self.ask("file_info", Params { file: Some(file.into()), ..Params::default() })
+    }
+
+    /// The keys that begin with `prefix`, in the order of their bytes; with a token also what a section has staged.
+    pub fn prefix(&self, prefix: &str) -> Pages<KeyItem> {
+        self.pages("prefix", Params { prefix: Some(prefix.into()), ..Params::default() })
+    }
+
+    /// The keys from one to another, both included, in the order of their bytes; with a token also what a section has staged.
+    pub fn range(&self, from: &str, to: &str) -> Pages<KeyItem> {
+        self.pages("range", Params { from: Some(from.into()), to: Some(to.into()), ..Params::default() })
+    }
+
     /// Deletes a file: the next append begins a new generation.
     ///
     /// # Errors
@@ -313,6 +371,11 @@ impl Fence {
     fn delete_at(&self, key: &str, if_version: Option<u64>) -> Result<Option<u64>> {
         let params = Params { key: Some(key.into()), if_version: if_version.map(Int), ..Params::default() };
         self.ask("delete", params).map(|deleted: Deleted| deleted.version)
+    }
+
+    fn pages<T>(&self, method: &'static str, params: Params) -> Pages<T> {
+        let params = Params { token: self.token.map(Int), holder: self.holder, ..params };
+        Pages::new(self.client.clone(), method, params)
     }
 
     pub(super) fn ask<T: DeserializeOwned>(&self, method: &str, mut params: Params) -> Result<T> {
@@ -427,22 +490,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with `not_found`; others as [`Error`] says.
     pub fn read_file(&self, file: &str, offset: u64, limit: Option<u64>) -> Result<FileChunk> {
-        let params = Params {
-            file: Some(file.into()),
-            offset: Some(Int(offset)),
-            limit: limit.map(Int),
-            ..Params::default()
-        };
-        let page: FilePage = self.ask("read_file", params)?;
-        let data = match (page.data, page.data_b64) {
-            (Some(text), _) => text.into_bytes(),
-            (None, Some(text)) => STANDARD.decode(text).map_err(|error| Error::Protocol {
-                method: "read_file".into(),
-                message: format!("`data_b64` is not base64: {error}"),
-            })?,
-            (None, None) => Vec::new(),
-        };
-        Ok(FileChunk { data, length: page.length, eof: page.eof })
+        self.free().read_file(file, offset, limit)
     }
 
     /// Reads a file to its end, in as many requests as that takes: what is appended meanwhile may be in it or not.
@@ -450,15 +498,7 @@ impl Client {
     /// # Errors
     /// As [`read_file`](Client::read_file).
     pub fn read_all(&self, file: &str) -> Result<Vec<u8>> {
-        let mut data = Vec::new();
-        loop {
-            let chunk = self.read_file(file, data.len() as u64, None)?;
-            let empty = chunk.data.is_empty();
-            data.extend_from_slice(&chunk.data);
-            if chunk.eof || empty {
-                return Ok(data);
-            }
-        }
+        self.free().read_all(file)
     }
 
     /// Length, generation and checksum of a file.
@@ -466,7 +506,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with `not_found`; others as [`Error`] says.
     pub fn file_info(&self, file: &str) -> Result<FileInfo> {
-        self.ask("file_info", Params { file: Some(file.into()), ..Params::default() })
+        self.free().file_info(file)
     }
 
     /// The files whose names begin with `prefix`.
@@ -508,6 +548,17 @@ impl Client {
     /// The grants on locks whose names begin with `prefix`.
     pub fn list_grants(&self, prefix: &str) -> Pages<GrantItem> {
         self.list("list_grants", prefix)
+    }
+
+    /// The waits in line for locks whose names begin with `prefix`, in the order of their arrival, each with whom it waits
+    /// for: together the graph of who waits for whom.
+    pub fn list_waits(&self, prefix: &str) -> Pages<WaitItem> {
+        self.list("list_waits", prefix)
+    }
+
+    /// The locks that are waited for most, the first of them first. The server keeps figures of at most 128 locks.
+    pub fn list_contention(&self) -> Pages<ContentionItem> {
+        Pages::new(self.clone(), "list_contention", Params::default())
     }
 
     /// The sessions.

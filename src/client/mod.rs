@@ -40,7 +40,7 @@ pub use crate::command::Mode;
 pub use blocked::Blocked;
 pub use conversion::{Conversion, Converted};
 pub use error::Error;
-pub use guard::{Attempt, Guard, LockRequest};
+pub use guard::{Attempt, Committed, Guard, LockRequest};
 pub use keys::{Entry, Fence, FileChunk, Pages, Put};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
 pub use transaction::Transaction;

@@ -173,6 +173,7 @@ impl State {
         }
         self.drop_section(token);
         let grant = self.grants.remove(&token).expect("a grant ends once");
+        self.note_tenure(&grant);
         if let Some(deadline) = grant.deadline {
             self.due.remove(&(deadline, Due::Lease(token)));
         }
@@ -188,6 +189,7 @@ impl State {
         self.head.last_token += 1;
         let token = self.head.last_token;
         let mut grant = self.grants.remove(&old).expect("a grant is there to be renumbered");
+        self.note_tenure(&grant);
         if let Some(deadline) = grant.deadline {
             self.due.remove(&(deadline, Due::Lease(old)));
             self.due.insert((deadline, Due::Lease(token)));
