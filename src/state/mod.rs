@@ -14,9 +14,11 @@
 //! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `keys`, `files`, and `parts`
 //! (what a snapshot holds).
 
+mod breaks;
 mod files;
 mod grants;
 mod guards;
+mod handover;
 mod keys;
 mod locks;
 mod parts;
@@ -76,6 +78,10 @@ enum Due {
     Wait(Op),
     /// The afterlife of an ended session, by its number.
     Gone(u64),
+    /// The longest tenure of a grant.
+    Hold(Token),
+    /// The patience of whoever asked the holder of a grant to let go.
+    Break(Token),
 }
 
 impl Default for State {
@@ -237,10 +243,16 @@ impl State {
                 self.repair_file(file, *generation, *length, *checksum, effects)
             }
             Call::Convert { .. } => Err(unsupported("convert_lock")),
-            Call::HandOver { .. } => Err(unsupported("hand_over")),
-            Call::TakeOver { .. } => Err(unsupported("take_over")),
-            Call::BreakLock { .. } => Err(unsupported("break_lock")),
-            Call::AskRelease { .. } => Err(unsupported("ask_release")),
+            Call::HandOver { token, holder, client } => {
+                self.hand_over(session, *holder, *token, *client, effects)
+            }
+            Call::TakeOver { token, holder, owner, label } => {
+                self.take_over(session, *holder, *token, owner, label, effects)
+            }
+            Call::BreakLock { token, reason } => self.break_lock(*token, reason, effects),
+            Call::AskRelease { token, reason, deadline_ms } => {
+                self.ask_release(session, *token, reason, *deadline_ms, effects)
+            }
             Call::Transaction { .. } => Err(unsupported("transaction")),
         }
     }
@@ -256,7 +268,7 @@ impl State {
                 Some(&(time, due)) if time <= self.head.at => {
                     self.due.pop_first();
                     match due {
-                        Due::Lease(token) => {
+                        Due::Lease(token) | Due::Hold(token) | Due::Break(token) => {
                             cleaned += 1;
                             self.expire_grant(token, effects);
                         }

@@ -7,7 +7,7 @@ use crate::command::{Ask, Durability, EndReason, Terms};
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
-use crate::outcome::{Loss, Outcome};
+use crate::outcome::{Asked, Loss, Offer, Outcome};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -130,6 +130,12 @@ pub struct GrantPart {
     pub since: Time,
     /// When its own lease runs out.
     pub deadline: Option<Time>,
+    /// When it ends whatever is renewed.
+    pub hold_deadline: Option<Time>,
+    /// That its holder is asked to let go, if so.
+    pub asked: Option<Asked>,
+    /// The session that may take it over, if one may.
+    pub offered: Option<Offer>,
 }
 
 /// A wait in line.

@@ -42,6 +42,10 @@ pub struct Session {
     /// Its grants.
     pub(super) grants: BTreeSet<Token>,
     losses: VecDeque<Loss>,
+    /// Its grants that it is asked to release, by the command that asked.
+    pub(super) asked: BTreeSet<(Op, Token)>,
+    /// Grants of others that it may take over, by the command that offered them.
+    pub(super) offers: BTreeSet<(Op, Token)>,
 }
 
 /// How many replies are kept, and how many bytes they take.
@@ -119,6 +123,17 @@ impl Session {
     /// Grants it lost after command `after`, in order.
     pub fn losses_after(&self, after: Op) -> impl Iterator<Item = &Loss> {
         self.losses.iter().filter(move |loss| loss.op > after)
+    }
+
+    /// Its grants that it was asked to release after command `after`, in that order, with the commands.
+    pub fn asked_after(&self, after: Op) -> impl Iterator<Item = (Op, Token)> + '_ {
+        self.asked.range((after.saturating_add(1), 0)..).copied()
+    }
+
+    /// Grants that it was offered after command `after`, in that order, with the commands. Whose session has ended since
+    /// is not left out: nobody can take it any more.
+    pub fn offers_after(&self, after: Op) -> impl Iterator<Item = (Op, Token)> + '_ {
+        self.offers.range((after.saturating_add(1), 0)..).copied()
     }
 
     /// Where request `id` with that fingerprint stands.
@@ -391,6 +406,8 @@ impl State {
                 waiting: BTreeMap::new(),
                 grants: BTreeSet::new(),
                 losses: VecDeque::new(),
+                asked: BTreeSet::new(),
+                offers: BTreeSet::new(),
             },
         );
         effects.push(Effect::Opened { session: id });
@@ -517,6 +534,8 @@ impl State {
             waiting: BTreeMap::new(),
             grants: BTreeSet::new(),
             losses: part.losses.into(),
+            asked: BTreeSet::new(),
+            offers: BTreeSet::new(),
         };
         for reply in part.replies {
             session.reply_bytes += reply.outcome.weight();

@@ -30,7 +30,7 @@ pub(crate) struct Asker<'a> {
 }
 
 /// Word, method, what stands behind the word, and whether the method takes its turn in the session's ids.
-const METHODS: [(&str, &str, &[&str], bool); 27] = [
+const METHODS: [(&str, &str, &[&str], bool); 31] = [
     ("open", "open_session", &[], false),
     ("heartbeat", "heartbeat", &[], false),
     ("close", "close_session", &[], false),
@@ -40,6 +40,10 @@ const METHODS: [(&str, &str, &[&str], bool); 27] = [
     ("abandon", "abandon", &["token"], true),
     ("renew", "renew_lease", &["token"], true),
     ("cancel", "cancel_wait", &["wait"], true),
+    ("offer", "hand_over", &["token", "client"], true),
+    ("take", "take_over", &["token"], true),
+    ("ask", "ask_release", &["token", "reason"], true),
+    ("break", "break_lock", &["token", "reason"], true),
     ("set", "set", &["key", "value"], true),
     ("delete", "delete", &["key"], true),
     ("append", "append_file", &["file", "data"], true),
@@ -169,6 +173,9 @@ fn param(name: &str, values: &[String], asker: &Asker<'_>) -> Result<(String, St
         "wait" if !value.chars().all(|c| c.is_ascii_digit()) => ("wait_ms".into(), span(value)?),
         "ttl" => ("ttl_ms".into(), span(value)?),
         "lease" => ("lease_ms".into(), span(value)?),
+        "hold" => ("max_hold_ms".into(), span(value)?),
+        "delay" => ("lock_delay_ms".into(), span(value)?),
+        "deadline" => ("deadline_ms".into(), span(value)?),
         "holder" => ("holder".into(), quote(&session_of(asker, value)?.to_string())),
         "client" => match asker.sessions.get(value) {
             Some((_, number)) => ("client".into(), number.to_string()),
