@@ -367,7 +367,7 @@ mod tests {
     use crate::command::{Ask, Durability, EndReason, Mode, Terms};
     use crate::identity::{Nonce, SessionId};
     use crate::limits::Limits;
-    use crate::outcome::Outcome;
+    use crate::outcome::{Asked, Offer, Outcome};
     use crate::state::ReplyPart;
     use crate::time::Time;
     use std::sync::Arc;
@@ -419,6 +419,14 @@ mod tests {
             op: 12,
             since: Time::from_millis(6),
             deadline: None,
+            hold_deadline: Some(Time::from_millis(60)),
+            asked: Some(Asked {
+                client: 1,
+                reason: Arc::from("r"),
+                deadline: Some(Time::from_millis(50)),
+                op: 12,
+            }),
+            offered: Some(Offer { client: 1, op: 13 }),
         };
         let keys = ["{\"b\": [1,\n 2.50]}", "1e999", "null"].map(raw).into_iter().enumerate();
         let keys = keys.map(|(i, value)| KeyPart { key: name(&format!("k{i}")), version: 9, value });

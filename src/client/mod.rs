@@ -19,6 +19,7 @@
 pub mod engine;
 mod error;
 mod guard;
+mod handover;
 mod keys;
 mod lease;
 #[cfg(test)]
@@ -34,12 +35,13 @@ mod timers;
 
 pub use error::Error;
 pub use guard::{Attempt, Blocked, Guard, LockRequest};
+pub use handover::{Asking, Offer, TakeOver};
 pub use keys::{Entry, Fence, FileChunk, Pages};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
 
 use crate::identity::{Nonce, SessionId};
 use crate::wire::{Params, Pending};
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use serde_json::value::RawValue;
 use socket::{Answer, Core};
 use std::fmt;
@@ -199,6 +201,15 @@ impl Client {
     /// As [`Builder::connect`]; [`Error::SessionEnded`] without [`Builder::reopen`].
     pub fn session(&self) -> Result<Detached> {
         self.core.session()
+    }
+
+    /// A channel that gives each grant that this session is offered, those of before included, as far as they are
+    /// remembered. What does not fit it is dropped. The session is opened if need be: offers are made to its number.
+    ///
+    /// # Errors
+    /// As [`session`](Client::session).
+    pub fn offers(&self) -> Result<Receiver<Offer>> {
+        self.core.offers()
     }
 
     /// Asks for a lock; see [`LockRequest`].

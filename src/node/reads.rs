@@ -184,6 +184,7 @@ impl Node {
     fn news(&self, now: Time, id: SessionId, after: u64) -> Heartbeat {
         let mut reply = Heartbeat {
             op: self.state.op(),
+            log_op: Some(self.given_op()).filter(|op| *op > self.state.op()),
             held: self.state.held_by(id, now),
             lost: Vec::new(),
             asked: Vec::new(),

@@ -34,6 +34,10 @@ pub struct Opened {
 pub struct Heartbeat {
     /// The last command applied: what the reply speaks of.
     pub op: u64,
+    /// The last place in the log that was given when the heartbeat came, if that is beyond `op`: what has a later one was
+    /// asked for later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_op: Option<u64>,
     /// Grants that the session holds.
     pub held: u64,
     /// Grants lost after the `after` of the request, in the order of their ends.

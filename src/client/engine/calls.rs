@@ -87,6 +87,16 @@ impl Engine {
                 owner: params.owner.clone(),
                 waits: !matches!(params.wait_ms, None | Some(WaitMs(Some(Int(0))))),
                 pending: false,
+                bounded: params.max_hold_ms.is_some(),
+                cancel: None,
+            },
+            // As good as a request for a lock: it makes a grant, and must not leave one that nobody knows of.
+            ("take_over", _) => Purpose::Acquire {
+                keys: Vec::new(),
+                owner: params.owner.clone(),
+                waits: false,
+                pending: false,
+                bounded: false,
                 cancel: None,
             },
             ("release_lock" | "abandon", Some(token)) => {
