@@ -2,9 +2,9 @@
 
 use super::context::Context;
 use super::exit::{Failure, LOST, NOT_ACQUIRED, REFUSED, Result};
-use super::keep::Kept;
+use super::keep::{Keep, Kept};
 use super::output::{Format, items_at_most, printable};
-use super::{duration, parse_ttl, parse_wait};
+use super::{duration, parse_delay, parse_ttl, parse_wait};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
-use tenure::client::{Attempt, Blocked, Client, Guard};
+use tenure::client::{Attempt, Blocked, Client, Guard, LockRequest};
 use tenure::kind::Kind;
 use tenure::outcome::Reason;
 use tenure::wire::{HolderShown, LockInfo, LockItem, Params, WaiterShown};
@@ -41,12 +41,38 @@ pub(crate) struct Acquire {
     /// A lease of the grant's own on top: it ends after that, whatever keeps the session alive, unless renewed.
     #[arg(long, env = "TENURE_LEASE", value_name = "DURATION", value_parser = parse_ttl)]
     lease: Option<Duration>,
+    #[command(flatten)]
+    bounds: Bounds,
     /// A note for those who ask who holds it.
     #[arg(long, env = "TENURE_LABEL", value_name = "TEXT", default_value = "")]
     label: String,
     /// The exit code if it was not acquired.
     #[arg(short = 'E', long, env = "TENURE_CONFLICT_EXIT_CODE", value_name = "CODE", default_value_t = NOT_ACQUIRED)]
     conflict_exit_code: u8,
+}
+
+/// What a grant is to be like at its end.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Bounds {
+    /// The lock is held for so long at most, whatever is renewed.
+    #[arg(long, env = "TENURE_MAX_HOLD", value_name = "DURATION", value_parser = parse_ttl)]
+    pub(crate) max_hold: Option<Duration>,
+    /// For so long nobody is granted the lock after any end of the tenure but a release.
+    #[arg(long, env = "TENURE_LOCK_DELAY", value_name = "DURATION", value_parser = parse_delay)]
+    pub(crate) lock_delay: Option<Duration>,
+}
+
+impl Bounds {
+    /// Asks for a lock with these bounds.
+    pub(crate) fn ask(self, mut request: LockRequest) -> LockRequest {
+        if let Some(longest) = self.max_hold {
+            request = request.max_hold(longest);
+        }
+        if let Some(delay) = self.lock_delay {
+            request = request.lock_delay(delay);
+        }
+        request
+    }
 }
 
 /// How long to stand in line.
@@ -153,17 +179,8 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
     let token = guard.token()?;
     let mut kept = Kept::new(server, &args.name, token, &client.session()?);
     kept.lease_ms = args.lease.map(|lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
-    if let Err(failure) = keep.store(&kept) {
-        let _ = guard.release();
-        context.finish(&client);
-        return Err(failure);
-    }
-    let left = guard.into_token().and_then(|_| client.detach());
-    if let Err(error) = left {
-        keep.forget(&kept)?;
-        return Err(error.into());
-    }
-    let life = args.lease.map_or(args.ttl, |lease| lease.min(args.ttl));
+    leave_held(context, &keep, &client, guard, &kept)?;
+    let life = [args.lease, args.bounds.max_hold].into_iter().flatten().fold(args.ttl, Duration::min);
     context.detail(&format!(
         "{:?} is held with token {token} for {} unless renewed",
         args.name,
@@ -173,6 +190,27 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
         "name": args.name, "token": token, "client": kept.client, "ttl_ms": kept.ttl_ms, "lease_ms": kept.lease_ms,
     });
     context.output().one(&shown, &token.to_string())
+}
+
+/// Writes a grant down and leaves its session open.
+pub(crate) fn leave_held(
+    context: &Context,
+    keep: &Keep,
+    client: &Client,
+    guard: Guard,
+    kept: &Kept,
+) -> Result<()> {
+    if let Err(failure) = keep.store(kept) {
+        let _ = guard.release();
+        context.finish(client);
+        return Err(failure);
+    }
+    let left = guard.into_token().and_then(|_| client.detach());
+    if let Err(error) = left {
+        keep.forget(kept)?;
+        return Err(error.into());
+    }
+    Ok(())
 }
 
 impl Acquire {
@@ -192,6 +230,7 @@ fn stand_in_line(context: &Context, client: &Client, args: &Acquire) -> Result<G
     if let Some(lease) = args.lease {
         request = request.lease(lease);
     }
+    request = args.bounds.ask(request);
     request = match args.wait() {
         Wait::No => request,
         Wait::Within(limit) => request.wait(limit),
@@ -342,7 +381,7 @@ pub(crate) fn renew(context: &Context, args: &Renew) -> Result<()> {
 }
 
 /// `--token` finds a lock by its token; the name says which one was meant.
-fn same_name(kept: &Kept, name: &str) -> Result<()> {
+pub(crate) fn same_name(kept: &Kept, name: &str) -> Result<()> {
     if kept.name == name {
         return Ok(());
     }
@@ -386,7 +425,7 @@ fn lock_row(item: &LockItem) -> Vec<String> {
 }
 
 /// A session and its owner for people: `3 (worker/t1)`.
-fn who(client: u64, name: &str, owner: &str) -> String {
+pub(crate) fn who(client: u64, name: &str, owner: &str) -> String {
     match (name.is_empty(), owner.is_empty()) {
         (true, true) => client.to_string(),
         (false, true) => format!("{client} ({name})"),
@@ -433,6 +472,7 @@ fn explained(info: &LockInfo) -> String {
         }
         push_label(&mut line, &holder.label);
         lines.push(line);
+        lines.extend(ends_words(holder));
     }
     if info.holders_total > info.holders.len() as u64 {
         lines.push(format!("  and {} more", info.holders_total - info.holders.len() as u64));
@@ -445,6 +485,24 @@ fn explained(info: &LockInfo) -> String {
     }
     lines.extend(info.queue.iter().map(waiter_words));
     lines.join("\n")
+}
+
+/// What may end a tenure beside its lease, one line each.
+fn ends_words(holder: &HolderShown) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(left) = holder.hold_left_ms {
+        lines.push(format!("    for {} more at most, whatever is renewed", duration::show_ms(left)));
+    }
+    if let Some(asked) = &holder.asked {
+        let broken =
+            asked.left_ms.map_or(String::new(), |left| format!(", broken in {}", duration::show_ms(left)));
+        let reason = printable(&asked.reason);
+        lines.push(format!("    asked to let go by client {}: \"{reason}\"{broken}", asked.client));
+    }
+    if let Some(client) = holder.offered {
+        lines.push(format!("    offered to client {client}"));
+    }
+    lines
 }
 
 fn waiter_words(waiter: &WaiterShown) -> String {
@@ -478,7 +536,8 @@ mod tests {
         let info: LockInfo = serde_json::from_value(json!({
             "key": "deploy", "locked": true, "holders_total": 1, "queue_total": 2, "op": 9,
             "holders": [{"client": 3, "name": "ci", "label": "night\u{1b}", "mode": "exclusive", "token": 17,
-                         "held_ms": 2_100, "lease_left_ms": 9_000}],
+                         "held_ms": 2_100, "lease_left_ms": 9_000, "hold_left_ms": 60_000, "offered": 8,
+                         "asked": {"client": 9, "reason": "deploy\u{1b}", "left_ms": 1_500}}],
             "queue": [{"position": 1, "client": 5, "owner": "t1", "mode": "exclusive", "wait": 2, "waited_ms": 300,
                        "wait_left_ms": 9_700},
                       {"position": 2, "client": 6, "mode": "exclusive", "wait": 1, "waited_ms": 10}],
@@ -487,6 +546,9 @@ mod tests {
         let expected = "\
 deploy is held
   by client 3 (ci) for 2.1s, exclusive, token 17, 9s left, label \"night\\u{1b}\"
+    for 1m more at most, whatever is renewed
+    asked to let go by client 9: \"deploy\\u{1b}\", broken in 1.5s
+    offered to client 8
 2 wait
   1. client 5 (/t1) for 300ms, exclusive, gives up in 9.7s
   2. client 6 for 10ms, exclusive, without limit";

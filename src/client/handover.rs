@@ -45,6 +45,8 @@ pub struct Offer {
     pub owner: String,
     /// The grant's label.
     pub label: String,
+    /// The grant's own lease, if it has one; it begins anew with the take-over.
+    pub lease: Option<Duration>,
 }
 
 /// A request to take a grant over, from [`Client::take_over`]: say how, then [`take`](TakeOver::take).

@@ -204,7 +204,8 @@ impl Client {
     }
 
     /// A channel that gives each grant that this session is offered, those of before included, as far as they are
-    /// remembered. What does not fit it is dropped. The session is opened if need be: offers are made to its number.
+    /// remembered. What does not fit it is dropped. It closes when the session ends: offers are made to the session's
+    /// number. The session is opened if need be.
     ///
     /// # Errors
     /// As [`session`](Client::session).

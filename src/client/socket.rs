@@ -522,6 +522,7 @@ impl Driver {
             Event::Ended { why } => {
                 warn!("the session at {} has ended: {why}", self.server);
                 self.offers.clear();
+                self.offer_watchers.clear();
                 self.answer_session_waiters();
             }
             // Those of sessions that had ended before say nothing about the last.

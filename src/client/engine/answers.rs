@@ -10,6 +10,7 @@ use crate::client::message::{AcquiredShown, BeatShown, OpenedShown, Tag};
 use crate::time::Time;
 use crate::wire::{AskedShown, ErrorShown, Int, OfferedShown, Params, Pending};
 use serde_json::value::RawValue;
+use std::time::Duration;
 
 impl Engine {
     pub(super) fn on_pending(&mut self, now: Time, client: u64, id: u64, shown: Option<Box<Pending>>) {
@@ -316,6 +317,7 @@ impl Engine {
             name: shown.name.clone(),
             owner: shown.owner.clone(),
             label: shown.label.clone(),
+            lease: shown.lease_ms.map(Duration::from_millis),
         }));
     }
 
