@@ -161,9 +161,11 @@ fn asked(state: &State, session: SessionId, call: &Call) -> String {
         Call::Release { token, holder: of } => format!("release_lock{}{}", under(token), holder(of)),
         Call::Abandon { token, holder: of } => format!("abandon{}{}", under(token), holder(of)),
         Call::RenewLease { token, holder: of, .. } => format!("renew_lease{}{}", under(token), holder(of)),
-        Call::Set { key, token, holder: of, value, .. } => {
+        Call::Set { key, token, holder: of, value, life, .. } => {
             let token = token.as_ref().map_or(String::new(), under);
-            format!("set {key:?}, {} bytes{token}{}", value.len(), holder(of))
+            let ttl = life.ttl_ms.map_or(String::new(), |ttl_ms| format!(", TTL {ttl_ms} ms"));
+            let bound = if life.bound { ", bound" } else { "" };
+            format!("set {key:?}, {} bytes{ttl}{bound}{token}{}", value.len(), holder(of))
         }
         Call::Delete { key, token, holder: of, .. } => {
             format!("delete {key:?}{}{}", token.as_ref().map_or(String::new(), under), holder(of))

@@ -41,6 +41,12 @@ pub const TRANSACTION_MAX: usize = 128;
 /// Owners of a cycle that one error lists; the rest is a number.
 pub const CYCLE_SHOWN: usize = 8;
 
+/// Earlier waits that are looked at for the nearest one in the way of another.
+pub const AHEAD_LOOKED_AT: usize = 64;
+
+/// Holders and waits that are looked at to find out whether a wait would close a cycle: at least so many owners are found.
+pub const DEADLOCK_STEPS_MAX: usize = 50_000;
+
 /// Bytes of the reason for a break or for asking a holder to let go.
 pub const REASON_MAX: usize = 256;
 
@@ -52,13 +58,16 @@ pub const TTL_MIN_MS: u64 = 100;
 /// See [`TTL_MIN_MS`].
 pub const TTL_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
+/// Longest TTL of a key, in milliseconds: 365 days. A key that is to stay longer has none.
+pub const KEY_TTL_MAX_MS: u64 = 365 * 24 * 60 * 60 * 1_000;
+
 /// Longest limit on a wait, in milliseconds: 30 days. `null` waits without limit.
 pub const WAIT_MAX_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
 
 /// How long the kept replies of an ended session still answer retries, in milliseconds.
 pub const AFTERLIFE_MS: u64 = 60_000;
 
-/// Grants and waits that one `tick` cleans up, so that applying it never takes long.
+/// Grants, waits and keys that one `tick` cleans up, so that applying it never takes long.
 pub const SWEEP_MAX: usize = 256;
 
 /// The configured caps, each under the name that errors and `status` show.

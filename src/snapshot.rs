@@ -9,7 +9,7 @@
 //!   {"client":1,...},                             one element a line, in the order of `Parts`
 //!   {"client":2,...}
 //!   ],
-//!   "grants":[], "waits":[], "keys":[], "files":[],   (each on lines of its own, as above)
+//!   "grants":[], "delays":[], "waits":[], "unserved":[], "keys":[], "files":[],   (each on lines of its own, as above)
 //!   "redo":[                                      work for the disk that may not be safe in the files yet
 //!   {"op":16,"file":"log","generation":16,"act":{"write":{"offset":0,"data_b64":"aGk="}}}
 //!   ],
@@ -23,7 +23,9 @@ use crate::identity::Op;
 use crate::limits::VALUE_DEPTH_MAX;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
-use crate::state::{FilePart, GrantPart, Head, KeyPart, Parts, SessionPart, WaitPart};
+use crate::state::{
+    DelayPart, FilePart, GrantPart, Head, KeyPart, Parts, SessionPart, UnservedPart, WaitPart,
+};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -82,7 +84,7 @@ impl fmt::Display for Fault {
 /// # Errors
 /// Those of `out`.
 pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
-    let Parts { head, sessions, grants, waits, keys, files } = &snapshot.parts;
+    let Parts { head, sessions, grants, delays, waits, unserved, keys, files } = &snapshot.parts;
     let mut out = Summed { out, crc: 0 };
     writeln!(out, "{{\"format\":{FORMAT},")?;
     writeln!(out, "\"server\":\"{}\",", snapshot.server)?;
@@ -92,7 +94,9 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, ",")?;
     section(&mut out, "sessions", sessions)?;
     section(&mut out, "grants", grants)?;
+    section(&mut out, "delays", delays)?;
     section(&mut out, "waits", waits)?;
+    section(&mut out, "unserved", unserved)?;
     section(&mut out, "keys", keys)?;
     section(&mut out, "files", files)?;
     section(&mut out, "redo", &snapshot.redo.iter().map(Redo::from).collect::<Vec<_>>())?;
@@ -130,11 +134,29 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
         Err(error) => return damaged(format!("its content is not that of a snapshot: {error}")),
     };
     document.check().map_err(Fault::Damaged)?;
-    let Document { format: _, server, clean, head, sessions, grants, waits, keys, files, redo, crc32c: _ } =
-        document;
+    let Document {
+        format: _,
+        server,
+        clean,
+        head,
+        sessions,
+        grants,
+        delays,
+        waits,
+        unserved,
+        keys,
+        files,
+        redo,
+        crc32c: _,
+    } = document;
     let redo =
         redo.into_iter().map(FileEffect::try_from).collect::<Result<_, _>>().map_err(Fault::Damaged)?;
-    Ok(Snapshot { server, clean, parts: Parts { head, sessions, grants, waits, keys, files }, redo })
+    Ok(Snapshot {
+        server,
+        clean,
+        parts: Parts { head, sessions, grants, delays, waits, unserved, keys, files },
+        redo,
+    })
 }
 
 /// The version on the first line.
@@ -200,7 +222,9 @@ struct Document {
     head: Head,
     sessions: Vec<SessionPart>,
     grants: Vec<GrantPart>,
+    delays: Vec<DelayPart>,
     waits: Vec<WaitPart>,
+    unserved: Vec<UnservedPart>,
     keys: Vec<KeyPart>,
     files: Vec<FilePart>,
     redo: Vec<Redo>,
@@ -213,6 +237,8 @@ impl Document {
     fn check(&self) -> Result<(), String> {
         rising("sessions", self.sessions.iter().map(|part| part.client))?;
         rising("grants", self.grants.iter().map(|part| part.token))?;
+        rising("delays", self.delays.iter().map(|part| &part.key))?;
+        rising("unserved", self.unserved.iter().map(|part| &part.key))?;
         rising("waits", self.waits.iter().map(|part| part.op))?;
         rising("keys", self.keys.iter().map(|part| &part.key))?;
         rising("files", self.files.iter().map(|part| &part.file))?;
@@ -390,6 +416,7 @@ mod tests {
             digest: 0xfeed_f00d,
             durability: Durability::Sync,
             limits: Limits::default(),
+            unchecked_waits: 0,
         };
         let session = SessionPart {
             client: 1,
@@ -429,7 +456,13 @@ mod tests {
             offered: Some(Offer { client: 1, op: 13 }),
         };
         let keys = ["{\"b\": [1,\n 2.50]}", "1e999", "null"].map(raw).into_iter().enumerate();
-        let keys = keys.map(|(i, value)| KeyPart { key: name(&format!("k{i}")), version: 9, value });
+        let keys = keys.map(|(i, value)| KeyPart {
+            key: name(&format!("k{i}")),
+            version: 9,
+            value,
+            deadline: (i == 1).then_some(Time::from_millis(8)),
+            bound: (i == 2).then_some(1),
+        });
         let file = FilePart { file: name("logs/f"), generation: 13, length: 2, checksum: 7, fault: None };
         let act = FileAct::Write { offset: 0, data: Arc::from(&b"\xff\0"[..]) };
         let effects = [act, FileAct::Delete, FileAct::Rotate { to: name("g") }].map(|act| FileEffect {
@@ -445,7 +478,9 @@ mod tests {
                 head,
                 sessions: vec![session],
                 grants: vec![grant],
+                delays: vec![],
                 waits: vec![],
+                unserved: vec![],
                 keys: keys.collect(),
                 files: vec![file],
             },

@@ -8,6 +8,10 @@
 //! ```text
 //! NAME open [ttl=10s] [name=…]           a client opens a session; every word with a capital first letter is a client
 //! NAME acquire jobs [wait=5s|forever]    requests, in the short forms of `request.rs`; ids count up from 1 by themselves
+//! NAME acquire a b@shared c@2/3 atomic   several locks, each with its mode: two of the three slots of c
+//! NAME convert 7 a@shared [wait=5s]      and: hand_over 7 B, take_over 7, break 7 why, ask_release 7 why deadline=5s
+//! NAME transaction a@3 set@b=1 delete@c  if a has version 3; also set@b@5s=1 (with a TTL) and set@b@bound=1
+//! NAME watch jobs/ after=3 wait=5s       and: waits, contention limit=3
 //! NAME batch "set a 1" "get a"           several requests in one datagram
 //! NAME resend [ID]                       the same bytes again: the last datagram, or the one of that id
 //! NAME lose [ID]                         the same request, but its reply is lost on the way

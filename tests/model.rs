@@ -261,7 +261,7 @@ impl Run {
         }
         let keys: Vec<_> = self
             .state
-            .keys("", None)
+            .keys("", None, self.state.at())
             .map(|(name, key)| (name.to_string(), key.value.to_string(), key.version))
             .collect();
         let expected = self.model.keys();

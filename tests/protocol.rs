@@ -258,7 +258,8 @@ fn sample(param: &str) -> &'static str {
         "holder" | "nonce" => "\"00000000000000000000000000000001\"",
         "got" => "[1]",
         "keys" => "[\"a\"]",
-        "atomic" => "false",
+        "atomic" | "bound" => "false",
+        "compare" | "apply" => "[]",
         "cookie" | "name" | "label" | "key" | "mode" | "owner" | "from" | "to" | "prefix" | "cursor"
         | "file" | "data" | "data_b64" => "\"exclusive\"",
         _ => "100",
@@ -282,6 +283,8 @@ fn every_limit_and_cause_of_a_drop_is_in_its_table() {
         ("losses", limits::LOSSES_KEPT as u64),
         ("ttl_min_ms", limits::TTL_MIN_MS),
         ("ttl_max_ms", limits::TTL_MAX_MS),
+        ("key_ttl_max_ms", limits::KEY_TTL_MAX_MS),
+        ("transaction", limits::TRANSACTION_MAX as u64),
         ("wait_max_ms", limits::WAIT_MAX_MS),
         ("afterlife_ms", limits::AFTERLIFE_MS),
         ("page_items", PAGE_LIMIT_MAX),

@@ -1,8 +1,9 @@
 //! What can go wrong for a caller, by what the caller should do about it.
 
+use super::blocked::Person;
 use super::{Blocked, LostGrant};
 use crate::kind::Kind;
-use crate::wire::ErrorData;
+use crate::wire::{CycleStepShown, ErrorData};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +21,14 @@ pub enum Error {
         tokens: Vec<u64>,
         /// The id of the wait that the owner has already.
         wait: Option<u64>,
+    },
+    /// Waiting would have closed a cycle of owners that wait for each other, so it could never have ended. Nothing changed.
+    /// Release what the others wait for, then try again; ask for several locks in one request, or always in one order.
+    Deadlock {
+        /// The asker first; each waits for the next, the last for the asker. At most 8 of them.
+        cycle: Vec<CycleStepShown>,
+        /// How many there are.
+        cycle_total: u64,
     },
     /// The server refused the request for good. Nothing changed. The kind says what to do.
     Refused {
@@ -80,6 +89,7 @@ impl Error {
         match self {
             Error::Refused { kind, .. } => Kind::ALL.into_iter().find(|known| known.as_str() == kind),
             Error::AlreadyHeld { .. } => Some(Kind::AlreadyHeld),
+            Error::Deadlock { .. } => Some(Kind::Deadlock),
             _ => None,
         }
     }
@@ -100,6 +110,7 @@ impl fmt::Display for Error {
             Error::AlreadyHeld { wait: Some(wait), .. } => {
                 write!(f, "this owner already waits for a lock (request {wait})")
             }
+            Error::Deadlock { cycle, cycle_total } => show_cycle(f, cycle, *cycle_total),
             Error::Refused { kind, message, .. } => write!(f, "{message} ({kind})"),
             Error::Lost(lost) => write!(f, "{lost}"),
             Error::OutcomeUnknown { method, id, why } => {
@@ -119,6 +130,31 @@ impl fmt::Display for Error {
             Error::Io(error) => write!(f, "{error}"),
         }
     }
+}
+
+/// Each in the cycle, what it waits for, and under which token the next one has that.
+fn show_cycle(f: &mut fmt::Formatter<'_>, cycle: &[CycleStepShown], total: u64) -> fmt::Result {
+    f.write_str("waiting would be a deadlock, nothing was changed: ")?;
+    for (at, step) in cycle.iter().enumerate() {
+        let before = if at == 0 { "" } else { ", who " };
+        if at == 0 {
+            write!(f, "{} ", Person(step.client, &step.name, &step.owner, &step.label))?;
+        }
+        write!(f, "{before}waits for {:?} ", step.key)?;
+        match step.token {
+            Some(token) => write!(f, "held under token {token} by ")?,
+            None => f.write_str("behind ")?,
+        }
+        match cycle.get(at + 1) {
+            Some(next) => write!(f, "{}", Person(next.client, &next.name, &next.owner, &next.label))?,
+            None if total > cycle.len() as u64 => {
+                write!(f, "the next of {} more, the last of whom waits for", total - cycle.len() as u64)?;
+                f.write_str(" the first")?;
+            }
+            None => f.write_str("the first")?,
+        }
+    }
+    Ok(())
 }
 
 impl std::error::Error for Error {

@@ -1,20 +1,21 @@
 //! Asking for a lock, and the guard that stands for the grant.
 
 use super::tenure::Tenure;
-use super::{Asking, Client, Error, Fence, GrantState, LostGrant, Result};
-use crate::outcome::Reason;
-use crate::wire::{Acquired, Appended, FileChanged, HolderShown, Int, Params, Pending, WaitMs};
+use super::{Asking, Blocked, Client, Conversion, Error, Fence, GrantState, LostGrant, Result};
+use crate::command::Mode;
+use crate::wire::{Acquired, Appended, FileChanged, Int, KeyAsk, KeyMode, KeyShown, Params, Pending};
 use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
 use std::cell::Cell;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A request for a lock, from [`Client::lock`]: say how, then [`acquire`](LockRequest::acquire).
+/// A request for a lock or for several at once, from [`Client::lock`] or [`Client::lock_all`]: say how, then
+/// [`acquire`](LockRequest::acquire).
 ///
-/// Without [`wait`](LockRequest::wait) it tries once.
+/// Without [`wait`](LockRequest::wait) it tries once. Without [`shared`](LockRequest::shared) or
+/// [`slots`](LockRequest::slots) the lock is exclusive. Several locks are granted whole or not at all, under one token.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is asked before `acquire`, `try_acquire` or `with`"]
 pub struct LockRequest {
@@ -27,7 +28,7 @@ pub struct LockRequest {
 
 /// How long to stand in line.
 #[derive(Clone, Copy, Debug)]
-enum Patience {
+pub(super) enum Patience {
     Try,
     Within(Duration),
     Forever,
@@ -42,50 +43,44 @@ pub enum Attempt {
     Refused(Blocked),
 }
 
-/// Why a lock was not granted.
-#[derive(Clone, Debug)]
-pub struct Blocked {
-    /// Why.
-    pub reason: Reason,
-    /// Who is in the way, at most 8.
-    pub holders: Vec<HolderShown>,
-    /// How many there are.
-    pub holders_total: u64,
-    /// The place in line that the request had or would have had, from 1.
-    pub position: Option<u64>,
-}
-
-impl fmt::Display for Blocked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reason = match self.reason {
-            Reason::Held => "it is held",
-            Reason::Queued => "others stand in line",
-            Reason::Timeout => "the wait took too long",
-            Reason::Cancelled => "the wait was cancelled",
-            Reason::SessionEnded => "the session ended",
-            Reason::Conversion => "a holder waits to convert its grant",
-            Reason::LockDelay => "it is closed for its lock-delay",
-            Reason::GrantEnded => "the grant to convert has ended",
-        };
-        f.write_str(reason)?;
-        if let Some(holder) = self.holders.first() {
-            write!(f, " by client {}", holder.client)?;
-            if !holder.name.is_empty() {
-                write!(f, " ({})", holder.name)?;
-            }
-            write!(f, " for {} ms", holder.held_ms)?;
-        }
-        match self.position {
-            Some(position) => write!(f, ", position {position}"),
-            None => Ok(()),
-        }
-    }
-}
-
 impl LockRequest {
     pub(super) fn new(client: Client, key: String) -> LockRequest {
         let params = Params { key: Some(key), ..Params::default() };
         LockRequest { client, params, wait: Patience::Try, deadline: None, progress: None }
+    }
+
+    pub(super) fn several(client: Client, keys: Vec<KeyAsk>) -> LockRequest {
+        let params = Params { keys: Some(keys), ..Params::default() };
+        LockRequest { client, params, wait: Patience::Try, deadline: None, progress: None }
+    }
+
+    /// Shared: beside any number of others that hold it shared, and beside nobody else. Of several locks, those that were
+    /// given no mode of their own.
+    pub fn shared(self) -> LockRequest {
+        self.mode(Mode::Shared)
+    }
+
+    /// One slot of so many, as of a semaphore: beside others while the slots suffice. All who ask for the lock must say
+    /// the same number. Of several locks, those that were given no mode of their own.
+    pub fn slots(mut self, slots: u32) -> LockRequest {
+        self.params.mode = Some("slot".into());
+        self.params.slots = Some(Int(slots.into()));
+        self
+    }
+
+    /// So many of the [`slots`](LockRequest::slots), and not one.
+    pub fn weight(mut self, weight: u32) -> LockRequest {
+        self.params.weight = Some(Int(weight.into()));
+        self
+    }
+
+    /// The mode, by its value. Of several locks, those that were given no mode of their own.
+    pub fn mode(mut self, mode: Mode) -> LockRequest {
+        let KeyMode { mode, slots, weight, .. } = KeyMode::new(String::new(), mode);
+        self.params.mode = mode;
+        self.params.slots = slots;
+        self.params.weight = weight;
+        self
     }
 
     /// Stands in line for at most so long. In whole milliseconds, at most 30 days.
@@ -150,30 +145,20 @@ impl LockRequest {
     /// Asks for the lock, and tells whether it was granted.
     ///
     /// # Errors
-    /// [`Error::AlreadyHeld`] if this owner has it. [`Error::OutcomeUnknown`] if no answer came: the client then takes the
+    /// [`Error::AlreadyHeld`] if this owner has it. [`Error::Deadlock`] if it could never be served. [`Error::OutcomeUnknown`] if no answer came: the client then takes the
     /// request back as soon as the server answers, so no grant is left behind. Others as [`Error`] says.
     pub fn try_acquire(self) -> Result<Attempt> {
         let mut params = self.params;
-        params.wait_ms = match self.wait {
-            Patience::Try => None,
-            Patience::Within(limit) => Some(WaitMs(Some(Int(millis(limit))))),
-            Patience::Forever => Some(WaitMs(None)),
-        };
+        params.wait_ms = self.wait.wait_ms();
         if params.owner.is_none() {
             params.owner = Some(thread_owner());
         }
-        let answer_within = self.deadline.unwrap_or(self.client.deadline());
-        let within = match self.wait {
-            Patience::Try => Some(answer_within),
-            Patience::Within(limit) => Some(answer_within.saturating_add(limit)),
-            Patience::Forever => None,
-        };
+        let within = self.wait.within(self.deadline.unwrap_or(self.client.deadline()));
         if within.is_none() {
             // Without a deadline of its own it must not hang on a server that was never there.
             self.client.session()?;
         }
-        let answer =
-            self.client.request("acquire_lock", params, within, self.progress).map_err(already_held)?;
+        let answer = self.client.request("acquire_lock", params, within, self.progress).map_err(refused)?;
         let acquired: Acquired = answer.read("acquire_lock")?;
         match (acquired.granted, acquired.token, answer.tenure) {
             (Some(true), Some(token), _) if acquired.again => {
@@ -184,12 +169,7 @@ impl LockRequest {
                 method: "acquire_lock".into(),
                 message: "a grant without a token".into(),
             }),
-            (Some(false) | None, ..) => Ok(Attempt::Refused(Blocked {
-                reason: acquired.reason.unwrap_or(Reason::Cancelled),
-                holders_total: acquired.holders_total.unwrap_or(acquired.holders.len() as u64),
-                holders: acquired.holders,
-                position: acquired.position,
-            })),
+            (Some(false) | None, ..) => Ok(Attempt::Refused(Blocked::new(acquired))),
         }
     }
 
@@ -209,9 +189,9 @@ impl LockRequest {
     /// # Errors
     /// As [`acquire`](LockRequest::acquire): `work` did not run. As [`Guard::release`]: it did run, and with [`Error::Lost`]
     /// a part of it may have run without the lock (what it wrote through the guard did not).
-    pub fn with<T>(self, work: impl FnOnce(&Guard) -> T) -> Result<T> {
-        let guard = self.acquire()?;
-        let value = work(&guard);
+    pub fn with<T>(self, work: impl FnOnce(&mut Guard) -> T) -> Result<T> {
+        let mut guard = self.acquire()?;
+        let value = work(&mut guard);
         guard.release()?;
         Ok(value)
     }
@@ -247,6 +227,18 @@ impl Guard {
     /// The names of the locks held.
     pub fn keys(&self) -> &[String] {
         self.tenure.keys()
+    }
+
+    /// The locks held, each with the mode that it is held in now.
+    pub fn locks(&self) -> Vec<KeyShown> {
+        self.tenure.locks()
+    }
+
+    /// Converts all locks of the grant to a mode, or with [`Conversion::only`] some of them. After an upgrade the guard has
+    /// another [`token`](Guard::token), and [`Fence`]s made before are over; a conversion that fails leaves the guard as
+    /// it was.
+    pub fn convert(&mut self, mode: Mode) -> Conversion<'_> {
+        Conversion::of_guard(&self.client, &self.tenure, mode)
     }
 
     /// How sure it is that the grant is held, now.
@@ -416,7 +408,10 @@ impl Guard {
             self.client.core.release_on_drop(&self.tenure);
             return Err(lost);
         }
-        self.client.fence(self.tenure.token()).release().map(|_| ()).map_err(|error| self.explain(error))
+        let within = Some(self.client.deadline());
+        let answer =
+            self.client.core.request_of(&self.tenure, "release_lock", Params::default(), within, None);
+        answer.map(|_| ()).map_err(|error| self.explain(error))
     }
 
     /// Gives the token and keeps the grant: it lives on with the client's session until it is released by
@@ -468,10 +463,15 @@ pub(super) fn thread_owner() -> String {
     format!("t{}", MINE.get())
 }
 
-pub(super) fn already_held(error: Error) -> Error {
+/// Refusals of requests for locks that have an error of their own.
+pub(super) fn refused(error: Error) -> Error {
     match error {
         Error::Refused { kind, data, .. } if kind == "already_held" => {
             Error::AlreadyHeld { tokens: data.tokens, wait: data.wait }
+        }
+        Error::Refused { kind, data, .. } if kind == "deadlock" => {
+            let total = data.cycle_total.unwrap_or(data.cycle.len() as u64);
+            Error::Deadlock { cycle: data.cycle, cycle_total: total }
         }
         error => error,
     }

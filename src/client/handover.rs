@@ -1,6 +1,6 @@
 //! What others want of a grant: that its holder lets go, or that somebody takes it over; and the taking.
 
-use super::guard::{Guard, already_held, millis, thread_owner};
+use super::guard::{Guard, millis, refused, thread_owner};
 use super::socket::boot_time;
 use super::{Client, Error, Result};
 use crate::identity::SessionId;
@@ -95,7 +95,7 @@ impl TakeOver {
             self.params.owner = Some(thread_owner());
         }
         let within = Some(self.deadline.unwrap_or(self.client.deadline()));
-        let answer = self.client.request("take_over", self.params, within, None).map_err(already_held)?;
+        let answer = self.client.request("take_over", self.params, within, None).map_err(refused)?;
         let acquired: Acquired = answer.read("take_over")?;
         match (acquired.granted, answer.tenure) {
             (Some(true), Some(tenure)) => Ok(Guard::new(self.client, tenure)),

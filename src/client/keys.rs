@@ -1,12 +1,12 @@
 //! Keys, files, lists and what operators ask: calls that are one request each, and what can be done under a token.
 
 use super::guard::millis;
-use super::{Client, Error, Result};
+use super::{Client, Conversion, Error, Mode, Result};
 use crate::identity::SessionId;
 use crate::wire::{
     Appended, Cleaned, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, HandedOver, Heartbeat, Int,
-    KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed, SessionItem, Status,
-    Written,
+    KeyAsk, KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed, SessionItem,
+    Status, Written,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -157,6 +157,13 @@ impl Fence {
     pub fn renew(&self, lease: Duration) -> Result<Duration> {
         let params = Params { lease_ms: Some(Int(millis(lease))), ..Params::default() };
         self.ask("renew_lease", params).map(|renewed: Renewed| Duration::from_millis(renewed.lease_left_ms))
+    }
+
+    /// Converts locks of the grant, each to its mode. See [`Conversion`]; after an upgrade this fence's token is over, and
+    /// the new one is in the answer.
+    pub fn convert<K: Into<String>>(&self, keys: impl IntoIterator<Item = (K, Mode)>) -> Conversion<'_> {
+        let keys = keys.into_iter().map(KeyAsk::from).collect();
+        Conversion::of_token(&self.client, self.token, self.holder, keys)
     }
 
     /// Reads a key; with a token also what a section has staged.

@@ -2,7 +2,7 @@
 
 use super::random::{Model, TTL_MS};
 use super::socket::boot_time;
-use super::{Attempt, Client, Error, GrantState, LostCause};
+use super::{Attempt, Client, Error, GrantState, LostCause, Mode};
 use crate::datagram;
 use crate::identity::SessionId;
 use crossbeam_channel::{Receiver, Sender};
@@ -395,4 +395,112 @@ fn clients_and_guards_may_go_from_thread_to_thread() {
     free::<super::Guard>();
     free::<super::Fence>();
     free::<Error>();
+}
+
+#[test]
+fn several_locks_go_out_in_one_request_each_with_its_mode() {
+    let fake = Fake::new(Box::new(|request| match request["method"].as_str() {
+        Some("acquire_lock") => {
+            let keys = json!([{"key": "a", "mode": "shared"}, {"key": "b", "mode": "slot", "slots": 3, "weight": 2}]);
+            result(request, json!({"granted": true, "token": 5, "op": 5, "keys": keys}))
+        }
+        Some("release_lock") => result(request, json!({"released": true, "op": 6})),
+        _ => canned(request),
+    }));
+    let client = fake.client();
+    let guard = client.lock_all([("a", Mode::Shared), ("b", Mode::Slot { slots: 3, weight: 2 })]);
+    let guard = guard.acquire().unwrap();
+    let asked = fake.wait_for("acquire_lock");
+    assert_eq!(
+        asked["params"]["keys"],
+        json!([{"key": "a", "mode": "shared"}, {"key": "b", "mode": "slot", "slots": 3, "weight": 2}])
+    );
+    assert_eq!(guard.keys(), ["a", "b"]);
+    let shown: Vec<_> = guard.locks().iter().map(|lock| format!("{} {}", lock.key, lock.mode)).collect();
+    assert_eq!(shown, ["a shared", "b 2 slots of 3"]);
+    guard.release().unwrap();
+    drop(client.lock_all(["a", "b"]).slots(4).weight(2).acquire());
+    let asked = fake.wait_for("acquire_lock");
+    let params = &asked["params"];
+    assert_eq!(
+        (&params["keys"], &params["mode"], &params["slots"], &params["weight"]),
+        (&json!(["a", "b"]), &json!("slot"), &json!(4), &json!(2))
+    );
+}
+
+#[test]
+fn a_guard_carries_the_token_that_a_conversion_gave_it() {
+    let fake = Fake::model();
+    let client = fake.client();
+    let mut guard = client.lock("a").acquire().unwrap();
+    let (lost, first) = (guard.lost(), guard.token().unwrap());
+    let mut tokens = vec![first];
+    for _ in 0..4 {
+        let converted = guard.convert(Mode::Exclusive).apply().unwrap();
+        assert_eq!(guard.token().unwrap(), converted.token);
+        tokens.push(converted.token);
+    }
+    assert!(tokens.is_sorted() && tokens[4] > first, "{tokens:?}");
+    guard.set("k", &1).unwrap();
+    assert_eq!(fake.wait_for("set")["params"]["token"], json!(tokens[4]));
+    guard.release().unwrap();
+    assert!(fake.model.lock().unwrap().locks.is_empty());
+    assert!(lost.recv_timeout(Duration::from_secs(5)).is_err(), "none of it is a loss");
+}
+
+#[test]
+fn a_loss_after_a_conversion_reaches_whoever_watched_before_it() {
+    let fake = Fake::model();
+    let client = fake.client();
+    let mut guard = client.lock("a").acquire().unwrap();
+    let lost = guard.lost();
+    let token = guard.convert(Mode::Exclusive).apply().unwrap().token;
+    fake.model.lock().unwrap().take_away("a");
+    assert_eq!(lost.recv_timeout(Duration::from_secs(5)).unwrap().token, token);
+    assert!(matches!(guard.convert(Mode::Shared).apply(), Err(Error::Lost(_))));
+}
+
+#[test]
+fn a_deadlock_is_told_with_its_cycle_in_words() {
+    let fake = Fake::new(Box::new(|request| match request["method"].as_str() {
+        Some("acquire_lock") => {
+            let cycle = json!([{"client": 1, "name": "w", "owner": "t1", "key": "b", "token": 7},
+                               {"client": 2, "label": "nightly", "key": "a", "token": 6}]);
+            let data = json!({"kind": "deadlock", "final": true, "cycle": cycle, "cycle_total": 2});
+            vec![
+                json!({"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32008, "message": "no", "data": data}}),
+            ]
+        }
+        _ => canned(request),
+    }));
+    let error = fake.client().lock("b").wait_forever().acquire().unwrap_err();
+    assert_eq!(error.kind(), Some(crate::kind::Kind::Deadlock));
+    assert!(matches!(&error, Error::Deadlock { cycle, cycle_total: 2 } if cycle[1].client == 2));
+    assert_eq!(
+        error.to_string(),
+        "waiting would be a deadlock, nothing was changed: client 1 \"w\" owner \"t1\" waits for \"b\" held under \
+         token 7 by client 2 label \"nightly\", who waits for \"a\" held under token 6 by the first"
+    );
+}
+
+#[test]
+fn who_is_in_the_way_is_told_in_a_sentence() {
+    let fake = Fake::new(Box::new(|request| match request["method"].as_str() {
+        Some("acquire_lock") => {
+            let holder = json!({"client": 2, "name": "ci", "mode": "shared", "token": 4, "held_ms": 30});
+            let ahead = json!({"client": 3, "mode": "exclusive", "waited_ms": 20});
+            result(
+                request,
+                json!({"granted": false, "reason": "held", "key": "b", "position": 2, "queue_total": 1,
+                       "holders": [holder], "holders_total": 3, "ahead": ahead, "estimate_ms": 500}),
+            )
+        }
+        _ => canned(request),
+    }));
+    let error = fake.client().lock_all(["a", "b"]).acquire().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "not granted: \"b\" is held by client 2 \"ci\" (shared, token 4) for 30 ms and 2 more; behind client 3 \
+         (exclusive), who has waited for 20 ms; position 2 beside 1 others, in about 500 ms"
+    );
 }

@@ -3,7 +3,7 @@
 use crate::datagram;
 use crate::identity::SessionId;
 use crate::limits::DATAGRAM_MAX;
-use crate::wire::{AskedShown, ErrorData, ErrorShown, OfferedShown, Params, Pending};
+use crate::wire::{AskedShown, ErrorData, ErrorShown, KeyShown, ModeShown, OfferedShown, Params, Pending};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -207,22 +207,38 @@ pub(super) struct OpenedShown {
     pub(super) ttl_ms: u64,
 }
 
-/// What the engine needs of the result of `acquire_lock` and `cancel_wait`.
+/// What the engine needs of the result of `acquire_lock`, `convert_lock` and `cancel_wait`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct AcquiredShown {
     pub(super) granted: bool,
     pub(super) token: Option<u64>,
-    pub(super) keys: Vec<KeyName>,
+    pub(super) keys: Vec<KeyHeld>,
     pub(super) op: u64,
     pub(super) lease_ms: Option<u64>,
     pub(super) hold_left_ms: Option<u64>,
+    pub(super) reason: Option<String>,
 }
 
-/// A lock of a grant.
+/// A lock of a grant. A grant with a mode that this library cannot read is still a grant.
 #[derive(Debug, Deserialize)]
-pub(super) struct KeyName {
+pub(super) struct KeyHeld {
     pub(super) key: String,
+    #[serde(default)]
+    mode: String,
+    #[serde(default)]
+    slots: Option<u32>,
+    #[serde(default)]
+    weight: Option<u32>,
+}
+
+impl KeyHeld {
+    pub(super) fn shown(self) -> KeyShown {
+        KeyShown {
+            key: self.key,
+            mode: ModeShown { mode: self.mode, slots: self.slots, weight: self.weight },
+        }
+    }
 }
 
 /// What the engine needs of the result of `heartbeat`.

@@ -16,6 +16,8 @@
 //! answered, and watches the leases by a clock that counts suspend. [`engine`] is the same without socket, clock and
 //! thread, for other ways to run it.
 
+mod blocked;
+mod conversion;
 pub mod engine;
 mod error;
 mod guard;
@@ -33,14 +35,17 @@ mod tenure;
 mod tests;
 mod timers;
 
+pub use crate::command::Mode;
+pub use blocked::Blocked;
+pub use conversion::{Conversion, Converted};
 pub use error::Error;
-pub use guard::{Attempt, Blocked, Guard, LockRequest};
+pub use guard::{Attempt, Guard, LockRequest};
 pub use handover::{Asking, Offer, TakeOver};
 pub use keys::{Entry, Fence, FileChunk, Pages};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
 
 use crate::identity::{Nonce, SessionId};
-use crate::wire::{Params, Pending};
+use crate::wire::{KeyAsk, Params, Pending};
 use crossbeam_channel::{Receiver, Sender};
 use serde_json::value::RawValue;
 use socket::{Answer, Core};
@@ -216,6 +221,20 @@ impl Client {
     /// Asks for a lock; see [`LockRequest`].
     pub fn lock(&self, name: impl Into<String>) -> LockRequest {
         LockRequest::new(self.clone(), name.into())
+    }
+
+    /// Asks for several locks at once: all of them or none, under one token. Each is a name, or a name with its [`Mode`].
+    ///
+    /// ```no_run
+    /// # use tenure::client::{Client, Mode};
+    /// # fn main() -> Result<(), tenure::client::Error> {
+    /// # let client = Client::connect("127.0.0.1:5625")?;
+    /// let both = client.lock_all(["accounts/1", "accounts/2"]).wait_forever().acquire()?;
+    /// let mixed = client.lock_all([("schema", Mode::Shared), ("job", Mode::Exclusive)]).acquire()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn lock_all<K: Into<KeyAsk>>(&self, names: impl IntoIterator<Item = K>) -> LockRequest {
+        LockRequest::several(self.clone(), names.into_iter().map(Into::into).collect())
     }
 
     /// What can be done under a grant of this session, by its token.

@@ -55,6 +55,10 @@ pub(super) struct Model {
     pub(super) sessions: Vec<Held>,
     pub(super) locks: BTreeMap<String, (u64, usize)>,
     lines: BTreeMap<String, Vec<(usize, u64)>>,
+    /// Conversions that wait: session, request, grant, and when they are done.
+    conversions: Vec<(usize, u64, u64, u64)>,
+    /// What became of tokens that were converted.
+    moved: BTreeMap<u64, u64>,
     pub(super) sets: BTreeMap<String, u32>,
     pub(super) out: Vec<(usize, Value)>,
     next_resend: u64,
@@ -109,7 +113,8 @@ impl Model {
             }
             return self.out.push((from, json!({"jsonrpc": "2.0", "id": id, "result": result})));
         };
-        if self.lines.values().flatten().any(|waits| *waits == (at, number)) {
+        let converts = self.conversions.iter().any(|waits| (waits.0, waits.1) == (at, number));
+        if converts || self.lines.values().flatten().any(|waits| *waits == (at, number)) {
             return self.pend(at, number);
         }
         if number < self.sessions[at].ack {
@@ -165,6 +170,7 @@ impl Model {
                 for line in self.lines.values_mut() {
                     line.retain(|waits| *waits != (at, wait));
                 }
+                self.conversions.retain(|waits| (waits.0, waits.1) != (at, wait));
                 let known = self.sessions[at].replies.get(&wait).map(|(reply, _)| reply["result"].clone());
                 if known.is_none() {
                     self.reply(at, wait, json!({"granted": false, "reason": "cancelled"}), Some(false));
@@ -180,16 +186,52 @@ impl Model {
                     Some(key) => {
                         self.locks.remove(&key);
                         self.reply(at, id, json!({"released": true, "op": self.op}), None);
+                        self.end_conversions(token);
                         self.serve();
                     }
-                    None => {
-                        let error = json!({"code": -1, "message": "no", "data": {"kind": "not_holder", "final": true}});
-                        self.record(at, id, json!({"jsonrpc": "2.0", "id": id, "error": error}), None);
+                    None => self.fail(at, id, "not_holder"),
+                }
+            }
+            "convert_lock" => {
+                let token = params["token"].as_u64().unwrap();
+                let waiting = self.conversions.iter().any(|waits| waits.2 == token);
+                match (self.locks.values().any(|held| *held == (token, at)), waiting) {
+                    (false, _) => self.fail(at, id, "not_holder"),
+                    (true, true) => self.fail(at, id, "already_held"),
+                    (true, false) if params.get("wait_ms").is_some() && self.op % 3 > 0 => {
+                        self.conversions.push((at, id, token, self.now + self.op % 7 * 500));
+                        self.pend(at, id);
                     }
+                    // Every second one is a downgrade, as far as this model goes.
+                    (true, false) => self.convert(at, id, token, self.op.is_multiple_of(2), None),
                 }
             }
             _ => panic!("the test asks for no {method}"),
         }
+    }
+
+    fn convert(&mut self, at: usize, id: u64, token: u64, same: bool, wait: Option<bool>) {
+        let (key, held) = self.locks.iter_mut().find(|(_, held)| held.0 == token).unwrap();
+        if !same {
+            held.0 = self.op;
+            self.moved.insert(token, self.op);
+        }
+        let keys = json!([{"key": key, "mode": "exclusive"}]);
+        let result = json!({"granted": true, "token": held.0, "op": self.op, "keys": keys});
+        self.reply(at, id, result, wait);
+    }
+
+    /// A grant has ended, and with it what was to convert it.
+    fn end_conversions(&mut self, token: u64) {
+        let ended = self.conversions.extract_if(.., |waits| waits.2 == token).collect::<Vec<_>>();
+        for (at, id, ..) in ended {
+            self.reply(at, id, json!({"granted": false, "reason": "grant_ended"}), Some(false));
+        }
+    }
+
+    fn fail(&mut self, at: usize, id: u64, kind: &str) {
+        let error = json!({"code": -1, "message": "no", "data": {"kind": kind, "final": true}});
+        self.record(at, id, json!({"jsonrpc": "2.0", "id": id, "error": error}), None);
     }
 
     fn grant(&mut self, key: &str, at: usize, id: u64, waits: bool) {
@@ -255,6 +297,13 @@ impl Model {
             for line in self.lines.values_mut() {
                 line.retain(|(owner, _)| *owner != at);
             }
+            self.conversions.retain(|waits| waits.0 != at);
+        }
+        let now = self.now;
+        for (at, id, token, _) in self.conversions.extract_if(.., |waits| waits.3 <= now).collect::<Vec<_>>()
+        {
+            self.op += 1;
+            self.convert(at, id, token, false, Some(false));
         }
         self.serve();
         if self.now >= self.next_resend {
@@ -275,6 +324,7 @@ impl Model {
             self.op += 1;
             let lost = json!({"op": self.op, "token": token, "keys": [key], "reason": "broken"});
             self.sessions[at].lost.push(lost);
+            self.end_conversions(token);
             self.serve();
         }
     }
@@ -285,6 +335,7 @@ impl Model {
 enum Asked {
     Set(String),
     Acquire,
+    Convert,
     Release,
 }
 
@@ -326,7 +377,7 @@ fn run(seed: u64) {
     // Datagrams on their way: when, to whom (the server is CLIENTS), from whom.
     let mut network: Vec<(u64, usize, usize, Vec<u8>)> = Vec::new();
     let mut sets: BTreeMap<String, Result<(), bool>> = BTreeMap::new();
-    let (mut granted, mut lost) = (0u64, 0u64);
+    let (mut granted, mut converted, mut lost) = (0u64, 0u64, 0u64);
     let mut cut: Option<(u64, usize)> = None;
     let mut now = 1_000;
     let end = now + RUN_MS;
@@ -398,7 +449,9 @@ fn run(seed: u64) {
                             let (asked, deadline) =
                                 client.asked.remove(&(life, call.to_string())).expect("each call ends once");
                             if let Err(Failure::Unknown { why }) = &result {
-                                let ended = matches!(client.engines[life].stage(), Stage::Ended { .. });
+                                // A release of its grant takes a conversion back before its deadline.
+                                let ended = matches!(client.engines[life].stage(), Stage::Ended { .. })
+                                    || matches!(asked, Asked::Convert);
                                 assert!(
                                     now >= deadline || ended,
                                     "seed {seed}: {asked:?} unknown too early: {why}"
@@ -413,10 +466,17 @@ fn run(seed: u64) {
                                 (Asked::Acquire, Ok(answered)) => {
                                     if let Some(new) = answered.granted {
                                         granted += 1;
-                                        client.held.insert((life, new.token, new.keys[0].clone()));
+                                        client.held.insert((life, new.token, new.keys[0].key.clone()));
                                     }
                                 }
-                                (Asked::Acquire | Asked::Release, _) => {}
+                                (Asked::Convert, Ok(_)) => converted += 1,
+                                (Asked::Acquire | Asked::Convert | Asked::Release, _) => {}
+                            }
+                        }
+                        Event::Converted { from, token, keys } => {
+                            let key = keys[0].key.clone();
+                            if client.held.remove(&(life, from, key.clone())) {
+                                client.held.insert((life, token, key));
                             }
                         }
                         Event::Lost(loss) => {
@@ -447,11 +507,15 @@ fn run(seed: u64) {
                 })
                 // A grant that was taken away is not given back by its holder before it hears of it.
                 .filter(|(_, _, (_, token, _))| {
+                    let mut now = *token;
+                    while let Some(next) = model.moved.get(&now) {
+                        now = *next;
+                    }
                     !model
                         .sessions
                         .iter()
                         .flat_map(|session| &session.lost)
-                        .any(|lost| lost["token"] == json!(token))
+                        .any(|lost| lost["token"] == json!(now))
                 })
                 .map(|(number, _, (_, token, _))| (number, *token))
                 .collect();
@@ -488,8 +552,8 @@ fn run(seed: u64) {
     }
     let done = sets.values().filter(|outcome| outcome.is_ok()).count();
     assert!(
-        done > 50 && granted > 10,
-        "seed {seed}: {done} sets and {granted} grants show little ({lost} lost)"
+        done > 50 && granted > 10 && converted > 3,
+        "seed {seed}: {done} sets, {granted} grants and {converted} conversions show little ({lost} lost)"
     );
 }
 
@@ -507,7 +571,7 @@ fn ask(random: &mut Random, number: usize, client: &mut Client, now: u64) {
     client.drawn += 1;
     let deadline = now + 500 + random.below(8_000);
     let key = LOCKS[random.below(2) as usize];
-    let (asked, method, params) = match random.below(4) {
+    let (asked, method, params) = match random.below(5) {
         0 | 1 => {
             let key = format!("k{number}.{}", client.drawn);
             let value = serde_json::value::to_raw_value(&client.drawn).unwrap();
@@ -522,6 +586,13 @@ fn ask(random: &mut Random, number: usize, client: &mut Client, now: u64) {
                 "acquire_lock",
                 Params { key: Some(key.into()), wait_ms, owner, ..Params::default() },
             )
+        }
+        3 => {
+            let Some(held) = client.held.iter().find(|held| held.0 == life) else { return };
+            let wait_ms = random.chance(70).then_some(WaitMs(None));
+            let (token, mode) = (Some(Int(held.1)), Some("exclusive".into()));
+            let params = Params { key: Some(held.2.clone()), token, mode, wait_ms, ..Params::default() };
+            (Asked::Convert, "convert_lock", params)
         }
         _ => {
             let Some(held) = client.held.iter().find(|held| held.0 == life).cloned() else { return };

@@ -90,6 +90,8 @@ enum Command {
     Call {
         method: String,
         params: Box<Params>,
+        /// The grant that it is about: the token goes in when the request begins, since a conversion may change it.
+        tenure: Option<Arc<Tenure>>,
         within: Option<Duration>,
         reply: Sender<Result<Answer>>,
         progress: Option<Sender<Pending>>,
@@ -196,16 +198,28 @@ impl Core {
         within: Option<Duration>,
         progress: Option<Sender<Pending>>,
     ) -> Result<Answer> {
-        let answer = self.begin(method, params, within, progress)?;
+        let answer = self.begin(method, params, None, within, progress)?;
+        self.answer(&answer)?
+    }
+
+    /// Asks for something of a grant of this session.
+    pub(super) fn request_of(
+        &self,
+        tenure: &Arc<Tenure>,
+        method: &str,
+        params: Params,
+        within: Option<Duration>,
+        progress: Option<Sender<Pending>>,
+    ) -> Result<Answer> {
+        let answer = self.begin(method, params, Some(Arc::clone(tenure)), within, progress)?;
         self.answer(&answer)?
     }
 
     /// For the drop of a guard.
-    pub(super) fn release_on_drop(&self, tenure: &Tenure) {
+    pub(super) fn release_on_drop(&self, tenure: &Arc<Tenure>) {
         let lost = tenure.loss().is_some();
         let method = if lost { "abandon" } else { "release_lock" };
-        let params = Params { token: Some(Int(tenure.token())), ..Params::default() };
-        match self.begin(method, params, None, None) {
+        match self.begin(method, Params::default(), Some(Arc::clone(tenure)), None, None) {
             Ok(answer) if !lost && std::thread::current().id() != self.thread => {
                 drop(answer.recv_timeout(DROP_WAIT));
             }
@@ -218,6 +232,7 @@ impl Core {
         &self,
         method: &str,
         params: Params,
+        tenure: Option<Arc<Tenure>>,
         within: Option<Duration>,
         progress: Option<Sender<Pending>>,
     ) -> Result<Receiver<Result<Answer>>> {
@@ -225,6 +240,7 @@ impl Core {
         self.send(Command::Call {
             method: method.into(),
             params: Box::new(params),
+            tenure,
             within,
             reply,
             progress,
@@ -381,7 +397,10 @@ impl Driver {
         for _ in 0..TURN_COMMANDS {
             let Ok(command) = self.inbox.try_recv() else { return Some(false) };
             match command {
-                Command::Call { method, params, within, reply, progress } => {
+                Command::Call { method, mut params, tenure, within, reply, progress } => {
+                    if let Some(tenure) = tenure {
+                        params.token = Some(Int(tenure.token()));
+                    }
                     let deadline = within.map(|within| after(now, within));
                     self.renew_session();
                     let Some(session) = self.sessions.last_mut() else { continue };
@@ -477,6 +496,12 @@ impl Driver {
             Event::Changed { token, state } => {
                 if let Some(tenure) = session.tenures.get(&token) {
                     tenure.changed(state);
+                }
+            }
+            Event::Converted { from, token, keys } => {
+                if let Some(tenure) = session.tenures.remove(&from) {
+                    tenure.converted(token, keys);
+                    session.tenures.insert(token, tenure);
                 }
             }
             Event::Lease { token, span } => {

@@ -4,6 +4,7 @@ use super::handover::Asking;
 use super::lease::{GrantState, LostCause, LostGrant, Span};
 use super::socket::boot_time;
 use crate::time::Time;
+use crate::wire::KeyShown;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +44,8 @@ impl Clock {
 /// One grant, as its guard sees it. It reads the clock itself: after a stall of the whole process it says lost before the
 /// background thread has had its turn.
 pub(super) struct Tenure {
-    token: u64,
+    /// Another one after an upgrade.
+    token: AtomicU64,
     keys: Vec<String>,
     session: Arc<Clock>,
     lease: Clock,
@@ -57,6 +59,7 @@ const ASKINGS_KEPT: usize = 16;
 
 #[derive(Default)]
 struct Shared {
+    locks: Vec<KeyShown>,
     loss: Option<LostGrant>,
     over: bool,
     told: Option<GrantState>,
@@ -69,17 +72,39 @@ struct Shared {
 
 impl fmt::Debug for Tenure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tenure").field("token", &self.token).field("keys", &self.keys).finish_non_exhaustive()
+        f.debug_struct("Tenure")
+            .field("token", &self.token())
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
     }
 }
 
 impl Tenure {
-    pub(super) fn new(token: u64, keys: Vec<String>, session: Arc<Clock>, lease: Span, hold: Span) -> Tenure {
-        Tenure { token, keys, session, lease: Clock::new(lease), hold, shared: Mutex::default() }
+    pub(super) fn new(
+        token: u64,
+        locks: Vec<KeyShown>,
+        session: Arc<Clock>,
+        lease: Span,
+        hold: Span,
+    ) -> Tenure {
+        let keys = locks.iter().map(|lock| lock.key.clone()).collect();
+        let shared = Mutex::new(Shared { locks, ..Shared::default() });
+        Tenure { token: AtomicU64::new(token), keys, session, lease: Clock::new(lease), hold, shared }
     }
 
     pub(super) fn token(&self) -> u64 {
-        self.token
+        self.token.load(Ordering::Acquire)
+    }
+
+    /// The locks, as they are held now.
+    pub(super) fn locks(&self) -> Vec<KeyShown> {
+        self.shared().locks.clone()
+    }
+
+    /// It was converted.
+    pub(super) fn converted(&self, token: u64, locks: Vec<KeyShown>) {
+        self.token.store(token, Ordering::Release);
+        self.shared().locks = locks;
     }
 
     pub(super) fn keys(&self) -> &[String] {
@@ -111,7 +136,7 @@ impl Tenure {
                 (_, GrantState::Lost) => LostCause::LeaseOver,
                 _ => LostCause::Unproven,
             };
-            shared.lose(LostGrant { token: self.token, keys: self.keys.clone(), cause });
+            shared.lose(LostGrant { token: self.token(), keys: self.keys.clone(), cause });
         }
         shared.loss.clone()
     }

@@ -797,6 +797,163 @@ fn an_owner_asks_for_more_only_when_its_earlier_wait_is_taken_back_or_answered()
     }
 }
 
+fn convert(token: u64, wait: Option<WaitMs>) -> Params {
+    Params {
+        token: Some(Int(token)),
+        key: Some("a".into()),
+        mode: Some("exclusive".into()),
+        wait_ms: wait,
+        ..Params::default()
+    }
+}
+
+impl Hand {
+    /// The tokens that grants went from and to.
+    fn conversions(&self) -> Vec<(u64, u64)> {
+        let converted = |event: &Event| match event {
+            Event::Converted { from, token, .. } => Some((*from, *token)),
+            _ => None,
+        };
+        self.events.iter().filter_map(converted).collect()
+    }
+}
+
+#[test]
+fn an_upgrade_gives_the_grant_a_new_token_with_its_lease_and_the_old_one_is_no_loss() {
+    let mut hand = Hand::open();
+    hand.grant(5, Some(6_000));
+    hand.pass(1_000);
+    let call = hand.call("convert_lock", convert(5, FOREVER), None);
+    let sent = hand.sent();
+    hand.pending(2);
+    let beat = beat_of(&hand.pass(2_500));
+    assert_eq!(hand.state(5), Some(GrantState::Safe), "it is held meanwhile");
+    hand.result(&sent[0].id, granted(9, Some(6_000)));
+    assert!(hand.done(call).unwrap().unwrap().granted.is_none(), "it is no grant beside the old one");
+    assert_eq!(hand.conversions(), [(5, 9)]);
+    assert_eq!((hand.state(5), hand.state(9)), (None, Some(GrantState::Safe)));
+    assert!(beat_of(&hand.sent()).params["got"] == json!([2]), "it waited, so the answer is confirmed");
+    hand.result(&beat.id, json!({"op": 9, "held": 1}));
+    hand.pass(1_300);
+    assert_eq!(hand.losses(), [(9, LostCause::LeaseOver)], "4.8 s of 6 s: a conversion renews nothing");
+}
+
+#[test]
+fn a_downgrade_keeps_the_token() {
+    let mut hand = Hand::open();
+    hand.grant(5, None);
+    let call = hand.call("convert_lock", convert(5, None), Some(10_000));
+    let sent = hand.sent();
+    hand.result(&sent[0].id, granted(5, None));
+    assert!(hand.done(call).unwrap().is_ok());
+    assert_eq!((hand.conversions(), hand.state(5)), (vec![(5, 5)], Some(GrantState::Safe)));
+}
+
+#[test]
+fn a_conversion_that_is_refused_or_taken_back_leaves_the_grant_as_it_was() {
+    let mut hand = Hand::open();
+    hand.grant(5, None);
+    let call = hand.call("convert_lock", convert(5, None), Some(10_000));
+    let sent = hand.sent();
+    hand.result(&sent[0].id, json!({"granted": false, "reason": "held"}));
+    assert!(hand.done(call).unwrap().is_ok());
+    let call = hand.call("convert_lock", convert(5, FOREVER), Some(1_000));
+    hand.sent();
+    hand.pending(3);
+    let sent = hand.pass(1_000);
+    let cancel = of(&sent, "cancel_wait")[0].clone();
+    assert_eq!(cancel.params["wait"], json!(3));
+    hand.result(&cancel.id, json!({"cancelled": true}));
+    assert_eq!(hand.done(call).unwrap().unwrap().raw.get(), r#"{"cancelled":true}"#);
+    assert_eq!(hand.state(5), Some(GrantState::Safe));
+    assert!(hand.conversions().is_empty() && hand.losses().is_empty());
+}
+
+#[test]
+fn a_conversion_that_was_done_before_it_could_be_taken_back_is_adopted_though_nobody_waits() {
+    let mut hand = Hand::open();
+    hand.grant(5, None);
+    let call = hand.call("convert_lock", convert(5, None), Some(1_000));
+    let sent = hand.pass(1_000 + GRACE_MS);
+    assert!(matches!(hand.done(call), Some(Err(Failure::Unknown { .. }))));
+    hand.result(&of(&sent, "cancel_wait")[0].id.clone(), granted(9, None));
+    assert_eq!(hand.conversions(), [(5, 9)]);
+    assert_eq!(hand.state(9), Some(GrantState::Safe));
+    assert!(of(&hand.pass(500), "release_lock").is_empty(), "the guard is still there and holds it");
+}
+
+#[test]
+fn a_release_waits_until_it_is_known_under_which_token() {
+    for by_cancel in [true, false] {
+        let mut hand = Hand::open();
+        hand.grant(5, None);
+        hand.call("convert_lock", convert(5, FOREVER), Some(60_000));
+        hand.sent();
+        hand.pending(2);
+        let release =
+            hand.call("release_lock", Params { token: Some(Int(5)), ..Params::default() }, Some(10_000));
+        let sent = hand.pass(100);
+        assert!(of(&sent, "release_lock").is_empty());
+        let cancel = of(&sent, "cancel_wait")[0].id.clone();
+        match by_cancel {
+            true => hand.result(&cancel, granted(9, None)),
+            false => hand.result(&json!(2), granted(9, None)),
+        }
+        let sent = hand.pass(100);
+        let sent = of(&sent, "release_lock")[0].clone();
+        assert_eq!(sent.params["token"], json!(9));
+        hand.result(&sent.id, json!({"released": true, "op": 10}));
+        assert!(hand.done(release).unwrap().is_ok());
+        assert_eq!((hand.state(9), hand.losses()), (None, vec![]));
+        assert!(hand.events.iter().any(|event| matches!(event, Event::Released { token: 9 })));
+    }
+}
+
+#[test]
+fn a_grant_lost_while_its_conversion_is_open_is_abandoned_under_the_token_that_it_has_by_then() {
+    let mut hand = Hand::open();
+    hand.grant(5, None);
+    let call = hand.call("convert_lock", convert(5, FOREVER), None);
+    hand.sent();
+    hand.pending(2);
+    let sent = hand.pass(TTL_MS);
+    assert!(matches!(hand.done(call), Some(Err(Failure::Lost(lost))) if lost.token == 5));
+    assert_eq!(of(&sent, "abandon")[0].params["token"], json!(5));
+    let (abandon, cancel) = (of(&sent, "abandon")[0].id.clone(), of(&sent, "cancel_wait")[0].id.clone());
+    hand.error(&abandon, "not_holder", json!({}));
+    hand.result(&cancel, granted(9, None));
+    let sent = hand.pass(100);
+    assert_eq!(of(&sent, "abandon")[0].params["token"], json!(9), "it was converted before that");
+    assert!(hand.conversions().is_empty());
+    assert_eq!(hand.losses().len(), 1);
+}
+
+#[test]
+fn a_grant_that_ended_before_its_conversion_is_lost() {
+    let mut hand = Hand::open();
+    hand.grant(5, None);
+    hand.call("convert_lock", convert(5, FOREVER), None);
+    hand.sent();
+    hand.pending(2);
+    hand.result(&json!(2), json!({"granted": false, "reason": "grant_ended"}));
+    assert_eq!(hand.losses(), [(5, LostCause::Gone)]);
+}
+
+#[test]
+fn an_upgrade_lost_before_its_own_answer_came_is_a_loss_of_the_guard() {
+    let mut hand = Hand::open();
+    hand.grant(5, None);
+    hand.call("convert_lock", convert(5, FOREVER), None);
+    hand.sent();
+    hand.pending(2);
+    let beat = beat_of(&hand.pass(TTL_MS / 3));
+    let lost = json!([{"op": 10, "token": 9, "keys": ["a"], "reason": "broken"}]);
+    hand.result(&beat.id, json!({"op": 10, "held": 1, "lost": lost}));
+    assert!(hand.losses().is_empty(), "nothing is known of 9 yet");
+    hand.result(&json!(2), granted(9, None));
+    assert_eq!(hand.losses(), [(9, LostCause::Told { reason: "broken".into(), note: String::new() })]);
+}
+
 /// A grant of the lock `a` that ends some time after it was made, whatever is renewed.
 fn bounded(token: u64, hold_ms: u64) -> Value {
     let mut value = granted(token, None);

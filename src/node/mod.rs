@@ -437,7 +437,7 @@ impl Node {
         }
         self.lapse(now);
         let due = self.state.next_due().is_some_and(|due| due <= now);
-        let quiet = self.state.next_due().is_some() && now >= self.last_at.after_ms(TICK_MS);
+        let quiet = self.state.has_deadlines() && now >= self.last_at.after_ms(TICK_MS);
         if (due || quiet) && !self.tick_in_flight && self.room != Room::Full {
             self.tick_in_flight = true;
             self.gather(now, Command::Tick, Tag::default());
@@ -548,8 +548,9 @@ impl Node {
             return None;
         }
         // Without any room nothing can be decided: waking up for it would only spin.
-        let due = self.state.next_due().filter(|_| !self.tick_in_flight && self.room != Room::Full);
-        let quiet = due.map(|_| self.last_at.after_ms(TICK_MS));
+        let may_tick = !self.tick_in_flight && self.room != Room::Full;
+        let due = self.state.next_due().filter(|_| may_tick);
+        let quiet = (may_tick && self.state.has_deadlines()).then(|| self.last_at.after_ms(TICK_MS));
         let lapse = self.leases.next_look().filter(|_| self.room != Room::Full);
         [lapse, due, quiet, self.tellings.next()].into_iter().flatten().min()
     }

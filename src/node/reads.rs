@@ -11,9 +11,9 @@ use crate::outcome::Loss;
 use crate::state::{File, Grant, Key, LockView, not_found};
 use crate::time::Time;
 use crate::wire::{
-    self, AskedShown, AskerShown, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LockInfo, LockItem,
-    Lost, Method, OfferedShown, Page, PageAsk, SessionItem, Status, Under, WaiterShown, encode_error,
-    encode_result, holder_shown, page_bytes,
+    self, AskedShown, AskerShown, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LifeShown,
+    LockInfo, LockItem, Lost, Method, OfferedShown, Page, PageAsk, SessionItem, Status, Under, WaiterShown,
+    encode_error, encode_result, holder_shown, page_bytes,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -106,9 +106,14 @@ impl Node {
             Method::Get { key, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(()) => {
-                    let got = match self.state.key(&key) {
-                        None => Got { found: false, value: None, version: None },
-                        Some(key) => Got { found: true, value: Some(raw(key)), version: Some(key.version) },
+                    let got = match self.state.key(&key, now) {
+                        None => Got::default(),
+                        Some(key) => Got {
+                            found: true,
+                            value: Some(raw(key)),
+                            version: Some(key.version),
+                            life: life_shown(now, key),
+                        },
                     };
                     self.reply(place, &got);
                 }
@@ -116,16 +121,16 @@ impl Node {
             Method::Range { from, to, page, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(()) => {
-                    let items = self.state.key_range(&from, &to, page.cursor.as_deref());
-                    let page = fill(items.map(key_item), &page, self.state.op());
+                    let items = self.state.key_range(&from, &to, page.cursor.as_deref(), now);
+                    let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
             Method::Prefix { page, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(()) => {
-                    let items = self.state.keys(&page.prefix, page.cursor.as_deref());
-                    let page = fill(items.map(key_item), &page, self.state.op());
+                    let items = self.state.keys(&page.prefix, page.cursor.as_deref(), now);
+                    let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
@@ -314,7 +319,7 @@ impl Node {
                 name: session.name.to_string(),
                 owner: wait.owner.to_string(),
                 label: wait.terms.label.to_string(),
-                mode: wire::mode_shown(wait.asks[0].mode),
+                mode: wire::mode_shown(wait.mode_of(key)),
                 wait: wait.id,
                 waited_ms: now.ms_since(wait.since),
                 wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
@@ -360,7 +365,7 @@ impl Node {
     }
 
     fn grant_item(&self, now: Time, token: u64, grant: &Grant) -> GrantItem {
-        let mut holder = holder_shown(&self.state.holder(token, grant, now));
+        let mut holder = holder_shown(&self.state.holder(token, grant, &grant.asks[0].key, now));
         let left = self.leases.left_ms(grant.session, now);
         holder.lease_left_ms = [holder.lease_left_ms, left].into_iter().flatten().min();
         self.show_ends(now, grant, &mut holder);
@@ -472,8 +477,19 @@ fn file_shown(name: &Name, file: &File) -> FileInfo {
     }
 }
 
-fn key_item((name, key): (&Name, &Key)) -> (String, KeyItem) {
-    (name.to_string(), KeyItem { key: name.to_string(), value: raw(key), version: key.version })
+fn key_item(now: Time, (name, key): (&Name, &Key)) -> (String, KeyItem) {
+    let item =
+        KeyItem { key: name.to_string(), value: raw(key), version: key.version, life: life_shown(now, key) };
+    (name.to_string(), item)
+}
+
+/// How long a key lives, as results show it.
+fn life_shown(now: Time, key: &Key) -> LifeShown {
+    LifeShown {
+        ttl_left_ms: key.deadline.map(|deadline| deadline.ms_until(now)),
+        bound: key.bound.is_some(),
+        client: key.bound,
+    }
 }
 
 fn raw(key: &Key) -> Box<RawValue> {

@@ -1,10 +1,12 @@
 //! Grants: the tenures of locks, their ends, and what they guard.
 
-use super::locks::{Wanted, shared_text};
+use super::locks::{Wanted, own_terms, shared_text};
+use super::waits::mode_of;
 use super::{Due, State, not_holder};
-use crate::command::{Ask, Terms};
+use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
+use crate::name::Name;
 use crate::outcome::{Asked, Effect, Holder, Loss, LossReason, Offer, Outcome};
 use crate::state::parts::GrantPart;
 use crate::time::Time;
@@ -34,9 +36,16 @@ pub struct Grant {
     pub asked: Option<Asked>,
     /// The session that may take it over, if one may.
     pub offered: Option<Offer>,
+    /// The wait that converts it, if one does.
+    pub(super) conversion: Option<Op>,
 }
 
 impl Grant {
+    /// How it holds a lock, which is one of its own.
+    pub fn mode_of(&self, key: &Name) -> Mode {
+        mode_of(&self.asks, key)
+    }
+
     /// What of its lease and its longest tenure is left at `now`, in milliseconds, if it has either.
     pub fn lease_left_ms(&self, now: Time) -> Option<u64> {
         [self.deadline, self.hold_deadline].into_iter().flatten().min().map(|deadline| deadline.ms_until(now))
@@ -55,7 +64,7 @@ impl Grant {
     }
 
     /// Its deadlines, as they stand among what is due.
-    pub(super) fn dues(&self, token: Token) -> impl Iterator<Item = (Time, Due)> {
+    pub(super) fn dues(&self, token: Token) -> impl Iterator<Item = (Time, Due)> + use<> {
         let broken = self.asked.as_ref().and_then(|asked| asked.deadline);
         let dues = [
             (self.deadline, Due::Lease(token)),
@@ -86,15 +95,15 @@ impl State {
         session.grants.iter().filter(|token| self.live_grant(**token, now).is_some()).count() as u64
     }
 
-    /// A grant as it is told to others.
-    pub fn holder(&self, token: Token, grant: &Grant, now: Time) -> Holder {
+    /// A grant as it is told to others, as a holder of one of its locks.
+    pub fn holder(&self, token: Token, grant: &Grant, key: &Name, now: Time) -> Holder {
         let session = &self.sessions[&grant.session];
         Holder {
             client: session.client,
             name: session.name.clone(),
             owner: grant.owner.clone(),
             label: grant.terms.label.clone(),
-            mode: grant.asks[0].mode,
+            mode: grant.mode_of(key),
             token,
             held_ms: now.ms_since(grant.since),
             lease_left_ms: grant.lease_left_ms(now),
@@ -105,35 +114,47 @@ impl State {
         grant.end().is_none_or(|(at, _)| now < at) && self.sessions[&grant.session].is_live()
     }
 
+    /// Makes a grant to a newcomer who is open everywhere.
     pub(super) fn grant(&mut self, wanted: &Wanted<'_>) -> Outcome {
-        self.head.last_token += 1;
-        let token = self.head.last_token;
+        let (token, outcome) = self.new_grant(wanted.session, wanted.owner, wanted.terms, wanted.asks);
         for ask in wanted.asks {
-            let lock = self.locks.entry(ask.key.clone()).or_default();
-            assert!(lock.holders.is_empty(), "lock {:?} would have two exclusive holders", ask.key);
-            lock.holders.reserve_exact(1);
-            lock.holders.push(token);
+            self.hold(&ask.key, ask.mode, token);
+            let lock = self.locks.get_mut(&ask.key).expect("it is held");
+            lock.taken.add(ask.mode);
         }
-        let session = self.sessions.get_mut(&wanted.session).expect("a grant goes to a session that asks");
-        assert!(session.is_live(), "a grant would go to an ended session");
-        session.grants.insert(token);
-        let at = self.head.at;
+        outcome
+    }
+
+    /// Makes a grant under the next token. The caller puts its hold on its locks.
+    pub(super) fn new_grant(
+        &mut self,
+        id: SessionId,
+        owner: &str,
+        terms: &Terms,
+        asks: &[Ask],
+    ) -> (Token, Outcome) {
+        self.head.last_token += 1;
+        let (token, at) = (self.head.last_token, self.head.at);
         let grant = Grant {
-            session: wanted.session,
-            owner: shared_text(wanted.owner),
-            terms: Terms { label: shared_text(&wanted.terms.label), ..wanted.terms.clone() },
-            asks: wanted.asks.to_vec(),
+            session: id,
+            owner: shared_text(owner),
+            terms: own_terms(terms),
+            asks: asks.to_vec(),
             op: self.head.op,
             since: at,
-            deadline: wanted.terms.lease_ms.map(|ms| at.after_ms(ms)),
-            hold_deadline: wanted.terms.max_hold_ms.map(|ms| at.after_ms(ms)),
+            deadline: terms.lease_ms.map(|ms| at.after_ms(ms)),
+            hold_deadline: terms.max_hold_ms.map(|ms| at.after_ms(ms)),
             asked: None,
             offered: None,
+            conversion: None,
         };
         self.due.extend(grant.dues(token));
+        let session = self.sessions.get_mut(&id).expect("a grant goes to a session that asks");
+        assert!(session.is_live(), "a grant would go to an ended session");
+        session.grants.insert(token);
         let outcome = self.granted(token, &grant, false);
         self.grants.insert(token, grant);
-        outcome
+        (token, outcome)
     }
 
     /// The answer to whoever has that grant now.
@@ -187,8 +208,21 @@ impl State {
         }
     }
 
-    /// Takes a grant out of everything but the lines of its locks.
-    pub(super) fn remove_grant(&mut self, token: Token) -> Grant {
+    /// Ends a grant in any way but a release: its locks stay closed for its lock-delay, and are then handed on.
+    pub(super) fn end_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        let grant = self.take_grant(token, effects);
+        if grant.terms.lock_delay_ms > 0 {
+            for ask in &grant.asks {
+                self.close(&ask.key, grant.terms.lock_delay_ms);
+            }
+        }
+    }
+
+    /// Takes a grant away. Its locks are handed on before the command ends.
+    pub(super) fn take_grant(&mut self, token: Token, effects: &mut Vec<Effect>) -> Grant {
+        if let Some(op) = self.grants[&token].conversion {
+            self.grant_ended(op, effects);
+        }
         self.forget_asked(token);
         self.forget_offer(token);
         let grant = self.grants.remove(&token).expect("a grant ends once");
@@ -197,21 +231,57 @@ impl State {
         }
         self.sessions.get_mut(&grant.session).expect("a grant has a session").grants.remove(&token);
         for ask in &grant.asks {
-            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
-            lock.holders.retain(|holder| *holder != token);
+            self.let_go(&ask.key, ask.mode, token);
         }
         grant
     }
 
-    /// Ends a grant and hands its locks to whoever is next.
-    pub(super) fn end_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
-        let grant = self.remove_grant(token);
-        for ask in &grant.asks {
-            self.serve(&ask.key, effects);
+    /// Gives a grant the next token: it goes on as another tenure, of what `change` makes of it. The locks' holders follow.
+    /// An asking goes along; an offer does not, since it named the old token.
+    pub(super) fn retoken(&mut self, old: Token, change: impl FnOnce(&mut Grant)) -> Token {
+        self.forget_offer(old);
+        self.head.last_token += 1;
+        let token = self.head.last_token;
+        let mut grant = self.grants.remove(&old).expect("a grant is there to be renumbered");
+        for due in grant.dues(old) {
+            self.due.remove(&due);
         }
+        let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
+        session.grants.remove(&old);
+        if let Some(asked) = &mut grant.asked {
+            session.asked.remove(&(asked.op, old));
+            // Its holder hears of it again, under the new token.
+            asked.op = self.head.op;
+        }
+        for ask in &grant.asks {
+            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
+            let place = lock.holders.binary_search(&old).expect("a grant holds each of its locks");
+            lock.holders.remove(place);
+            lock.holders.push(token);
+        }
+        (grant.op, grant.since) = (self.head.op, self.head.at);
+        change(&mut grant);
+        self.due.extend(grant.dues(token));
+        let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
+        session.grants.insert(token);
+        self.grants.insert(token, grant);
+        self.note_asked(token);
+        token
     }
 
     pub(super) fn release(
+        &mut self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        token: Token,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Outcome, Refusal> {
+        self.grant_of(session, holder, token, self.head.at)?;
+        self.take_grant(token, effects);
+        Ok(Outcome::Released { op: self.head.op, writes: 0 })
+    }
+
+    pub(super) fn abandon(
         &mut self,
         session: SessionId,
         holder: Option<SessionId>,
@@ -292,9 +362,10 @@ impl State {
         }
         for ask in &part.asks {
             let lock = self.locks.entry(ask.key.clone()).or_default();
-            if !lock.holders.is_empty() {
-                return Err(fault(&format!("lock {:?} has another exclusive holder", ask.key)));
+            if !lock.held.admits(ask.mode) {
+                return Err(fault(&format!("lock {:?} has another holder who excludes it", ask.key)));
             }
+            lock.held.add(ask.mode);
             lock.holders.push(token);
         }
         let last = |client: u64, op: Op| client > self.head.last_client || op > self.head.op;
@@ -315,6 +386,7 @@ impl State {
             hold_deadline: part.hold_deadline,
             asked: part.asked,
             offered: part.offered,
+            conversion: None,
         };
         self.due.extend(grant.dues(token));
         if self.grants.insert(token, grant).is_some() {

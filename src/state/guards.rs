@@ -1,15 +1,37 @@
 //! Guards: who may write key N and file N while lock N is held (the table in `docs/guarantees.md`).
 
 use super::{State, not_holder};
+use crate::command::Mode;
 use crate::identity::{SessionId, Token};
 use crate::kind::{Kind, Refusal};
 use crate::name::Name;
+use crate::time::Time;
+
+/// What a lock says of the key and the file of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guarded {
+    /// Nobody holds it, or only slots of it, which guard nothing.
+    Free,
+    /// This grant holds it exclusively.
+    By(Token),
+    /// It is held shared: nobody writes.
+    Shared,
+    /// It is closed for its lock-delay: nobody writes.
+    Closed,
+}
 
 impl State {
-    /// The token of the live grant that holds the lock exclusively.
-    fn exclusive_holder(&self, key: &str) -> Option<Token> {
-        let lock = self.locks.get(key)?;
-        lock.holders.iter().copied().find(|token| self.live_grant(*token, self.head.at).is_some())
+    /// What lock `key` says at `now` of what it guards.
+    pub(super) fn guarded(&self, key: &str, now: Time) -> Guarded {
+        let Some((key, lock)) = self.locks.get_key_value(key) else { return Guarded::Free };
+        let mut live = lock.holders.iter().filter_map(|token| Some((*token, self.live_grant(*token, now)?)));
+        // All live holders hold in modes that go together, so the first tells.
+        match live.next().map(|(token, grant)| (token, grant.mode_of(key))) {
+            Some((token, Mode::Exclusive)) => Guarded::By(token),
+            Some((_, Mode::Shared)) => Guarded::Shared,
+            _ if lock.closed_until.is_some_and(|until| now < until) => Guarded::Closed,
+            Some((_, Mode::Slot { .. })) | None => Guarded::Free,
+        }
     }
 
     /// Whether the caller may write what the lock guards only under it: it holds it exclusively.
@@ -20,14 +42,21 @@ impl State {
         token: Token,
         key: &Name,
     ) -> Result<(), Refusal> {
-        self.grant_of(session, holder, token, self.head.at)?;
-        if self.exclusive_holder(key) == Some(token) {
+        let grant = self.grant_of(session, holder, token, self.head.at)?;
+        if self.guarded(key, self.head.at) == Guarded::By(token) {
             return Ok(());
         }
-        Err(not_holder(format!("token {token} does not hold lock {key:?}; acquire it exclusively first")))
+        match grant.asks.binary_search_by(|ask| ask.key.cmp(key)) {
+            Ok(_) => Err(not_holder(format!(
+                "token {token} holds lock {key:?}, but not exclusively; convert it first"
+            ))),
+            Err(_) => Err(not_holder(format!(
+                "token {token} does not hold lock {key:?}; acquire it exclusively first"
+            ))),
+        }
     }
 
-    /// Whether the caller may write key `key`: it holds the lock of that name, or nobody does.
+    /// Whether the caller may write key `key`: it holds the lock of that name exclusively, or nobody keeps it from writing.
     pub(super) fn may_write_key(
         &self,
         session: SessionId,
@@ -35,29 +64,38 @@ impl State {
         token: Option<Token>,
         key: &Name,
     ) -> Result<(), Refusal> {
+        let now = self.head.at;
         if let Some(token) = token {
-            self.grant_of(session, holder, token, self.head.at)?;
+            self.grant_of(session, holder, token, now)?;
         }
-        match (self.exclusive_holder(key), token) {
-            (None, _) => Ok(()),
-            (Some(holder), Some(token)) if holder == token => Ok(()),
-            (Some(_), Some(token)) => Err(not_holder(format!(
-                "lock {key:?} is held under another token than {token}; only its holder may write the key"
-            ))),
-            (Some(token), None) => {
-                let held_by = self.holder(token, &self.grants[&token], self.head.at);
-                Err(Refusal::new(
-                    Kind::Guarded,
-                    format!(
-                        "key {key:?} is guarded: client {} holds its lock; only the holder may write it, with its token",
-                        held_by.client
-                    ),
-                ))
+        let kind = if token.is_some() { Kind::NotHolder } else { Kind::Guarded };
+        let text = match (self.guarded(key, now), token) {
+            (Guarded::Free, _) => return Ok(()),
+            (Guarded::By(holder), Some(token)) if holder == token => return Ok(()),
+            (Guarded::By(_), Some(token)) => {
+                format!(
+                    "lock {key:?} is held under another token than {token}; only its holder may write the key"
+                )
             }
-        }
+            (Guarded::By(token), None) => {
+                let client = self.sessions[&self.grants[&token].session].client;
+                format!(
+                    "key {key:?} is guarded: client {client} holds its lock; only the holder may write it, with its token"
+                )
+            }
+            (Guarded::Shared, _) => {
+                format!(
+                    "key {key:?} is guarded: its lock is held shared, and so nobody writes it, not its holders either"
+                )
+            }
+            (Guarded::Closed, _) => {
+                format!("key {key:?} is guarded: its lock is closed for the lock-delay of its last tenure")
+            }
+        };
+        Err(Refusal::new(kind, text))
     }
 
-    /// Whether the caller may give a file the name `to`: nobody else holds the lock of that name.
+    /// Whether the caller may give a file the name `to`: the lock of that name is free or the caller's.
     pub(super) fn may_take_name(
         &self,
         session: SessionId,
@@ -65,11 +103,13 @@ impl State {
         to: &Name,
     ) -> Result<(), Refusal> {
         let whose = holder.unwrap_or(session);
-        match self.exclusive_holder(to) {
-            Some(token) if self.grants[&token].session != whose => {
-                Err(Refusal::new(Kind::Guarded, format!("lock {to:?} is held by another session")))
-            }
-            Some(_) | None => Ok(()),
-        }
+        let why = match self.guarded(to, self.head.at) {
+            Guarded::Free => return Ok(()),
+            Guarded::By(token) if self.grants[&token].session == whose => return Ok(()),
+            Guarded::By(_) => "is held by another session",
+            Guarded::Shared => "is held shared",
+            Guarded::Closed => "is closed for the lock-delay of its last tenure",
+        };
+        Err(Refusal::new(Kind::Guarded, format!("lock {to:?} {why}")))
     }
 }

@@ -4,14 +4,11 @@
 //! new grant under a new token, so that the old holder is fenced at once. The locks never come free in between: waits stay
 //! where they stand, and no lock-delay begins. What bounds the tenure as a whole (the longest hold, an asking) goes along.
 
-use super::grants::Grant;
 use super::locks::shared_text;
-use super::sessions::waits_already;
-use super::{Standing, State, not_holder};
-use crate::command::Terms;
+use super::{State, not_holder};
 use crate::identity::{SessionId, Token};
 use crate::kind::{Detail, Kind, Refusal};
-use crate::outcome::{Asked, Effect, LossReason, Offer, Outcome};
+use crate::outcome::{Effect, LossReason, Offer, Outcome};
 use std::sync::Arc;
 
 impl State {
@@ -53,44 +50,29 @@ impl State {
             Some(_) => drop(self.grant_of(session, holder, token, self.head.at)?),
             None => self.is_offered_to(session, token)?,
         }
-        self.waits_for_nothing(session, owner, effects)?;
-        self.holds_none_of(session, owner, token)?;
-        self.lose_grant(token, LossReason::TakenOver, Arc::default(), effects);
-        let asked = self.grants[&token].asked.clone();
-        let old = self.remove_grant(token);
-        let at = self.head.at;
-        let new = Grant {
-            session,
-            owner: shared_text(owner),
-            terms: Terms { label: shared_text(label), ..old.terms },
-            op: self.head.op,
-            since: at,
-            deadline: old.terms.lease_ms.map(|ms| at.after_ms(ms)),
-            asked: asked.map(|asked| Asked { op: self.head.op, ..asked }),
-            offered: None,
-            ..old
-        };
-        Ok(self.enter_grant(new, effects))
-    }
-
-    /// Enters a grant in the place of one that was just taken out, under a token of its own.
-    fn enter_grant(&mut self, grant: Grant, effects: &mut Vec<Effect>) -> Outcome {
-        self.head.last_token += 1;
-        let token = self.head.last_token;
-        for ask in &grant.asks {
-            let lock = self.locks.get_mut(&ask.key).expect("its lock was held a moment ago");
-            lock.holders.push(token);
+        self.refuse_second_wait(session, owner, effects)?;
+        let tokens = self.held_of(session, owner, &self.grants[&token].asks);
+        if !tokens.is_empty() {
+            let text =
+                "this owner holds some of these locks already; release them first, or name another `owner`";
+            return Err(Refusal::new(Kind::AlreadyHeld, text).with(Detail::Held { tokens }));
         }
-        let (session, asked) = (grant.session, grant.asked.is_some());
-        self.sessions.get_mut(&session).expect("it asks").grants.insert(token);
-        self.due.extend(grant.dues(token));
-        let outcome = self.granted(token, &grant, false);
-        self.grants.insert(token, grant);
-        self.note_asked(token);
-        if asked {
+        if let Some(op) = self.grants[&token].conversion {
+            self.grant_ended(op, effects);
+        }
+        self.lose_grant(token, LossReason::TakenOver, Arc::default(), effects);
+        let now = self.head.at;
+        let token = self.retoken(token, |grant| {
+            grant.session = session;
+            grant.owner = shared_text(owner);
+            grant.terms.label = shared_text(label);
+            grant.deadline = grant.terms.lease_ms.map(|ms| now.after_ms(ms));
+        });
+        let grant = &self.grants[&token];
+        if grant.asked.is_some() {
             effects.push(Effect::Asked { session, token });
         }
-        outcome
+        Ok(self.granted(token, grant, false))
     }
 
     /// Whether the caller may take the grant over without knowing the session that holds it.
@@ -103,44 +85,6 @@ impl State {
                  or name the session that holds it as `holder`"
             ))),
         }
-    }
-
-    /// Whether an owner has no live wait; one that is dead is cleaned up.
-    fn waits_for_nothing(
-        &mut self,
-        session: SessionId,
-        owner: &str,
-        effects: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        let Some(&wait) = self.sessions[&session].waiting.get(owner) else { return Ok(()) };
-        let op = match self.sessions[&session].wait_standing(wait) {
-            Standing::InLine(op) => op,
-            standing => panic!("a waiting owner has a wait that is {standing:?}"),
-        };
-        if self.wait_lives(&self.waits[&op], self.head.at) {
-            return Err(waits_already(wait));
-        }
-        self.give_up(op, effects);
-        Ok(())
-    }
-
-    /// Whether an owner holds none of the locks of a grant.
-    fn holds_none_of(&self, session: SessionId, owner: &str, token: Token) -> Result<(), Refusal> {
-        let mut tokens = Vec::new();
-        for ask in &self.grants[&token].asks {
-            for other in &self.locks[&ask.key].holders {
-                let Some(grant) = self.live_grant(*other, self.head.at) else { continue };
-                if grant.session == session && *grant.owner == *owner && !tokens.contains(other) {
-                    tokens.push(*other);
-                }
-            }
-        }
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        let text =
-            "this owner holds some of these locks already; release them first, or name another `owner`";
-        Err(Refusal::new(Kind::AlreadyHeld, text).with(Detail::Held { tokens }))
     }
 
     /// The live session with that public number.

@@ -1,11 +1,23 @@
-//! Keys: JSON values with versions.
+//! Keys: JSON values with versions, and how long they live.
+//!
+//! A key goes at its deadline, or with the session that it is bound to: from that moment it is found by nobody, and a
+//! command behind it cleans up. Only while its lock is held exclusively does it stay beyond that, and goes when that tenure
+//! ends. So its ends are *armed* (its deadline in `due`, its name in its session) exactly as long as no grant, live or not
+//! yet swept, holds its lock exclusively; whoever begins such a tenure says [`State::key_held`], whoever ends it
+//! [`State::key_freed`].
+//!
+//! Writing is in two steps, so that several changes take effect together or not at all: `check_…` looks and changes
+//! nothing, [`State::apply_change`] cannot fail. Every key that is set goes through `put_key`, every one that goes through
+//! `drop_key`.
 
-use super::State;
-use crate::identity::Op;
+use super::{Due, State, not_holder};
+use crate::command::{Change, Mode};
+use crate::identity::{Op, SessionId, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::name::Name;
 use crate::outcome::Outcome;
 use crate::state::parts::KeyPart;
+use crate::time::Time;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -18,96 +30,319 @@ pub struct Key {
     pub value: Arc<str>,
     /// The command that set it.
     pub version: Op,
+    /// When it goes, if it has a TTL.
+    pub deadline: Option<Time>,
+    /// The number of the session that it goes with, if it is bound to one.
+    pub bound: Option<u64>,
+}
+
+/// Why a key went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyEnd {
+    /// Somebody deleted it.
+    Deleted,
+    /// Its TTL passed.
+    Expired,
+    /// The session that it was bound to ended.
+    SessionEnded,
 }
 
 impl Key {
     pub(super) fn part(&self, key: &Name) -> KeyPart {
         let value = RawValue::from_string(self.value.to_string()).expect("a value was JSON when it was set");
-        KeyPart { key: key.clone(), version: self.version, value }
+        KeyPart { key: key.clone(), version: self.version, value, deadline: self.deadline, bound: self.bound }
     }
 }
 
+/// Reading.
 impl State {
-    /// The key, if it exists.
-    pub fn key(&self, key: &str) -> Option<&Key> {
-        self.keys.get(key)
+    /// The key, if it exists at `now`.
+    pub fn key(&self, key: &str, now: Time) -> Option<&Key> {
+        let (name, key) = self.keys.get_key_value(key)?;
+        self.key_lives(name, key, now).then_some(key)
     }
 
-    /// Keys whose names begin with `prefix`, after the name `after`, in the order of their names.
+    /// Keys that exist at `now`, whose names begin with `prefix`, after the name `after`, in the order of their names.
     pub fn keys<'a>(
         &'a self,
         prefix: &'a str,
         after: Option<&'a str>,
+        now: Time,
     ) -> impl Iterator<Item = (&'a Name, &'a Key)> {
-        names_from(&self.keys, prefix, after)
+        names_from(&self.keys, prefix, after).filter(move |(name, key)| self.key_lives(name, key, now))
     }
 
-    /// Keys from `from` to `to`, both included, after the name `after`, in the order of their names.
+    /// Keys that exist at `now`, from `from` to `to`, both included, after the name `after`, in the order of their names.
     pub fn key_range<'a>(
         &'a self,
         from: &'a str,
         to: &'a str,
         after: Option<&'a str>,
+        now: Time,
     ) -> impl Iterator<Item = (&'a Name, &'a Key)> {
         let begin = match after {
             Some(after) if after >= from => Bound::Excluded(after),
             Some(_) | None => Bound::Included(from),
         };
-        self.keys.range::<str, _>((begin, Bound::Unbounded)).take_while(move |(name, _)| name.as_str() <= to)
+        self.keys
+            .range::<str, _>((begin, Bound::Unbounded))
+            .take_while(move |(name, _)| name.as_str() <= to)
+            .filter(move |(name, key)| self.key_lives(name, key, now))
     }
 
-    pub(super) fn set(
-        &mut self,
-        key: &Name,
-        value: &Arc<str>,
-        if_version: Option<Op>,
-    ) -> Result<Outcome, Refusal> {
+    fn key_lives(&self, name: &Name, key: &Key, now: Time) -> bool {
+        if self.key_end(key, now).is_none() {
+            return true;
+        }
+        self.exclusive_entry(name).is_some_and(|token| self.live_grant(token, now).is_some())
+    }
+
+    /// Why the key is over at `now`, if it is, whatever keeps it.
+    fn key_end(&self, key: &Key, now: Time) -> Option<KeyEnd> {
+        if key.deadline.is_some_and(|deadline| deadline <= now) {
+            return Some(KeyEnd::Expired);
+        }
+        let bound = key.bound?;
+        let lives = self.clients.get(&bound).is_some_and(|id| self.sessions[id].is_live());
+        (!lives).then_some(KeyEnd::SessionEnded)
+    }
+
+    /// The grant that holds the lock exclusively; it may be over and not yet swept.
+    fn exclusive_entry(&self, name: &str) -> Option<Token> {
+        // Who holds exclusively holds alone.
+        let [token] = self.locks.get(name)?.holders[..] else { return None };
+        let asks = &self.grants[&token].asks;
+        let place = asks.binary_search_by(|ask| ask.key.as_str().cmp(name)).ok()?;
+        (asks[place].mode == Mode::Exclusive).then_some(token)
+    }
+}
+
+/// Checks, which change nothing.
+impl State {
+    /// Whether the key has the version that it is to have, now; 0: it does not exist.
+    pub(super) fn check_version(&self, name: &Name, if_version: Option<Op>) -> Result<(), Refusal> {
+        let version = self.key(name, self.head.at).map_or(0, |key| key.version);
+        match if_version {
+            Some(asked) if asked != version => {
+                Err(version_mismatch(name, version, asked).with(Detail::Version { version }))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether the value of one change is within its cap.
+    pub(super) fn check_value(&self, change: &Change) -> Result<(), Refusal> {
+        let max = self.head.limits.value_bytes;
+        match &change.value {
+            Some(value) if value.len() as u64 > max => {
+                let text = format!("the value has {} bytes; at most {max} are allowed", value.len());
+                Err(Refusal::new(Kind::TooLarge, text)
+                    .with(Detail::Limit { limit: "value_bytes".into(), max }))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether changes that take effect together leave keys within their caps. Each key is named at most once.
+    pub(super) fn check_caps<'a>(
+        &self,
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> Result<(), Refusal> {
         let limits = &self.head.limits;
-        if value.len() as u64 > limits.value_bytes {
-            let text =
-                format!("the value has {} bytes; at most {} are allowed", value.len(), limits.value_bytes);
-            return Err(Refusal::new(Kind::TooLarge, text)
-                .with(Detail::Limit { limit: "value_bytes".into(), max: limits.value_bytes }));
+        let (before, bytes_before) = (self.keys.len() as u64, self.key_bytes);
+        let (mut added, mut added_bytes, mut gone, mut gone_bytes) = (0, 0, 0, 0);
+        for change in changes {
+            if let Some(old) = self.keys.get(&change.key) {
+                gone += 1;
+                gone_bytes += weight(&change.key, &old.value);
+            }
+            if let Some(value) = &change.value {
+                added += 1;
+                added_bytes += weight(&change.key, value);
+            }
         }
-        let old = self.keys.get(key);
-        check_version(key, old, if_version)?;
-        if old.is_none() && self.keys.len() as u64 >= limits.keys {
-            let text = format!("the server has its {} keys; delete one, or raise --max-keys", limits.keys);
-            return Err(Refusal::limit("keys", limits.keys, text));
+        let (count, bytes) = (before - gone + added, bytes_before - gone_bytes + added_bytes);
+        if count > limits.keys && count > before {
+            let max = limits.keys;
+            let text = format!("the server has its {max} keys; delete one, or raise --max-keys");
+            return Err(Refusal::limit("keys", max, text));
         }
-        let grown = self.key_bytes - old.map_or(0, |old| weight(key, old)) + (key.len() + value.len()) as u64;
-        if grown > limits.key_bytes {
+        if bytes > limits.key_bytes && added > 0 {
             let max = limits.key_bytes;
             let text =
                 format!("keys and values would have over {max} bytes; delete some, or raise --max-key-bytes");
             return Err(Refusal::limit("key_bytes", max, text));
         }
-        self.key_bytes = grown;
-        let version = self.head.op;
-        self.keys.insert(key.clone(), Key { value: value.clone(), version });
-        Ok(Outcome::Set { version, staged: false })
+        Ok(())
     }
 
-    pub(super) fn delete(&mut self, key: &Name, if_version: Option<Op>) -> Result<Outcome, Refusal> {
-        check_version(key, self.keys.get(key), if_version)?;
-        let removed = self.keys.remove(key);
-        if let Some(removed) = &removed {
-            self.key_bytes -= weight(key, removed);
+    /// The number of the session that keys are bound to which these changes set: that of the session acted for.
+    pub(super) fn binding(
+        &self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        changes: &[Change],
+    ) -> Result<u64, Refusal> {
+        let whose = match holder {
+            Some(holder) if changes.iter().any(|change| change.life.bound) => holder,
+            Some(_) | None => session,
+        };
+        match self.sessions.get(&whose).filter(|session| session.is_live()) {
+            Some(session) => Ok(session.client),
+            None => Err(not_holder(
+                "the session named as `holder` has ended or never was, so no key can be bound to it".into(),
+            )),
         }
-        Ok(Outcome::Deleted { version: removed.map(|key| key.version), staged: false })
+    }
+}
+
+/// Changes.
+impl State {
+    /// `set` and `delete`, once it is clear that the caller may write the key.
+    pub(super) fn change_key(
+        &mut self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        change: &Change,
+        if_version: Option<Op>,
+    ) -> Result<Outcome, Refusal> {
+        self.check_value(change)?;
+        self.check_version(&change.key, if_version)?;
+        self.check_caps([change])?;
+        let client = self.binding(session, holder, std::slice::from_ref(change))?;
+        let removed = self.apply_change(change, client);
+        Ok(match change.value {
+            Some(_) => Outcome::Set { version: self.head.op, staged: false },
+            None => Outcome::Deleted { version: removed, staged: false },
+        })
     }
 
+    /// Sets or deletes a key; `client` is the number of the session that it is bound to, if it asks for that. Gives the
+    /// version that the key had. The caller has checked everything.
+    pub(super) fn apply_change(&mut self, change: &Change, client: u64) -> Option<Op> {
+        let (name, at) = (&change.key, self.head.at);
+        if let Some(old) = self.keys.get(name)
+            && !self.key_lives(name, old, at)
+        {
+            let end = self.key_end(old, at).expect("a key that does not live has an end");
+            self.drop_key(name, end);
+        }
+        let version = self.keys.get(name).map(|key| key.version);
+        match &change.value {
+            Some(value) => self.put_key(
+                name,
+                Key {
+                    value: value.clone(),
+                    version: self.head.op,
+                    deadline: change.life.ttl_ms.map(|ms| at.after_ms(ms)),
+                    bound: change.life.bound.then_some(client),
+                },
+            ),
+            None if version.is_some() => self.drop_key(name, KeyEnd::Deleted),
+            None => {}
+        }
+        version
+    }
+
+    /// Somebody begins to hold the lock of that name exclusively: what is over goes now, and what is not stays until the
+    /// tenure ends.
+    pub(super) fn key_held(&mut self, name: &Name) {
+        let Some(key) = self.keys.get(name) else { return };
+        match self.key_end(key, self.head.at) {
+            Some(end) => self.drop_key(name, end),
+            None => self.disarm_key(name),
+        }
+    }
+
+    /// Nobody holds the lock of that name exclusively any more: a key that was only kept by that goes. Called before the
+    /// line is served.
+    pub(super) fn key_freed(&mut self, name: &Name) {
+        let Some(key) = self.keys.get(name) else { return };
+        match self.key_end(key, self.head.at) {
+            Some(end) => self.drop_key(name, end),
+            None => self.arm_key(name),
+        }
+    }
+
+    /// The deadline of a key has come.
+    pub(super) fn expire_key(&mut self, name: &Name) {
+        self.drop_key(name, KeyEnd::Expired);
+    }
+
+    /// Gives a key its value: the one place where keys are set.
+    fn put_key(&mut self, name: &Name, key: Key) {
+        self.disarm_key(name);
+        self.key_bytes += weight(name, &key.value);
+        self.ttl_keys += u64::from(key.deadline.is_some());
+        if let Some(old) = self.keys.insert(name.clone(), key) {
+            self.key_bytes -= weight(name, &old.value);
+            self.ttl_keys -= u64::from(old.deadline.is_some());
+        }
+        if self.exclusive_entry(name).is_none() {
+            self.arm_key(name);
+        }
+    }
+
+    /// Takes a key away: the one place where keys go.
+    pub(super) fn drop_key(&mut self, name: &Name, end: KeyEnd) {
+        self.disarm_key(name);
+        let key = self.keys.remove(name).expect("a key goes once");
+        assert!(
+            end == KeyEnd::Deleted || self.key_end(&key, self.head.at) == Some(end),
+            "key {name:?} went before its time"
+        );
+        self.key_bytes -= weight(name, &key.value);
+        self.ttl_keys -= u64::from(key.deadline.is_some());
+    }
+
+    /// Lets the ends of a key come: its deadline, and that of its session.
+    fn arm_key(&mut self, name: &Name) {
+        let Some(key) = self.keys.get(name) else { return };
+        if let Some(deadline) = key.deadline {
+            self.due.insert((deadline, Due::Key(name.clone())));
+        }
+        if let Some(client) = key.bound {
+            let id = self.clients.get(&client).expect("a key is bound to a session that is known");
+            let session = self.sessions.get_mut(id).expect("a numbered session is known");
+            session.bound.insert(name.clone());
+        }
+    }
+
+    fn disarm_key(&mut self, name: &Name) {
+        let Some(key) = self.keys.get(name) else { return };
+        if let Some(deadline) = key.deadline {
+            self.due.remove(&(deadline, Due::Key(name.clone())));
+        }
+        // A key that a tenure keeps can outlive all that is known of its session.
+        if let Some(id) = key.bound.and_then(|client| self.clients.get(&client))
+            && let Some(session) = self.sessions.get_mut(id)
+        {
+            session.bound.remove(name);
+        }
+    }
+
+    /// Adds a key of a snapshot, after sessions and grants.
     pub(super) fn add_key(&mut self, part: KeyPart) -> Result<(), String> {
+        let fault = |text: &str| format!("key {:?}: {text}", part.key);
         if part.version == 0 || part.version > self.head.op {
-            return Err(format!("key {:?}: its version was never given", part.key));
+            return Err(fault("its version was never given"));
+        }
+        if part.bound.is_some_and(|client| client == 0 || client > self.head.last_client) {
+            return Err(fault("the session that it is bound to was never there"));
+        }
+        if self.keys.contains_key(&part.key) {
+            return Err(fault("it stands twice"));
+        }
+        if part.bound.is_some_and(|client| !self.clients.contains_key(&client))
+            && self.exclusive_entry(&part.key).is_none()
+        {
+            return Err(fault("the session that it is bound to is gone, and nobody holds its lock"));
         }
         let value: Box<str> = part.value.into();
-        let key = Key { value: value.into(), version: part.version };
-        self.key_bytes += weight(&part.key, &key);
-        match self.keys.insert(part.key.clone(), key) {
-            None => Ok(()),
-            Some(_) => Err(format!("key {:?}: it stands twice", part.key)),
-        }
+        let key =
+            Key { value: value.into(), version: part.version, deadline: part.deadline, bound: part.bound };
+        self.put_key(&part.key, key);
+        Ok(())
     }
 }
 
@@ -124,20 +359,15 @@ pub(super) fn names_from<'a, T>(
     map.range::<str, _>((begin, Bound::Unbounded)).take_while(move |(name, _)| name.starts_with(prefix))
 }
 
-fn weight(name: &Name, key: &Key) -> u64 {
-    (name.len() + key.value.len()) as u64
+fn weight(name: &Name, value: &str) -> u64 {
+    (name.len() + value.len()) as u64
 }
 
-fn check_version(name: &Name, key: Option<&Key>, if_version: Option<Op>) -> Result<(), Refusal> {
-    let version = key.map_or(0, |key| key.version);
-    match if_version {
-        Some(asked) if asked != version => {
-            let text = match version {
-                0 => format!("key {name:?} does not exist, so it does not have version {asked}"),
-                _ => format!("key {name:?} has version {version}, not {asked}; read it again"),
-            };
-            Err(Refusal::new(Kind::VersionMismatch, text).with(Detail::Version { version }))
-        }
-        Some(_) | None => Ok(()),
-    }
+/// The refusal of a change of a key that has another version than it was to have; the caller adds the detail.
+pub(super) fn version_mismatch(name: &Name, version: Op, asked: Op) -> Refusal {
+    let text = match version {
+        0 => format!("key {name:?} does not exist, so it does not have version {asked}"),
+        _ => format!("key {name:?} has version {version}, not {asked}; read it again"),
+    };
+    Refusal::new(Kind::VersionMismatch, text)
 }

@@ -1,25 +1,17 @@
-//! Locks: grants, waits, and the lines they stand in.
+//! Locks: asking for them, and how they are shown.
 
+use super::lines::Lock;
 use super::sessions::waits_already;
 use super::{State, Wait};
-use crate::command::{Ask, Patience, Terms};
+use crate::command::{Ask, Mode, Patience, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::limits::HOLDERS_SHOWN;
 use crate::name::Name;
-use crate::outcome::{Blocked, Effect, Holder, Outcome, Reason};
+use crate::outcome::{Effect, Holder, Outcome};
+use crate::state::parts::DelayPart;
 use crate::time::Time;
-use std::collections::VecDeque;
 use std::sync::Arc;
-
-/// A lock that is held or waited for.
-#[derive(Debug, Default)]
-pub(super) struct Lock {
-    /// Its holders, in the order of their tokens.
-    pub(super) holders: Vec<Token>,
-    /// Its line: waits in the order of their arrival.
-    pub(super) line: VecDeque<Op>,
-}
 
 /// A lock as it is shown: live holders only.
 #[derive(Debug)]
@@ -32,6 +24,8 @@ pub struct LockView<'a> {
     pub holders_total: u64,
     /// How many waits stand in line.
     pub queue_total: u64,
+    /// How long it stays closed for its lock-delay, in milliseconds; 0 if it is not closed.
+    pub closed_ms: u64,
 }
 
 /// What an acquire wants.
@@ -46,7 +40,7 @@ pub(super) struct Wanted<'a> {
 }
 
 impl State {
-    /// The lock as it is at `now`; none if nobody holds it or waits for it.
+    /// The lock as it is at `now`; none if nobody holds it or waits for it and it is not closed.
     pub fn lock(&self, key: &str, now: Time) -> Option<LockView<'_>> {
         let (key, lock) = self.locks.get_key_value(key)?;
         Some(self.view(key, lock, now))
@@ -62,57 +56,32 @@ impl State {
         super::keys::names_from(&self.locks, prefix, after).map(move |(key, lock)| self.view(key, lock, now))
     }
 
-    /// The line of a lock, in the order in which it is served, without waits that are dead at `now`.
+    /// The line of a lock, in the order in which it is served: conversions, then the others. Waits that are dead at `now`
+    /// are left out.
     pub fn line<'a>(&'a self, key: &str, now: Time) -> impl Iterator<Item = (Op, &'a Wait)> {
-        let line = self.locks.get(key).map(|lock| lock.line.iter());
+        let line = self.locks.get(key).map(|lock| lock.converting.iter().chain(&lock.line));
         line.into_iter()
             .flatten()
             .map(|op| (*op, &self.waits[op]))
             .filter(move |(_, wait)| self.wait_lives(wait, now))
     }
 
-    /// Why wait `op` is not served, and its place in line, at `now`.
-    pub fn why_waiting(&self, op: Op, now: Time) -> Option<Blocked> {
-        let wait = self.waits.get(&op)?;
-        Some(self.blocked(&wait.asks, Some(op), now))
-    }
-
     fn view<'a>(&'a self, key: &'a Name, lock: &Lock, now: Time) -> LockView<'a> {
-        let (holders, holders_total) = self.holders(std::iter::once(lock), now);
-        LockView { key, holders, holders_total, queue_total: lock.line.len() as u64 }
-    }
-
-    fn holders<'a>(&self, locks: impl Iterator<Item = &'a Lock>, now: Time) -> (Vec<Holder>, u64) {
-        let (mut shown, mut total) = (Vec::new(), 0);
-        for token in locks.flat_map(|lock| lock.holders.iter()) {
+        let mut holders = Vec::new();
+        let mut holders_total = 0;
+        for token in &lock.holders {
             let Some(grant) = self.live_grant(*token, now) else { continue };
-            total += 1;
-            if shown.len() < HOLDERS_SHOWN {
-                shown.push(self.holder(*token, grant, now));
+            holders_total += 1;
+            if holders.len() < HOLDERS_SHOWN {
+                holders.push(self.holder(*token, grant, key, now));
             }
         }
-        (shown, total)
-    }
-
-    /// Why a request for `asks` is not granted at `now`: as wait `op` in its place, or as a newcomer at the end.
-    pub(super) fn blocked(&self, asks: &[Ask], op: Option<Op>, now: Time) -> Blocked {
-        let locks = || asks.iter().filter_map(|ask| self.locks.get(&ask.key));
-        let (holders, holders_total) = self.holders(locks(), now);
-        let place = |lock: &Lock| match op.map(|op| lock.line.binary_search(&op)) {
-            Some(Ok(place)) => place + 1,
-            Some(Err(_)) | None => lock.line.len() + 1,
-        };
-        let position = locks().map(place).max().unwrap_or(1) as u64;
-        let reason = if holders_total > 0 { Reason::Held } else { Reason::Queued };
-        Blocked {
-            reason,
-            position,
+        LockView {
+            key,
             holders,
             holders_total,
-            key: None,
-            ahead: None,
-            queue_total: position - 1,
-            estimate_ms: None,
+            queue_total: lock.queue_len() as u64,
+            closed_ms: lock.closed_until.map_or(0, |until| until.ms_until(now)),
         }
     }
 
@@ -122,24 +91,16 @@ impl State {
         patience: Patience,
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
-        let now = self.head.at;
-        if let Some(&wait) = self.sessions[&wanted.session].waiting.get(wanted.owner) {
-            let op = match self.sessions[&wanted.session].wait_standing(wait) {
-                super::Standing::InLine(op) => op,
-                standing => panic!("a waiting owner has a wait that is {standing:?}"),
-            };
-            if self.wait_lives(&self.waits[&op], now) {
-                return Err(waits_already(wait));
-            }
-            self.give_up(op, effects);
-        }
-        for ask in wanted.asks {
-            self.clear(&ask.key, effects);
-        }
+        self.refuse_second_wait(wanted.session, wanted.owner, effects)?;
+        self.clear(wanted.asks.iter().map(|ask| ask.key.clone()), effects);
         if let Some(outcome) = self.held_already(wanted)? {
             return Ok(outcome);
         }
-        if self.is_free(wanted.asks, None) {
+        for ask in wanted.asks {
+            self.same_slots(&ask.key, ask.mode, None)?;
+        }
+        let open = |ask: &Ask| self.locks.get(&ask.key).is_none_or(|lock| lock.is_open(ask.mode));
+        if wanted.asks.iter().all(open) {
             let max = self.head.limits.grants;
             if self.grants.len() as u64 >= max {
                 let text = format!("the server has its {max} grants; release one, or raise --max-grants");
@@ -147,29 +108,46 @@ impl State {
             }
             return Ok(self.grant(wanted));
         }
+        let now = self.head.at;
         let deadline = match patience {
             Patience::Try => {
-                return Ok(Outcome::NotGranted(Box::new(self.blocked(wanted.asks, None, now))));
+                return Ok(Outcome::NotGranted(Box::new(self.why_not(wanted.asks, now))));
             }
             Patience::Millis(ms) => Some(now.after_ms(ms)),
             Patience::Forever => None,
         };
-        self.stand_in_line(wanted, deadline)
+        self.refuse_deadlock(wanted, None)?;
+        self.stand_in_line(wanted, deadline, None)
+    }
+
+    /// Refuses an owner that waits already. A wait of its own that is past its limit is ended first.
+    pub(super) fn refuse_second_wait(
+        &mut self,
+        session: SessionId,
+        owner: &str,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let Some((id, op)) = self.wait_of(session, owner) else { return Ok(()) };
+        if self.wait_lives(&self.waits[&op], self.head.at) {
+            return Err(waits_already(id));
+        }
+        self.give_up(op, effects);
+        Ok(())
+    }
+
+    /// The wait of an owner, as the id of its request and the command that put it in line.
+    pub(super) fn wait_of(&self, session: SessionId, owner: &str) -> Option<(u64, Op)> {
+        let session = &self.sessions[&session];
+        let id = *session.waiting.get(owner)?;
+        match session.wait_standing(id) {
+            super::Standing::InLine(op) => Some((id, op)),
+            standing => panic!("a waiting owner has a wait that is {standing:?}"),
+        }
     }
 
     /// The answer to an owner that holds some of what it asks for; none if it holds nothing of it.
     fn held_already(&self, wanted: &Wanted<'_>) -> Result<Option<Outcome>, Refusal> {
-        let mut tokens = Vec::new();
-        for ask in wanted.asks {
-            let Some(lock) = self.locks.get(&ask.key) else { continue };
-            for token in &lock.holders {
-                let Some(grant) = self.live_grant(*token, self.head.at) else { continue };
-                if grant.session == wanted.session && *grant.owner == *wanted.owner && !tokens.contains(token)
-                {
-                    tokens.push(*token);
-                }
-            }
-        }
+        let tokens = self.held_of(wanted.session, wanted.owner, wanted.asks);
         match tokens[..] {
             [] => Ok(None),
             [token] if self.grants[&token].asks == wanted.asks => {
@@ -182,84 +160,85 @@ impl State {
         }
     }
 
-    /// Whether `asks` can be granted now: to wait `op` in its place, or to a newcomer behind every line. The caller has
-    /// cleared the locks of dead holders and dead waits.
-    fn is_free(&self, asks: &[Ask], op: Option<Op>) -> bool {
-        asks.iter().filter_map(|ask| self.locks.get(&ask.key)).all(|lock| {
-            let ahead = lock.line.front().copied();
-            lock.holders.is_empty() && (ahead.is_none() || ahead == op)
-        })
-    }
-
-    /// Cleans a lock of holders that are gone and serves its line.
-    fn clear(&mut self, key: &str, effects: &mut Vec<Effect>) {
-        let Some(lock) = self.locks.get(key) else { return };
+    /// The live grants of an owner that hold any of these locks.
+    pub(super) fn held_of(&self, session: SessionId, owner: &str, asks: &[Ask]) -> Vec<Token> {
         let now = self.head.at;
-        let gone: Vec<Token> =
-            lock.holders.iter().copied().filter(|token| self.live_grant(*token, now).is_none()).collect();
-        for token in gone {
-            self.end_or_expire(token, effects);
-        }
-        self.serve(key, effects);
-    }
-
-    /// Serves the line of a lock: from its head, as long as there is somebody to grant to.
-    pub(super) fn serve(&mut self, key: &str, effects: &mut Vec<Effect>) {
-        loop {
-            let Some((key, lock)) = self.locks.get_key_value(key) else { return };
-            let Some(&op) = lock.line.front() else {
-                if lock.holders.is_empty() {
-                    let key = key.clone();
-                    self.locks.remove(&key);
-                }
-                return;
+        let of_owner = |token: Token| {
+            self.live_grant(token, now)
+                .filter(|grant| grant.session == session && *grant.owner == *owner)
+                .map(|grant| (token, grant))
+        };
+        let locks = || asks.iter().filter_map(|ask| self.locks.get(&ask.key));
+        let grants = &self.sessions[&session].grants;
+        // The shorter list is searched: all grants of the session, or all holders of the locks.
+        let holders: usize = locks().map(|lock| lock.holders.len()).sum();
+        let mut tokens: Vec<Token> = if grants.len() < holders {
+            let overlaps = |grant: &super::Grant| {
+                asks.iter().any(|ask| grant.asks.binary_search_by(|held| held.key.cmp(&ask.key)).is_ok())
             };
-            if !self.wait_lives(&self.waits[&op], self.head.at) {
-                self.give_up(op, effects);
-                continue;
-            }
-            // Holders that are gone but not yet swept stand in nobody's way: the grant sweeps them first.
-            if let Some(token) = self.gone_holder(&self.waits[&op].asks) {
-                self.end_or_expire(token, effects);
-                continue;
-            }
-            if !self.is_free(&self.waits[&op].asks, Some(op)) {
-                return;
-            }
-            let wait = self.leave_line(op);
-            let wanted = Wanted {
-                session: wait.session,
-                id: wait.id,
-                fingerprint: 0,
-                asks: &wait.asks,
-                owner: &wait.owner,
-                terms: &wait.terms,
-            };
-            let outcome = self.grant(&wanted);
-            self.settle(&wait, outcome, effects);
-        }
-    }
-}
-
-impl State {
-    /// A holder of one of these locks that is gone but not yet cleaned up.
-    fn gone_holder(&self, asks: &[Ask]) -> Option<Token> {
-        let locks = asks.iter().filter_map(|ask| self.locks.get(&ask.key));
-        let mut holders = locks.flat_map(|lock| lock.holders.iter().copied());
-        holders.find(|token| self.live_grant(*token, self.head.at).is_none())
+            grants
+                .iter()
+                .filter_map(|token| of_owner(*token))
+                .filter(|(_, grant)| overlaps(grant))
+                .map(|(token, _)| token)
+                .collect()
+        } else {
+            let holders = locks().flat_map(|lock| lock.holders.iter());
+            holders.filter_map(|token| of_owner(*token)).map(|(token, _)| token).collect()
+        };
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
     }
 
-    /// Serves a line unless somebody holds the lock; keeps the depth of the stack bounded, since serving dismisses the
-    /// dead in a loop and each dismissal comes back here with the lock as the loop will find it.
-    pub(super) fn serve_if_free(&mut self, key: &str, effects: &mut Vec<Effect>) {
-        let Some(lock) = self.locks.get(key) else { return };
-        match (lock.holders.is_empty(), lock.line.front()) {
-            (true, None) => {
-                self.locks.remove(key);
+    /// Refuses to ask for another number of slots than is in force; `own` is a grant that does not count.
+    pub(super) fn same_slots(&self, key: &Name, mode: Mode, own: Option<Token>) -> Result<(), Refusal> {
+        let Mode::Slot { slots, .. } = mode else { return Ok(()) };
+        let in_force = self.slots_in_force(key, own);
+        match in_force {
+            Some(in_force) if in_force != slots => {
+                let text = format!(
+                    "lock {key:?} has {in_force} slots as long as somebody holds or waits for one; {slots} were asked for"
+                );
+                Err(Refusal::new(Kind::InvalidParams, text).with(Detail::Slots { slots: in_force }))
             }
-            (true, Some(op)) if self.wait_lives(&self.waits[op], self.head.at) => self.serve(key, effects),
-            (true, Some(_)) | (false, _) => {}
+            Some(_) | None => Ok(()),
         }
+    }
+
+    fn slots_in_force(&self, key: &Name, own: Option<Token>) -> Option<u32> {
+        let (lock, now) = (self.locks.get(key)?, self.head.at);
+        let slots = |mode| match mode {
+            Mode::Slot { slots, .. } => Some(slots),
+            Mode::Exclusive | Mode::Shared => None,
+        };
+        let grants = lock.holders.iter().filter(|token| Some(**token) != own);
+        // All live holders hold in modes that go together, so the first tells.
+        let held = grants.filter_map(|token| self.live_grant(*token, now)).next();
+        if let Some(slots) = held.and_then(|grant| slots(grant.mode_of(key))) {
+            return Some(slots);
+        }
+        if lock.slot_waits == 0 {
+            return None;
+        }
+        let waits = lock.converting.iter().chain(&lock.line).map(|op| &self.waits[op]);
+        waits.filter(|wait| self.wait_lives(wait, now)).find_map(|wait| slots(wait.mode_of(key)))
+    }
+
+    pub(super) fn delay_parts(&self) -> Vec<DelayPart> {
+        let closed = |(key, lock): (&Name, &Lock)| {
+            lock.closed_until.map(|until| DelayPart { key: key.clone(), until })
+        };
+        self.locks.iter().filter_map(closed).collect()
+    }
+
+    pub(super) fn add_delay(&mut self, part: DelayPart) -> Result<(), String> {
+        let lock = self.locks.entry(part.key.clone()).or_default();
+        if lock.closed_until.replace(part.until).is_some() {
+            return Err(format!("the delay of lock {:?} stands twice", part.key));
+        }
+        self.due.insert((part.until, super::Due::LockDelay(part.key)));
+        Ok(())
     }
 }
 
@@ -268,16 +247,7 @@ pub(super) fn shared_text(text: &str) -> Arc<str> {
     if text.is_empty() { Arc::default() } else { text.into() }
 }
 
-/// The outcome of a wait that was cancelled.
-pub(super) fn cancelled() -> Outcome {
-    Outcome::NotGranted(Box::new(Blocked {
-        reason: Reason::Cancelled,
-        position: 0,
-        holders: Vec::new(),
-        holders_total: 0,
-        key: None,
-        ahead: None,
-        queue_total: 0,
-        estimate_ms: None,
-    }))
+/// Terms to keep.
+pub(super) fn own_terms(terms: &Terms) -> Terms {
+    Terms { label: shared_text(&terms.label), ..terms.clone() }
 }

@@ -11,18 +11,25 @@
 //! - Every outcome of a request is kept until the client has acknowledged it, so that a copy of the request takes no
 //!   effect and is told the same.
 //!
-//! One file a noun: `sessions` (requests, kept replies), `locks` (grants, waits, lines), `keys`, `files`, and `parts`
-//! (what a snapshot holds).
+//! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
+//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `guards` (who may write what),
+//! `keys`, `transactions`, `files`, and `parts` (what a snapshot holds).
 
+mod blocked;
 mod breaks;
+mod convert;
+mod deadlock;
 mod files;
 mod grants;
 mod guards;
 mod handover;
 mod keys;
+mod lines;
 mod locks;
 mod parts;
 mod sessions;
+mod taken;
+mod transactions;
 mod waits;
 
 pub use files::{File, not_found};
@@ -34,14 +41,14 @@ use sessions::KeptReplies;
 pub use sessions::{Session, Standing};
 pub use waits::Wait;
 
-use crate::command::{Call, Command, Durability, Request};
+use crate::command::{Call, Change, Command, Durability, Life, Request};
 use crate::identity::{Nonce, Op, RAISE, SessionId, Term, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{Limits, SWEEP_MAX};
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
-use locks::Lock;
+use lines::Lock;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The state: what the committed commands have made of it.
@@ -60,24 +67,32 @@ pub struct State {
     keys: BTreeMap<Name, Key>,
     /// Bytes of all keys and values together.
     key_bytes: u64,
+    /// How many keys have a deadline.
+    ttl_keys: u64,
     /// Kept replies of all sessions together.
     kept: KeptReplies,
     files: BTreeMap<Name, File>,
     /// What is due when.
     due: BTreeSet<(Time, Due)>,
+    /// Locks on which something was let go and whose lines are not served to their end.
+    unserved: BTreeSet<Name>,
     /// Ended sessions, by number, that still have grants or waits to clean up.
     leaving: BTreeSet<u64>,
 }
 
 /// What a deadline in log time ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     /// The own lease of a grant.
     Lease(Token),
     /// The limit on a wait.
     Wait(Op),
+    /// The lock-delay of a lock.
+    LockDelay(Name),
     /// The afterlife of an ended session, by its number.
     Gone(u64),
+    /// The TTL of a key whose lock nobody holds exclusively.
+    Key(Name),
     /// The longest tenure of a grant.
     Hold(Token),
     /// The patience of whoever asked the holder of a grant to let go.
@@ -103,6 +118,7 @@ impl State {
                 digest: 0,
                 durability: Durability::Sync,
                 limits: Limits::default(),
+                unchecked_waits: 0,
             },
             sessions: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -112,9 +128,11 @@ impl State {
             locks: BTreeMap::new(),
             keys: BTreeMap::new(),
             key_bytes: 0,
+            ttl_keys: 0,
             kept: KeptReplies::default(),
             files: BTreeMap::new(),
             due: BTreeSet::new(),
+            unserved: BTreeSet::new(),
             leaving: BTreeSet::new(),
         }
     }
@@ -142,6 +160,7 @@ impl State {
             Command::FileFault { file, generation, reason } => self.file_fault(file, *generation, reason),
             Command::Request(request) => self.request(request, effects),
         };
+        self.serve(effects);
         self.note(&outcome);
         outcome
     }
@@ -213,17 +232,19 @@ impl State {
             }
             Call::CancelWait { wait } => self.cancel_wait(session, *wait, effects),
             Call::Release { token, holder } => self.release(session, *holder, *token, effects),
-            Call::Abandon { token, holder } => self.release(session, *holder, *token, effects),
+            Call::Abandon { token, holder } => self.abandon(session, *holder, *token, effects),
             Call::RenewLease { token, holder, lease_ms } => {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }
-            Call::Set { key, value, if_version, life: _, token, holder } => {
+            Call::Set { key, value, if_version, life, token, holder } => {
                 self.may_write_key(session, *holder, *token, key)?;
-                self.set(key, value, *if_version)
+                let change = Change { key: key.clone(), value: Some(value.clone()), life: *life };
+                self.change_key(session, *holder, &change, *if_version)
             }
             Call::Delete { key, if_version, token, holder } => {
                 self.may_write_key(session, *holder, *token, key)?;
-                self.delete(key, *if_version)
+                let change = Change { key: key.clone(), value: None, life: Life::default() };
+                self.change_key(session, *holder, &change, *if_version)
             }
             Call::AppendFile { file, data, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
@@ -242,7 +263,17 @@ impl State {
                 self.holds(session, *holder, *token, file)?;
                 self.repair_file(file, *generation, *length, *checksum, effects)
             }
-            Call::Convert { .. } => Err(unsupported("convert_lock")),
+            Call::Convert { token, holder, asks, wait } => {
+                let wanted = convert::Conversion {
+                    session,
+                    id: request.id,
+                    fingerprint,
+                    holder: *holder,
+                    token: *token,
+                    asks,
+                };
+                self.convert(&wanted, *wait, effects)
+            }
             Call::HandOver { token, holder, client } => {
                 self.hand_over(session, *holder, *token, *client, effects)
             }
@@ -253,7 +284,9 @@ impl State {
             Call::AskRelease { token, reason, deadline_ms } => {
                 self.ask_release(session, *token, reason, *deadline_ms, effects)
             }
-            Call::Transaction { .. } => Err(unsupported("transaction")),
+            Call::Transaction { compare, apply, token, holder } => {
+                self.transaction(session, *holder, *token, compare, apply)
+            }
         }
     }
 
@@ -265,15 +298,17 @@ impl State {
                 // Who is still leaving is forgotten by the next tick, which comes at once. What is due stays as it is until
                 // then: a deadline moved here could not be built anew from parts.
                 Some((_, Due::Gone(client))) if self.leaving.contains(client) => break,
-                Some(&(time, due)) if time <= self.head.at => {
-                    self.due.pop_first();
+                Some((time, _)) if *time <= self.head.at => {
+                    let (_, due) = self.due.pop_first().expect("it was looked at");
                     match due {
                         Due::Lease(token) | Due::Hold(token) | Due::Break(token) => {
                             cleaned += 1;
                             self.expire_grant(token, effects);
                         }
                         Due::Wait(op) => self.give_up(op, effects),
+                        Due::LockDelay(key) => self.reopen(&key),
                         Due::Gone(client) => self.forget_session(client),
+                        Due::Key(name) => self.expire_key(&name),
                     }
                 }
                 Some(_) | None => break,
@@ -310,14 +345,20 @@ impl State {
 
     /// When the next deadline in log time is due; at once, if ended sessions wait to be cleaned up.
     pub fn next_due(&self) -> Option<Time> {
-        if !self.leaving.is_empty() {
+        if !self.leaving.is_empty() || !self.unserved.is_empty() {
             return Some(Time::ZERO);
         }
         self.due.first().map(|(time, _)| *time)
     }
 
+    /// Whether any deadline stands, so that log time must be written down as it passes: also that of a key which is only
+    /// due when its lock is free.
+    pub fn has_deadlines(&self) -> bool {
+        self.next_due().is_some() || self.ttl_keys > 0
+    }
+
     /// What there is now, under the names that `status` shows.
-    pub fn counts(&self) -> [(&'static str, u64); 10] {
+    pub fn counts(&self) -> [(&'static str, u64); 11] {
         [
             ("sessions", self.sessions.len() as u64),
             ("grants", self.grants.len() as u64),
@@ -327,6 +368,7 @@ impl State {
             ("key_bytes", self.key_bytes),
             ("files", self.files.len() as u64),
             ("leaving", self.leaving.len() as u64),
+            ("unchecked_waits", self.head.unchecked_waits),
             ("kept_replies", self.kept.count),
             ("kept_reply_bytes", self.kept.bytes),
         ]
@@ -338,6 +380,8 @@ impl State {
             head: self.head.clone(),
             sessions: self.clients.values().map(|id| self.sessions[id].part(*id)).collect(),
             grants: self.grants.iter().map(|(token, grant)| self.grant_part(*token, grant)).collect(),
+            delays: self.delay_parts(),
+            unserved: self.unserved_parts(),
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
@@ -357,9 +401,13 @@ impl State {
         for part in parts.grants {
             state.add_grant(part)?;
         }
+        for part in parts.delays {
+            state.add_delay(part)?;
+        }
         for part in parts.waits {
             state.add_wait(part)?;
         }
+        state.check_lines(parts.unserved)?;
         for part in parts.keys {
             state.add_key(part)?;
         }
@@ -369,10 +417,6 @@ impl State {
         state.check_sessions()?;
         Ok(state)
     }
-}
-
-fn unsupported(name: &str) -> Refusal {
-    Refusal::new(Kind::Unsupported, format!("{name} is not built in this version of the server"))
 }
 
 /// The refusal of a token.

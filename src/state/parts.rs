@@ -22,8 +22,12 @@ pub struct Parts {
     pub sessions: Vec<SessionPart>,
     /// In the order of their tokens.
     pub grants: Vec<GrantPart>,
+    /// Locks that are closed, in the order of their names.
+    pub delays: Vec<DelayPart>,
     /// In the order of their arrival.
     pub waits: Vec<WaitPart>,
+    /// Lines that are not served to their end, in the order of their names.
+    pub unserved: Vec<UnservedPart>,
     /// In the order of their names.
     pub keys: Vec<KeyPart>,
     /// In the order of their names.
@@ -50,6 +54,8 @@ pub struct Head {
     pub durability: Durability,
     /// The caps in force.
     pub limits: Limits,
+    /// How many waits were allowed because looking for a deadlock would have taken too long.
+    pub unchecked_waits: u64,
 }
 
 /// A session.
@@ -158,6 +164,28 @@ pub struct WaitPart {
     pub since: Time,
     /// When it gives up, if ever.
     pub deadline: Option<Time>,
+    /// The grant that it converts, if it is a conversion.
+    pub converts: Option<Token>,
+}
+
+/// A lock that is closed for the lock-delay of its last tenure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DelayPart {
+    /// The lock.
+    pub key: Name,
+    /// Until when.
+    pub until: Time,
+}
+
+/// A line that had more to serve than one command may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnservedPart {
+    /// The lock.
+    pub key: Name,
+    /// How many waits at the head of its line were found to fit so far.
+    pub open: u64,
 }
 
 /// A key.
@@ -170,6 +198,10 @@ pub struct KeyPart {
     pub version: Op,
     /// JSON text as it came.
     pub value: Box<RawValue>,
+    /// When it goes, if it has a TTL.
+    pub deadline: Option<Time>,
+    /// The number of the session that it goes with, if it is bound to one.
+    pub bound: Option<u64>,
 }
 
 /// A file.

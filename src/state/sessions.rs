@@ -1,10 +1,12 @@
 //! Sessions: who asks, which requests of theirs were answered, and what was said.
 
+use super::keys::KeyEnd;
 use super::{Due, State};
 use crate::command::EndReason;
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::limits::{AFTERLIFE_MS, LOSSES_KEPT, Limits, SWEEP_MAX};
+use crate::name::Name;
 use crate::outcome::{Effect, Loss, Outcome};
 use crate::state::parts::{ReplyPart, SessionPart, WaitReplyPart};
 use crate::time::Time;
@@ -41,6 +43,8 @@ pub struct Session {
     pub(super) waiting: BTreeMap<Arc<str>, u64>,
     /// Its grants.
     pub(super) grants: BTreeSet<Token>,
+    /// Keys that are bound to it, but those whose lock somebody holds exclusively.
+    pub(super) bound: BTreeSet<Name>,
     losses: VecDeque<Loss>,
     /// Its grants that it is asked to release, by the command that asked.
     pub(super) asked: BTreeSet<(Op, Token)>,
@@ -108,6 +112,11 @@ impl Session {
     /// Whether the session has not ended.
     pub fn is_live(&self) -> bool {
         self.ended.is_none()
+    }
+
+    /// Whether it has what must be cleaned up once it has ended.
+    fn has_left_something(&self) -> bool {
+        !self.grants.is_empty() || !self.waiting.is_empty() || !self.bound.is_empty()
     }
 
     /// Grants it has, those past their own lease and not yet cleaned up included.
@@ -405,6 +414,7 @@ impl State {
                 waits: BTreeMap::new(),
                 waiting: BTreeMap::new(),
                 grants: BTreeSet::new(),
+                bound: BTreeSet::new(),
                 losses: VecDeque::new(),
                 asked: BTreeSet::new(),
                 offers: BTreeSet::new(),
@@ -430,7 +440,7 @@ impl State {
         };
         session.ended = Some((at, reason));
         self.due.insert((at.after_ms(AFTERLIFE_MS), Due::Gone(session.client)));
-        if !session.grants.is_empty() || !session.waiting.is_empty() {
+        if session.has_left_something() {
             self.leaving.insert(session.client);
         }
         effects.push(Effect::Ended { session: id });
@@ -438,7 +448,7 @@ impl State {
         Outcome::Done
     }
 
-    /// Hands over what ended sessions held, at most [`SWEEP_MAX`] grants and waits.
+    /// Hands over what ended sessions held, at most [`SWEEP_MAX`] grants, waits and keys.
     pub(super) fn sweep(&mut self, effects: &mut Vec<Effect>) {
         for _ in 0..SWEEP_MAX {
             let Some(&client) = self.leaving.first() else { return };
@@ -451,9 +461,12 @@ impl State {
                     panic!("a waiting owner of client {client} has a wait that is {standing:?}")
                 }
                 (None, Some(token)) => self.end_grant(token, effects),
-                (None, None) => {
-                    self.leaving.remove(&client);
-                }
+                (None, None) => match session.bound.first().cloned() {
+                    Some(key) => self.drop_key(&key, KeyEnd::SessionEnded),
+                    None => {
+                        self.leaving.remove(&client);
+                    }
+                },
             }
         }
     }
@@ -462,10 +475,7 @@ impl State {
     pub(super) fn forget_session(&mut self, client: u64) {
         let id = self.clients.remove(&client).expect("a session is forgotten once");
         let session = self.sessions.remove(&id).expect("a numbered session is known");
-        assert!(
-            session.grants.is_empty() && session.waiting.is_empty(),
-            "client {client} left something behind"
-        );
+        assert!(!session.has_left_something(), "client {client} left something behind");
         self.nonces.remove(&session.nonce);
         self.kept = self.kept - session.kept();
     }
@@ -506,7 +516,7 @@ impl State {
                     let text = format!("the session has its {max} waits; name the answered ones in `got`");
                     return Err(Refusal::limit("session_waits", max, text));
                 }
-                session.refuse_wait(wait, super::locks::cancelled());
+                session.refuse_wait(wait, super::blocked::cancelled());
             }
         }
         Ok(Outcome::Cancelled)
@@ -533,6 +543,7 @@ impl State {
             waits: BTreeMap::new(),
             waiting: BTreeMap::new(),
             grants: BTreeSet::new(),
+            bound: BTreeSet::new(),
             losses: part.losses.into(),
             asked: BTreeSet::new(),
             offers: BTreeSet::new(),
@@ -590,7 +601,7 @@ impl State {
             if session.waits.values().any(|wait| wait.outcome.is_none() && wait.op == 0) {
                 return Err(format!("client {} remembers a wait that stands in no line", session.client));
             }
-            if !session.is_live() && (!session.grants.is_empty() || !session.waiting.is_empty()) {
+            if !session.is_live() && session.has_left_something() {
                 self.leaving.insert(session.client);
             }
         }

@@ -1,13 +1,17 @@
 //! Waits: requests for a grant that stand in line.
 
-use super::locks::{Wanted, cancelled, shared_text};
+use super::blocked::cancelled;
+use super::lines::{Lock, is_slot};
+use super::locks::{Wanted, own_terms, shared_text};
 use super::{Due, State};
-use crate::command::{Ask, Terms};
-use crate::identity::{Op, SessionId};
+use crate::command::{Ask, Mode, Terms};
+use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
+use crate::name::Name;
 use crate::outcome::{Blocked, Effect, Outcome, Reason};
-use crate::state::parts::WaitPart;
+use crate::state::parts::{UnservedPart, WaitPart};
 use crate::time::Time;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A request for a grant that stands in line.
@@ -27,6 +31,23 @@ pub struct Wait {
     pub since: Time,
     /// When it gives up, if ever.
     pub deadline: Option<Time>,
+    /// The grant that it converts, if it is a conversion: then it asks only for the locks whose mode changes.
+    pub converts: Option<Token>,
+    /// In how many of its lines it is not open yet. Not counted for a conversion.
+    pub(super) closed: usize,
+}
+
+impl Wait {
+    /// How it asks for a lock, which is one of its own.
+    pub fn mode_of(&self, key: &Name) -> Mode {
+        mode_of(&self.asks, key)
+    }
+}
+
+/// How these ask for a lock, which is one of them.
+pub(super) fn mode_of(asks: &[Ask], key: &Name) -> Mode {
+    let place = asks.binary_search_by(|ask| ask.key.cmp(key)).expect("a lock is asked for in some mode");
+    asks[place].mode
 }
 
 impl State {
@@ -38,6 +59,7 @@ impl State {
         &mut self,
         wanted: &Wanted<'_>,
         deadline: Option<Time>,
+        converts: Option<Token>,
     ) -> Result<Outcome, Refusal> {
         let limits = &self.head.limits;
         if self.waits.len() as u64 >= limits.waits {
@@ -45,8 +67,8 @@ impl State {
                 format!("the server has its {} waits; try again later, or raise --max-waits", limits.waits);
             return Err(Refusal::limit("waits", limits.waits, text));
         }
-        let longest =
-            wanted.asks.iter().filter_map(|ask| self.locks.get(&ask.key)).map(|lock| lock.line.len()).max();
+        let locks = wanted.asks.iter().filter_map(|ask| self.locks.get(&ask.key));
+        let longest = locks.map(Lock::queue_len).max();
         if longest.unwrap_or(0) as u64 >= limits.lock_waits {
             let text = format!(
                 "{} waits stand in this line already; try again later, or raise --max-lock-waits",
@@ -65,22 +87,30 @@ impl State {
         if let Some(deadline) = deadline {
             self.due.insert((deadline, Due::Wait(op)));
         }
-        for ask in wanted.asks {
-            self.locks.entry(ask.key.clone()).or_default().line.push_back(op);
+        let mut wait = Wait {
+            session: wanted.session,
+            id: wanted.id,
+            owner,
+            terms: own_terms(wanted.terms),
+            asks: wanted.asks.to_vec(),
+            since: self.head.at,
+            deadline,
+            converts,
+            closed: 0,
+        };
+        match converts {
+            None => {
+                let closed = wanted.asks.iter().filter(|ask| !self.join(&ask.key, ask.mode, op)).count();
+                assert!(closed > 0, "a request that could be granted would stand in line");
+                wait.closed = closed;
+                self.waits.insert(op, wait);
+            }
+            Some(token) => {
+                self.waits.insert(op, wait);
+                self.join_converting(token, op);
+            }
         }
-        self.waits.insert(
-            op,
-            Wait {
-                session: wanted.session,
-                id: wanted.id,
-                owner,
-                terms: Terms { label: shared_text(&wanted.terms.label), ..wanted.terms.clone() },
-                asks: wanted.asks.to_vec(),
-                since: self.head.at,
-                deadline,
-            },
-        );
-        Ok(Outcome::Waiting(Box::new(self.blocked(wanted.asks, Some(op), self.head.at))))
+        Ok(Outcome::Waiting(Box::new(self.why_waiting(op, self.head.at).expect("it waits"))))
     }
 
     /// Takes a wait out of every line.
@@ -89,10 +119,13 @@ impl State {
         if let Some(deadline) = wait.deadline {
             self.due.remove(&(deadline, Due::Wait(op)));
         }
-        for ask in &wait.asks {
-            let lock = self.locks.get_mut(&ask.key).expect("a lock that is waited for has an entry");
-            let place = lock.line.binary_search(&op).expect("a wait stands in the line of each of its locks");
-            lock.line.remove(place);
+        match wait.converts {
+            None => {
+                for ask in &wait.asks {
+                    self.leave(&ask.key, ask.mode, op);
+                }
+            }
+            Some(token) => self.leave_converting(token, &wait.asks, op),
         }
         wait
     }
@@ -105,18 +138,28 @@ impl State {
         effects.push(Effect::Settled { session: wait.session, id: wait.id });
     }
 
-    /// Takes wait `op` out of its line, answers it, and serves whoever it stood in the way of.
+    /// Takes wait `op` out of its line and answers it; whoever it stood in the way of is served before the command ends.
     pub(super) fn dismiss(&mut self, op: Op, reason: Reason, effects: &mut Vec<Effect>) {
-        let blocked = self.blocked(&self.waits[&op].asks, Some(op), self.head.at);
+        let blocked = self.why_waiting(op, self.head.at).expect("it waits");
         let wait = self.leave_line(op);
         let outcome = match reason {
             Reason::Cancelled => cancelled(),
             _ => Outcome::NotGranted(Box::new(Blocked { reason, ..blocked })),
         };
         self.settle(&wait, outcome, effects);
-        for ask in &wait.asks {
-            self.serve_if_free(&ask.key, effects);
+    }
+
+    /// Makes a wait that is open in all its lines a grant.
+    pub(super) fn grant_wait(&mut self, op: Op, effects: &mut Vec<Effect>) {
+        let wait = self.waits.remove(&op).expect("a wait is granted once");
+        if let Some(deadline) = wait.deadline {
+            self.due.remove(&(deadline, Due::Wait(op)));
         }
+        let (token, outcome) = self.new_grant(wait.session, &wait.owner, &wait.terms, &wait.asks);
+        for ask in &wait.asks {
+            self.step_in(&ask.key, ask.mode, op, token);
+        }
+        self.settle(&wait, outcome, effects);
     }
 
     /// Ends a wait whose limit passed or whose session ended.
@@ -140,6 +183,7 @@ impl State {
             asks: wait.asks.clone(),
             since: wait.since,
             deadline: wait.deadline,
+            converts: wait.converts,
         }
     }
 
@@ -155,7 +199,22 @@ impl State {
         let session = *self.clients.get(&part.client).ok_or_else(|| fault("it has no session"))?;
         self.tie_wait(session, part.id, part.owner.clone(), op).map_err(|text| fault(&text))?;
         for ask in &part.asks {
-            self.locks.entry(ask.key.clone()).or_default().line.push_back(op);
+            let lock = self.locks.entry(ask.key.clone()).or_default();
+            lock.slot_waits += u32::from(is_slot(ask.mode));
+            match part.converts {
+                None => lock.line.push_back(op),
+                Some(_) => lock.converting.push(op),
+            }
+        }
+        if let Some(token) = part.converts {
+            let grant = self.grants.get_mut(&token).filter(|grant| grant.session == session);
+            let grant = grant.ok_or_else(|| fault("it converts a grant that is not its session's"))?;
+            if grant.conversion.replace(op).is_some() {
+                return Err(fault("its grant is converted twice"));
+            }
+            if !part.asks.iter().all(|ask| grant.asks.iter().any(|held| held.key == ask.key)) {
+                return Err(fault("it converts locks that its grant does not have"));
+            }
         }
         if let Some(deadline) = part.deadline {
             self.due.insert((deadline, Due::Wait(op)));
@@ -168,8 +227,46 @@ impl State {
             asks: part.asks,
             since: part.since,
             deadline: part.deadline,
+            converts: part.converts,
+            closed: 0,
         };
         self.waits.insert(op, wait);
         Ok(())
+    }
+
+    /// Counts what is open where, once all holders, waits and lock-delays are there.
+    pub(super) fn check_lines(&mut self, unserved: Vec<UnservedPart>) -> Result<(), String> {
+        for wait in self.waits.values_mut().filter(|wait| wait.converts.is_none()) {
+            wait.closed = wait.asks.len();
+        }
+        let open: BTreeMap<&Name, u64> = unserved.iter().map(|part| (&part.key, part.open)).collect();
+        for (key, lock) in &mut self.locks {
+            lock.taken = lock.held;
+            for op in &lock.converting {
+                lock.taken.add(self.waits[op].mode_of(key));
+            }
+            let most = open.get(key).map_or(usize::MAX, |open| *open as usize);
+            while let Some(op) = lock.line.get(lock.open).filter(|_| lock.open < most) {
+                let wait = self.waits.get_mut(op).expect("who stands in line waits");
+                if lock.closed_until.is_some() || !lock.taken.admits(wait.mode_of(key)) {
+                    break;
+                }
+                lock.taken.add(wait.mode_of(key));
+                lock.open += 1;
+                wait.closed -= 1;
+            }
+        }
+        if let Some((op, _)) = self.waits.iter().find(|(_, wait)| wait.converts.is_none() && wait.closed == 0)
+        {
+            return Err(format!("wait {op}: nothing stands in its way"));
+        }
+        self.unserved = unserved.into_iter().map(|part| part.key).collect();
+        Ok(())
+    }
+
+    /// The lines that are not served to their end.
+    pub(super) fn unserved_parts(&self) -> Vec<UnservedPart> {
+        let open = |key: &Name| self.locks.get(key).map_or(0, |lock| lock.open as u64);
+        self.unserved.iter().map(|key| UnservedPart { key: key.clone(), open: open(key) }).collect()
     }
 }

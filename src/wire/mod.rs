@@ -17,8 +17,8 @@ use crate::datagram::Dropped;
 use crate::identity::{INTEGER_MAX, Nonce, SessionId, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{
-    ASKS_MAX, BATCH_ELEMENTS_MAX, GOT_MAX, LABEL_MAX, REASON_MAX, SLOTS_MAX, TRANSACTION_MAX, TTL_MAX_MS,
-    TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS,
+    ASKS_MAX, BATCH_ELEMENTS_MAX, GOT_MAX, KEY_TTL_MAX_MS, LABEL_MAX, REASON_MAX, SLOTS_MAX, TRANSACTION_MAX,
+    TTL_MAX_MS, TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS,
 };
 use crate::name::Name;
 use base64::Engine as _;
@@ -539,12 +539,11 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
         }
         "transaction" => {
             reader.only(&["compare", "apply", "token", "holder"])?.session()?;
-            logged(Call::Transaction {
-                compare: reader.compare()?,
-                apply: reader.changes()?,
-                token: reader.under().token,
-                holder: params.holder,
-            })
+            let (compare, apply) = (reader.compare()?, reader.changes()?);
+            if compare.is_empty() && apply.is_empty() {
+                return Err(invalid("a transaction names at least one key in `compare` or `apply`"));
+            }
+            logged(Call::Transaction { compare, apply, token: reader.under().token, holder: params.holder })
         }
         "delete" => {
             reader.only(&["key", "if_version", "token", "holder"])?.session()?;
@@ -814,8 +813,14 @@ impl Reader<'_> {
         }
     }
 
+    /// How long a key is to live.
     fn life(&self, ttl_ms: Option<Int>, bound: Option<bool>) -> Result<Life, Refusal> {
-        Ok(Life { ttl_ms: self.span("ttl_ms", ttl_ms)?, bound: bound.unwrap_or(false) })
+        match ttl_ms {
+            Some(Int(ms)) if !(TTL_MIN_MS..=KEY_TTL_MAX_MS).contains(&ms) => Err(invalid(format!(
+                "`ttl_ms` is {ms}; for a key it goes from {TTL_MIN_MS} to {KEY_TTL_MAX_MS} milliseconds (100 ms to 365 days)"
+            ))),
+            ttl_ms => Ok(Life { ttl_ms: ttl_ms.map(|ms| ms.0), bound: bound.unwrap_or(false) }),
+        }
     }
 
     /// Why somebody's grant is ended: a sentence for its holder and for the log.
@@ -848,7 +853,7 @@ impl Reader<'_> {
     }
 
     fn changes(&self) -> Result<Vec<Change>, Refusal> {
-        let asked = self.need("apply", self.params.apply.as_deref())?;
+        let asked = self.params.apply.as_deref().unwrap_or_default();
         within("apply", asked.len())?;
         let mut changes = Vec::with_capacity(asked.len());
         for ChangeAsk { key, value, delete, ttl_ms, bound } in asked {

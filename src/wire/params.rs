@@ -3,6 +3,7 @@
 //! One struct holds every parameter that any method takes. [`Params::only`] then refuses what the method at hand does not
 //! take, so that a misspelt or misplaced parameter is an error and never a request that means something else.
 
+use crate::command::Mode;
 use crate::identity::{INTEGER_MAX, Nonce, SessionId};
 use crate::kind::{Kind, Refusal};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -68,6 +69,38 @@ pub struct KeyMode {
     /// How many of them the asker takes; 1 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<Int>,
+}
+
+impl KeyMode {
+    /// A name with a mode, as the wire writes it.
+    pub fn new(key: String, mode: Mode) -> KeyMode {
+        let int = |number: u32| Some(Int(number.into()));
+        match mode {
+            Mode::Exclusive => KeyMode { key, mode: Some("exclusive".into()), slots: None, weight: None },
+            Mode::Shared => KeyMode { key, mode: Some("shared".into()), slots: None, weight: None },
+            Mode::Slot { slots, weight } => {
+                KeyMode { key, mode: Some("slot".into()), slots: int(slots), weight: int(weight) }
+            }
+        }
+    }
+}
+
+impl From<&str> for KeyAsk {
+    fn from(name: &str) -> KeyAsk {
+        KeyAsk::Name(name.into())
+    }
+}
+
+impl From<String> for KeyAsk {
+    fn from(name: String) -> KeyAsk {
+        KeyAsk::Name(name)
+    }
+}
+
+impl<K: Into<String>> From<(K, Mode)> for KeyAsk {
+    fn from((name, mode): (K, Mode)) -> KeyAsk {
+        KeyAsk::Mode(KeyMode::new(name.into(), mode))
+    }
 }
 
 /// An element of `compare`: a key, and the version that it must have.

@@ -505,8 +505,22 @@ pub struct Killed {
     pub killed: bool,
 }
 
+/// How long a key lives: in the results of `get`, `range` and `prefix`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LifeShown {
+    /// What its TTL has left, in milliseconds, if it has one; 0 if only its lock keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_left_ms: Option<u64>,
+    /// Whether it goes with a session.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub bound: bool,
+    /// The public number of that session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<u64>,
+}
+
 /// `get`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Got {
     /// Whether the key exists.
     pub found: bool,
@@ -516,6 +530,9 @@ pub struct Got {
     /// Its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
+    /// How long it lives.
+    #[serde(flatten)]
+    pub life: LifeShown,
 }
 
 /// `set`
@@ -550,6 +567,9 @@ pub struct KeyItem {
     pub value: Box<RawValue>,
     /// Its version.
     pub version: u64,
+    /// How long it lives.
+    #[serde(flatten)]
+    pub life: LifeShown,
 }
 
 /// `append_file`

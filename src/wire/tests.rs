@@ -77,7 +77,10 @@ fn methods_refuse_what_they_do_not_take_and_ask_for_what_they_need() {
     assert_eq!(kind("get", r#"{"key":""}"#), Kind::BadName);
     assert_eq!(kind("file_info", r#"{"file":"../x"}"#), Kind::BadName);
     let session = format!(r#""session":"{S}""#);
-    assert_eq!(kind("set", &format!(r#"{{{session},"key":"a","value":1,"ttl_ms":100}}"#)), Kind::Unsupported);
+    assert_eq!(
+        kind("set", &format!(r#"{{{session},"key":"a","value":1,"ttl_ms":99}}"#)),
+        Kind::InvalidParams
+    );
     assert_eq!(kind("acquire_lock", &format!(r#"{{{session},"key":"a","atomic":true}}"#)), Kind::Unsupported);
     assert_eq!(
         kind("acquire_lock", &format!(r#"{{{session},"key":"a","mode":"shared"}}"#)),

@@ -29,23 +29,26 @@ pub(crate) struct Asker<'a> {
     pub(crate) sessions: BTreeMap<String, (SessionId, u64)>,
 }
 
-/// Word, method, what stands behind the word, and whether the method takes its turn in the session's ids.
-const METHODS: [(&str, &str, &[&str], bool); 31] = [
+/// Word, method, what stands behind the word, and whether the method takes its turn in the session's ids. Behind `key…`
+/// stands any number of locks, each maybe with its mode: `a b@shared c@1/3 d@2/3` (one and two slots of three).
+const METHODS: [(&str, &str, &[&str], bool); 36] = [
     ("open", "open_session", &[], false),
     ("heartbeat", "heartbeat", &[], false),
     ("close", "close_session", &[], false),
     ("kill", "kill_session", &["client"], false),
-    ("acquire", "acquire_lock", &["key"], true),
+    ("acquire", "acquire_lock", &["key…"], true),
     ("release", "release_lock", &["token"], true),
     ("abandon", "abandon", &["token"], true),
     ("renew", "renew_lease", &["token"], true),
     ("cancel", "cancel_wait", &["wait"], true),
-    ("offer", "hand_over", &["token", "client"], true),
-    ("take", "take_over", &["token"], true),
-    ("ask", "ask_release", &["token", "reason"], true),
+    ("convert", "convert_lock", &["token", "key…"], true),
+    ("hand_over", "hand_over", &["token", "client"], true),
+    ("take_over", "take_over", &["token"], true),
+    ("ask_release", "ask_release", &["token", "reason"], true),
     ("break", "break_lock", &["token", "reason"], true),
     ("set", "set", &["key", "value"], true),
     ("delete", "delete", &["key"], true),
+    ("transaction", "transaction", &["change…"], true),
     ("append", "append_file", &["file", "data"], true),
     ("delete_file", "delete_file", &["file"], true),
     ("rotate", "rotate_file", &["file", "to"], true),
@@ -61,8 +64,14 @@ const METHODS: [(&str, &str, &[&str], bool); 31] = [
     ("grants", "list_grants", &["prefix"], false),
     ("sessions", "list_sessions", &["prefix"], false),
     ("files", "list_files", &["prefix"], false),
+    ("waits", "list_waits", &["prefix"], false),
+    ("contention", "list_contention", &[], false),
+    ("watch", "watch", &["prefix"], false),
     ("cleanup", "cleanup_expired_locks", &[], false),
 ];
+
+/// Words that are a parameter by themselves: which one, and of which command.
+const FLAGS: [(&str, &str); 2] = [("acquire", "atomic"), ("set", "bound")];
 
 /// Splits the text of an element of a batch: `set a '{"n": 1}' token=3`.
 pub(crate) fn split(text: &str) -> Short {
@@ -113,9 +122,25 @@ pub(crate) fn build(short: &Short, asker: &mut Asker<'_>) -> Result<Built, Strin
         None => (short.word.as_str(), &[][..], false),
     };
     let mut named = short.named.clone();
-    for (index, value) in short.places.iter().enumerate() {
-        let name = places.get(index).ok_or_else(|| format!("{} takes no {value:?}", short.word))?;
-        named.entry(name.to_string()).or_default().insert(0, value.clone());
+    let (flags, values): (Vec<_>, Vec<_>) =
+        short.places.iter().cloned().partition(|place| FLAGS.contains(&(&short.word, place)));
+    for flag in flags {
+        named.insert(flag, vec!["true".into()]);
+    }
+    let mut params = Vec::new();
+    for (index, value) in values.iter().enumerate() {
+        match places.get(index) {
+            Some(&"key…") => {
+                params.extend(locks(&values[index..])?);
+                break;
+            }
+            Some(&"change…") => {
+                params.extend(changes(&values[index..])?);
+                break;
+            }
+            Some(name) => named.entry(name.to_string()).or_default().insert(0, value.clone()),
+            None => return Err(format!("{} takes no {value:?}", short.word)),
+        }
     }
     let id = match named.remove("id").and_then(|ids| ids.into_iter().next()) {
         Some(id) => id,
@@ -128,7 +153,6 @@ pub(crate) fn build(short: &Short, asker: &mut Asker<'_>) -> Result<Built, Strin
     if let Ok(number) = id.parse::<u64>() {
         *asker.next_id = (*asker.next_id).max(number.saturating_add(1));
     }
-    let mut params = Vec::new();
     let speaks = logged || ["heartbeat", "close"].contains(&short.word.as_str());
     let speaks = speaks || ["token", "holder", "got", "ack"].iter().any(|name| named.contains_key(*name));
     match named.remove("session").map(|mut names| names.remove(0)) {
@@ -156,15 +180,80 @@ pub(crate) fn build(short: &Short, asker: &mut Asker<'_>) -> Result<Built, Strin
         let (name, text) = if short.word == "set" { ("value", size - 2) } else { ("data", size) };
         params.push((name.into(), quote(&"x".repeat(text))));
     }
-    let params: Vec<_> =
-        params.into_iter().map(|(name, value)| format!("{}:{value}", quote(&name))).collect();
     let text = format!(
-        r#"{{"jsonrpc":"2.0","id":{id},"method":{},"params":{{{}}}{}}}"#,
+        r#"{{"jsonrpc":"2.0","id":{id},"method":{},"params":{}{}}}"#,
         quote(method),
-        params.join(","),
+        object(&params),
         " ".repeat(pad)
     );
     Ok(Built { id, text })
+}
+
+/// The locks of a request: one as `key`, several as `keys` with the mode of each.
+fn locks(places: &[String]) -> Result<Vec<(String, String)>, String> {
+    let members = |place: &str| {
+        let (key, mode) = place.split_once('@').unwrap_or((place, ""));
+        let mut members = vec![("key".to_owned(), quote(key))];
+        match (mode, mode.split_once('/')) {
+            ("", _) => {}
+            (_, Some((weight, slots))) => {
+                members.push(("mode".into(), quote("slot")));
+                members.push(("slots".into(), slots.into()));
+                members.extend((weight != "1").then(|| ("weight".into(), weight.into())));
+            }
+            (mode, None) => members.push(("mode".into(), quote(mode))),
+        }
+        members
+    };
+    match places {
+        [one] => Ok(members(one)),
+        places => {
+            let keys: Vec<_> = places
+                .iter()
+                .map(|place| if place.contains('@') { object(&members(place)) } else { quote(place) })
+                .collect();
+            Ok(vec![("keys".into(), format!("[{}]", keys.join(",")))])
+        }
+    }
+}
+
+/// A transaction: `a@7` compares a version, `set@b=1`, `set@b@5s=1` and `set@b@bound=1` set a key, `delete@c` deletes one.
+fn changes(places: &[String]) -> Result<Vec<(String, String)>, String> {
+    let (mut compare, mut apply) = (Vec::new(), Vec::new());
+    for place in places {
+        let (what, value) = match place.split_once('=') {
+            Some((what, value)) => (what, Some(value)),
+            None => (place.as_str(), None),
+        };
+        let parts: Vec<_> = what.split('@').collect();
+        match (&parts[..], value) {
+            (["set", key, life @ ..], Some(value)) => {
+                let mut members = vec![("key".to_owned(), quote(key)), ("value".into(), value.into())];
+                for word in life {
+                    members.push(match *word {
+                        "bound" => ("bound".into(), "true".into()),
+                        ttl => ("ttl_ms".into(), span(ttl)?),
+                    });
+                }
+                apply.push(object(&members));
+            }
+            (["delete", key], None) => {
+                apply.push(object(&[("key".into(), quote(key)), ("delete".into(), "true".into())]));
+            }
+            ([key, version], None) => {
+                compare.push(object(&[("key".into(), quote(key)), ("version".into(), (*version).into())]));
+            }
+            _ => return Err(format!("{place:?} is no part of a transaction")),
+        }
+    }
+    let lists = [("compare", compare), ("apply", apply)].into_iter().filter(|(_, list)| !list.is_empty());
+    Ok(lists.map(|(name, list)| (name.to_owned(), format!("[{}]", list.join(",")))).collect())
+}
+
+/// Members with JSON texts as a JSON object.
+fn object(members: &[(String, String)]) -> String {
+    let members: Vec<_> = members.iter().map(|(name, value)| format!("{}:{value}", quote(name))).collect();
+    format!("{{{}}}", members.join(","))
 }
 
 fn param(name: &str, values: &[String], asker: &Asker<'_>) -> Result<(String, String), String> {
@@ -172,10 +261,7 @@ fn param(name: &str, values: &[String], asker: &Asker<'_>) -> Result<(String, St
     Ok(match name {
         "wait" if !value.chars().all(|c| c.is_ascii_digit()) => ("wait_ms".into(), span(value)?),
         "ttl" => ("ttl_ms".into(), span(value)?),
-        "lease" => ("lease_ms".into(), span(value)?),
-        "hold" => ("max_hold_ms".into(), span(value)?),
-        "delay" => ("lock_delay_ms".into(), span(value)?),
-        "deadline" => ("deadline_ms".into(), span(value)?),
+        "lease" | "max_hold" | "lock_delay" | "deadline" => (format!("{name}_ms"), span(value)?),
         "holder" => ("holder".into(), quote(&session_of(asker, value)?.to_string())),
         "client" => match asker.sessions.get(value) {
             Some((_, number)) => ("client".into(), number.to_string()),
@@ -193,7 +279,8 @@ fn param(name: &str, values: &[String], asker: &Asker<'_>) -> Result<(String, St
         "got" => ("got".into(), format!("[{}]", values.join(","))),
         "value" => ("value".into(), value.clone()),
         "token" | "ack" | "after" | "if_version" | "limit" | "offset" | "wait" | "wait_ms" | "lease_ms"
-        | "ttl_ms" | "keys" | "slots" | "atomic" => (name.into(), value.clone()),
+        | "ttl_ms" | "keys" | "slots" | "weight" | "atomic" | "bound" | "max_hold_ms" | "lock_delay_ms"
+        | "deadline_ms" | "compare" | "apply" => (name.into(), value.clone()),
         _ => (name.into(), quote(value)),
     })
 }

@@ -61,8 +61,22 @@ fn result_line(result: &Map<String, Value>, names: &Names) -> String {
 
 fn blocked(members: &Map<String, Value>, names: &Names) -> String {
     let mut line = members["reason"].as_str().unwrap_or_default().to_owned();
+    if let Some(key) = members.get("key") {
+        line += &format!(" on {}", plain(key, names));
+    }
     if let Some(position) = members.get("position") {
         line += &format!(", position={position}");
+        // Most stand at the end of the line, as far as they know.
+        let last = position.as_u64().map(|position| position.saturating_sub(1));
+        if let Some(total) = members.get("queue_total").filter(|total| total.as_u64() != last) {
+            line += &format!(" with {total} others in line");
+        }
+    }
+    if let Some(ahead) = members.get("ahead") {
+        line += &format!(", behind {}", plain(ahead, names));
+    }
+    if let Some(estimate) = members.get("estimate_ms") {
+        line += &format!(", in about {estimate} ms");
     }
     if let Some(Value::Array(holders)) = members.get("holders") {
         let total = members.get("holders_total").and_then(Value::as_u64).unwrap_or_default();
@@ -129,13 +143,23 @@ fn plain(value: &Value, names: &Names) -> String {
             let items: Vec<_> = items.iter().map(|item| plain(item, names)).collect();
             format!("[{}]", items.join(", "))
         }
-        // A lock of a grant, in the only mode that there is.
+        // A lock and its mode as scripts write them.
         Value::Object(object)
-            if object.len() == 2 && object.get("mode").is_some_and(|mode| mode == "exclusive") =>
+            if object.contains_key("mode")
+                && object.keys().all(|name| ["key", "mode", "slots", "weight"].contains(&&**name)) =>
         {
-            plain(&object["key"], names)
+            let key = plain(&object["key"], names);
+            match (object["mode"].as_str(), object.get("slots"), object.get("weight")) {
+                (Some("exclusive"), None, None) => key,
+                (_, Some(slots), None) => format!("{key}@1/{slots}"),
+                (_, Some(slots), Some(weight)) => format!("{key}@{weight}/{slots}"),
+                (mode, ..) => format!("{key}@{}", mode.unwrap_or_default()),
+            }
         }
-        Value::Object(object) => format!("{{{}}}", members(object, names, &["mode"])),
+        Value::Object(object) => {
+            let usual = object.get("mode").is_some_and(|mode| mode == "exclusive");
+            format!("{{{}}}", members(object, names, if usual { &["mode"] } else { &[] }))
+        }
         value => value.to_string(),
     }
 }

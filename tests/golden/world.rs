@@ -540,6 +540,7 @@ fn arguments(args: &[Argument]) -> (Vec<String>, BTreeMap<String, Vec<String>>) 
     for argument in args {
         match argument {
             Argument::Positional(value) => places.push(value.clone()),
+            Argument::KeyValue(name, value) if name.contains('@') => places.push(format!("{name}={value}")),
             Argument::KeyValue(name, value) => named.entry(name.clone()).or_default().push(value.clone()),
             other => panic!("an argument that is neither: {other}"),
         }

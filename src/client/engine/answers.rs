@@ -2,13 +2,13 @@
 
 use super::{
     Alarm, BEAT, Beat, Call, CallId, EARLY_LOSSES_MAX, Engine, Event, Failure, GRACE_MS, Grant, MARKS_KEPT,
-    PROBE_MS, Proving, Purpose, RETRY_MAX_MS, Stage,
+    Makes, PROBE_MS, Proving, Purpose, RETRY_MAX_MS, Stage,
 };
 use crate::client::handover::{Asking, Offer};
 use crate::client::lease::{GrantState, LostCause, LostGrant, Span};
-use crate::client::message::{AcquiredShown, BeatShown, OpenedShown, Tag};
+use crate::client::message::{AcquiredShown, BeatShown, KeyHeld, OpenedShown, Tag};
 use crate::time::Time;
-use crate::wire::{AskedShown, ErrorShown, Int, OfferedShown, Params, Pending};
+use crate::wire::{AskedShown, ErrorShown, Int, KeyShown, OfferedShown, Params, Pending};
 use serde_json::value::RawValue;
 use std::time::Duration;
 
@@ -142,14 +142,14 @@ impl Engine {
                 }
                 self.end_with(tag, reply);
             }
-            Purpose::Acquire { waits, cancel, .. } => {
+            Purpose::Acquire { makes, owner, waits, cancel, .. } => {
                 if waits {
                     self.got.insert(tag.number());
                 }
                 if let Some(cancel) = cancel {
                     self.drop_call(cancel);
                 }
-                self.on_acquired(now, tag, sent, reply);
+                self.on_settled(now, tag, sent, (makes, owner), reply);
                 if let Some(cancel) = cancel {
                     self.unblock(now, cancel);
                 }
@@ -361,12 +361,14 @@ impl Engine {
     ) {
         let Some(call) = self.calls.get(&wait) else { return };
         let sent = call.first_sent.unwrap_or(now);
+        let Purpose::Acquire { makes, owner, waits, .. } = &call.purpose else { return };
         match reply {
             Ok(raw) => {
-                if matches!(call.purpose, Purpose::Acquire { waits: true, .. }) {
+                let what = (*makes, owner.clone());
+                if *waits {
                     self.got.insert(wait.number());
                 }
-                self.on_acquired(now, wait, sent, Ok(raw));
+                self.on_settled(now, wait, sent, what, Ok(raw));
             }
             Err(error) => {
                 let why = format!("no answer came, and it could not be taken back: {}", error.message);
@@ -377,11 +379,57 @@ impl Engine {
     }
 
     /// What came of a request for a lock, by its own answer or by that to its taking back.
-    pub(super) fn on_acquired(
+    fn on_settled(
         &mut self,
         now: Time,
         tag: Tag,
         sent: Time,
+        (makes, owner): (Makes, Option<String>),
+        reply: Result<Box<RawValue>, Box<ErrorShown>>,
+    ) {
+        match makes {
+            Makes::New => self.on_acquired(now, tag, sent, owner, reply),
+            Makes::Converted(token) => self.on_converted(now, tag, token, reply),
+            Makes::Foreign => self.end_with(tag, reply),
+        }
+    }
+
+    /// A grant was converted, or was not.
+    fn on_converted(
+        &mut self,
+        now: Time,
+        tag: Tag,
+        from: u64,
+        reply: Result<Box<RawValue>, Box<ErrorShown>>,
+    ) {
+        let shown = match &reply {
+            Ok(raw) => serde_json::from_str::<AcquiredShown>(raw.get()).unwrap_or_default(),
+            Err(_) => AcquiredShown::default(),
+        };
+        let ended = match &reply {
+            Ok(_) => shown.reason.as_deref() == Some("grant_ended"),
+            Err(error) => error.data.kind == "not_holder",
+        };
+        match (shown.granted, shown.token) {
+            (true, Some(token)) => {
+                let keys = shown.keys.into_iter().map(KeyHeld::shown).collect();
+                self.adopt(now, from, token, keys, shown.op);
+            }
+            // Unless it was this client's own release that came first.
+            _ if ended && self.grants.get(&from).is_some_and(|grant| !grant.leaving) => {
+                self.lose(now, from, LostCause::Gone);
+            }
+            _ => {}
+        }
+        self.end_with(tag, reply);
+    }
+
+    fn on_acquired(
+        &mut self,
+        now: Time,
+        tag: Tag,
+        sent: Time,
+        owner: Option<String>,
         reply: Result<Box<RawValue>, Box<ErrorShown>>,
     ) {
         let shown = match &reply {
@@ -396,20 +444,21 @@ impl Engine {
         }
         let call = self.calls.get(&tag).expect("the caller has looked it up");
         let (asked, deadline) = (call.asked, call.deadline);
-        let keys: Vec<String> = shown.keys.into_iter().map(|name| name.key).collect();
+        let keys: Vec<KeyShown> = shown.keys.into_iter().map(KeyHeld::shown).collect();
+        let names: Vec<String> = keys.iter().map(|lock| lock.key.clone()).collect();
         if let Some(cause) = self.early_losses.remove(&token) {
-            let lost = LostGrant { token, keys, cause };
+            let lost = LostGrant { token, keys: names, cause };
             return self.end(tag, Err(Failure::Lost(lost)));
         }
         if !matches!(self.stage, Stage::Open) {
             // The answer to a retry, told by a session that has ended since.
-            let lost = LostGrant { token, keys, cause: LostCause::SessionEnded };
+            let lost = LostGrant { token, keys: names, cause: LostCause::SessionEnded };
             return self.end(tag, Err(Failure::Lost(lost)));
         }
         if !asked {
             // Nobody will hold it. It was never used, so it is a release and no loss.
             self.drop_call(tag);
-            return self.spawn_release(now, "release_lock", token, keys);
+            return self.spawn_release(now, "release_lock", token, names);
         }
         let began = self.began(sent, shown.op);
         let span = |ms: Option<u64>| ms.map_or(Span::ENDLESS, |ms| Span::proven(began, ms));
@@ -419,11 +468,20 @@ impl Engine {
             shown.lease_ms.is_some_and(|lease_ms| now.us_since(began) > lease_ms.saturating_mul(250));
         let asked = self.early_asked.remove(&token);
         let proving = Some(Proving { call: tag, raw: raw.clone(), renewing });
-        let told = GrantState::Safe;
         self.drop_call(tag);
         self.proving.insert(token);
-        let grant =
-            Grant { keys, op: shown.op, lease, hold, asked, told, cause: None, proving, leaving: false };
+        let grant = Grant {
+            keys,
+            owner,
+            op: shown.op,
+            lease,
+            hold,
+            asked,
+            told: GrantState::Safe,
+            cause: None,
+            proving,
+            leaving: false,
+        };
         self.grants.insert(token, grant);
         self.prove(now, sent);
         if let (true, Some(lease_ms)) = (renewing, shown.lease_ms) {

@@ -1,9 +1,10 @@
 //! Belief in grants: proofs, losses, and when a grant is handed out.
 
-use super::{Alarm, Answered, Call, Engine, Event, Failure, Grant, Granted, Purpose, Stage};
+use super::{Alarm, Answered, Call, Engine, Event, Failure, Grant, Granted, Makes, Purpose, Stage};
 use crate::client::lease::{GrantState, LostCause, LostGrant, Span};
 use crate::client::message::Tag;
 use crate::time::Time;
+use crate::wire::{Int, KeyShown};
 
 impl Engine {
     /// The session was alive when a request sent then arrived.
@@ -76,6 +77,46 @@ impl Engine {
         self.hand_out(now, token);
     }
 
+    /// The server has converted a grant. It goes on under the token that it has now: with its lease, its release on the
+    /// way, and whoever holds its guard. One that was given up meanwhile is given up under that token too.
+    pub(super) fn adopt(&mut self, now: Time, from: u64, token: u64, keys: Vec<KeyShown>, op: u64) {
+        let lives = self.grants.get(&from).is_some_and(|grant| grant.told != GrantState::Lost);
+        if !lives {
+            if token != from {
+                let names = keys.iter().map(|lock| lock.key.clone()).collect();
+                self.spawn_release(now, "abandon", token, names);
+            }
+            return;
+        }
+        let Some(mut grant) = self.grants.remove(&from) else { return };
+        self.alarms.clear(Alarm::Lease(from));
+        grant.op = op;
+        if !keys.is_empty() {
+            grant.keys = keys;
+        }
+        let keys = grant.keys.clone();
+        self.grants.insert(token, grant);
+        for call in self.calls.values_mut().filter(|call| call.copies == 0 && call.under() == Some(from)) {
+            call.params.token = Some(Int(token));
+            match &mut call.purpose {
+                Purpose::Release { token: of, .. } | Purpose::Renew { token: of, .. } => *of = token,
+                Purpose::Acquire { makes, .. } => *makes = Makes::Converted(token),
+                Purpose::Plain | Purpose::Cancel { .. } => {}
+            }
+        }
+        self.events.push_back(Event::Converted { from, token, keys });
+        if let Some(asking) = self.early_asked.remove(&token) {
+            if let Some(grant) = self.grants.get_mut(&token) {
+                grant.asked = Some(asking.clone());
+            }
+            self.events.push_back(Event::Asked(asking));
+        }
+        match self.early_losses.remove(&token) {
+            Some(cause) => self.lose(now, token, cause),
+            None => self.look_at(now, token),
+        }
+    }
+
     /// Looks at every grant, and sets the alarm for the next change of belief in the session.
     pub(super) fn look_at_all(&mut self, now: Time) {
         self.looked = self.span.state(now);
@@ -125,7 +166,7 @@ impl Engine {
         }
         grant.told = GrantState::Lost;
         grant.cause = Some(cause.clone());
-        let keys = grant.keys.clone();
+        let keys = grant.names();
         let lost = LostGrant { token, keys: keys.clone(), cause: cause.clone() };
         match grant.proving.take() {
             Some(proving) => self.tell_done(proving.call, Err(Failure::Lost(lost.clone()))),
@@ -143,6 +184,10 @@ impl Engine {
         for tag in unsent {
             self.end(tag, Err(Failure::Lost(lost.clone())));
         }
+        let converting: Vec<Tag> = self.conversions(token).collect();
+        for tag in converting {
+            self.lose_conversion(now, tag, &lost);
+        }
         let releasing =
             |call: &Call| matches!(call.purpose, Purpose::Release { token: of, .. } if of == token);
         match cause {
@@ -152,6 +197,20 @@ impl Engine {
                 self.spawn_release(now, "abandon", token, keys);
             }
             LostCause::Told { .. } | LostCause::SessionEnded | LostCause::Gone => self.remove_grant(token),
+        }
+    }
+
+    /// Whoever waits for a conversion of a lost grant is told of the loss. The request itself goes on, taken back: only its
+    /// answer says under which token the grant has to be abandoned.
+    fn lose_conversion(&mut self, now: Time, tag: Tag, lost: &LostGrant) {
+        let taken_back = self.given_up(tag);
+        let Some(call) = self.calls.get_mut(&tag) else { return };
+        if std::mem::take(&mut call.asked) {
+            self.alarms.clear(Alarm::Deadline(tag));
+            self.tell_done(tag, Err(Failure::Lost(lost.clone())));
+        }
+        if !taken_back {
+            self.take_back(now, tag);
         }
     }
 
@@ -176,7 +235,7 @@ impl Engine {
 
     pub(super) fn loss_of(&self, token: u64) -> LostGrant {
         let grant = self.grants.get(&token);
-        let keys = grant.map(|grant| grant.keys.clone()).unwrap_or_default();
+        let keys = grant.map(Grant::names).unwrap_or_default();
         let cause = grant.and_then(|grant| grant.cause.clone()).unwrap_or(LostCause::Unproven);
         LostGrant { token, keys, cause }
     }

@@ -1,6 +1,6 @@
 //! Numbers and beginnings of calls, and what must come first.
 
-use super::{Call, Engine, Failure, Purpose, Stage, keys_of};
+use super::{Call, Engine, Failure, Makes, Purpose, Stage, keys_of};
 use crate::client::lease::GrantState;
 use crate::client::message::{self, Tag};
 use crate::limits::DATAGRAM_MAX;
@@ -21,6 +21,9 @@ impl Engine {
     pub(super) fn insert(&mut self, tag: Tag, call: Call) {
         if matches!(call.purpose, Purpose::Release { .. } | Purpose::Cancel { .. }) {
             self.enders.insert(tag);
+        }
+        if call.converts().is_some() {
+            self.converting.insert(tag);
         }
         if call.behind.is_some() {
             self.blocked.insert(tag);
@@ -82,25 +85,23 @@ impl Engine {
     pub(super) fn purpose(&self, method: &str, params: &Params) -> Purpose {
         let own = params.token.filter(|_| params.holder.is_none()).map(|token| token.0);
         match (method, own) {
-            ("acquire_lock", _) => Purpose::Acquire {
-                keys: keys_of(params),
-                owner: params.owner.clone(),
-                waits: !matches!(params.wait_ms, None | Some(WaitMs(Some(Int(0))))),
-                pending: false,
-                bounded: params.max_hold_ms.is_some(),
-                cancel: None,
-            },
-            // As good as a request for a lock: it makes a grant, and must not leave one that nobody knows of.
-            ("take_over", _) => Purpose::Acquire {
-                keys: Vec::new(),
-                owner: params.owner.clone(),
-                waits: false,
-                pending: false,
-                bounded: false,
-                cancel: None,
-            },
+            // A take-over is as good as a request for a lock: it makes a grant, and must not leave one that nobody knows of.
+            ("acquire_lock" | "take_over" | "convert_lock", _) => {
+                let (makes, keys, owner) = match (method, own) {
+                    ("acquire_lock" | "take_over", _) => (Makes::New, keys_of(params), params.owner.clone()),
+                    // It asks for nothing that a release on its way could hold up: the grant has these locks.
+                    (_, None) => (Makes::Foreign, Vec::new(), None),
+                    (_, Some(token)) => {
+                        let owner = self.grants.get(&token).and_then(|grant| grant.owner.clone());
+                        (Makes::Converted(token), Vec::new(), owner)
+                    }
+                };
+                let waits = !matches!(params.wait_ms, None | Some(WaitMs(Some(Int(0)))));
+                let bounded = params.max_hold_ms.is_some();
+                Purpose::Acquire { makes, keys, owner, waits, pending: false, bounded, cancel: None }
+            }
             ("release_lock" | "abandon", Some(token)) => {
-                let keys = self.grants.get(&token).map(|grant| grant.keys.clone()).unwrap_or_default();
+                let keys = self.grants.get(&token).map(|grant| grant.names()).unwrap_or_default();
                 Purpose::Release { token, keys }
             }
             ("renew_lease", Some(token)) => {
@@ -110,19 +111,45 @@ impl Engine {
         }
     }
 
-    /// What is on its way and must come first: between datagrams there is no order, and a release that arrives after the
-    /// owner's next request for the same lock would end what that request was given.
+    /// What is on its way and must come first: between datagrams there is no order. A release that arrives after the
+    /// owner's next request for the same lock would end what that request was given; and the token to release is known
+    /// only when no conversion of the grant is open.
     pub(super) fn find_behind(&self, purpose: &Purpose) -> Option<Tag> {
-        let Purpose::Acquire { keys, owner, .. } = purpose else { return None };
-        let blocks = |call: &Call| match &call.purpose {
-            Purpose::Release { keys: leaving, .. } => leaving.iter().any(|key| keys.contains(key)),
-            Purpose::Cancel { wait } => match self.calls.get(wait).map(|wait| &wait.purpose) {
-                Some(Purpose::Acquire { owner: other, .. }) => other == owner,
-                _ => false,
-            },
-            Purpose::Plain | Purpose::Acquire { .. } | Purpose::Renew { .. } => false,
-        };
-        self.enders.iter().copied().find(|tag| self.calls.get(tag).is_some_and(blocks))
+        match purpose {
+            Purpose::Acquire { makes, keys, owner, .. } => {
+                let own = |other: &Option<String>| other == owner && *makes != Makes::Foreign;
+                let blocks = |call: &Call| match &call.purpose {
+                    Purpose::Release { keys: leaving, .. } => leaving.iter().any(|key| keys.contains(key)),
+                    Purpose::Cancel { wait } => match self.calls.get(wait).map(|wait| &wait.purpose) {
+                        Some(Purpose::Acquire { owner: other, .. }) => own(other),
+                        _ => false,
+                    },
+                    Purpose::Plain | Purpose::Acquire { .. } | Purpose::Renew { .. } => false,
+                };
+                self.enders.iter().copied().find(|tag| self.calls.get(tag).is_some_and(blocks))
+            }
+            Purpose::Release { token, .. } => self.conversions(*token).next(),
+            Purpose::Plain | Purpose::Cancel { .. } | Purpose::Renew { .. } => None,
+        }
+    }
+
+    /// Conversions of a grant that the server may have done or may still do.
+    pub(super) fn conversions(&self, token: u64) -> impl Iterator<Item = Tag> {
+        let open = move |tag: &Tag| self.calls.get(tag).is_some_and(|call| call.converts() == Some(token));
+        self.converting.iter().copied().filter(open)
+    }
+
+    /// A grant is about to be released: conversions of it are not wanted any more.
+    pub(super) fn begin_release(&mut self, now: Time, token: u64) {
+        if let Some(grant) = self.grants.get_mut(&token) {
+            grant.leaving = true;
+        }
+        let open: Vec<Tag> = self.conversions(token).collect();
+        for tag in open {
+            if !self.given_up(tag) {
+                self.give_up_call(now, tag, "its grant is being released");
+            }
+        }
     }
 
     pub(super) fn unblock(&mut self, now: Time, done: Tag) {

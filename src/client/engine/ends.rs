@@ -19,6 +19,7 @@ impl Engine {
         self.alarms.clear(Alarm::Deadline(tag));
         self.enders.remove(&tag);
         self.blocked.remove(&tag);
+        self.converting.remove(&tag);
         self.calls.remove(&tag)
     }
 

@@ -17,6 +17,10 @@
 //! What the engine sees to: each request is repeated under its id until its final answer or its deadline; a request for a
 //! lock that is given up is taken back, so that no grant is left that nobody knows of; a grant is handed out only when
 //! it is proven to live; heartbeats; and belief in grants ([`Span`]), where a loss is final and is told to the server.
+//!
+//! A conversion is a request for a lock too. What it was given takes the place of the grant that it converts, whether
+//! anybody still waits for the answer or not: the token is then another one ([`Event::Converted`]), and what was to be sent
+//! under the old one and could not yet (a release) goes out under the new one.
 
 mod answers;
 mod belief;
@@ -30,7 +34,7 @@ use crate::client::message::{self, Incoming, OpenedShown, Tag};
 use crate::client::timers::Timers;
 use crate::identity::{Nonce, SessionId};
 use crate::time::Time;
-use crate::wire::{ErrorShown, Int, KeyAsk, Params, Pending};
+use crate::wire::{ErrorShown, Int, KeyAsk, KeyShown, Params, Pending};
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -121,6 +125,15 @@ pub enum Event {
         /// What it is now.
         state: GrantState,
     },
+    /// A grant was converted: it is held in other modes now, and after an upgrade under another token.
+    Converted {
+        /// The grant as it was known before.
+        from: u64,
+        /// As it is known now.
+        token: u64,
+        /// Its locks.
+        keys: Vec<KeyShown>,
+    },
     /// A grant's own lease changed.
     Lease {
         /// The grant.
@@ -166,7 +179,7 @@ pub struct Granted {
     /// The token.
     pub token: u64,
     /// The locks.
-    pub keys: Vec<String>,
+    pub keys: Vec<KeyShown>,
     /// What its own lease allows.
     pub span: Span,
     /// What the bound on its tenure allows.
@@ -249,6 +262,8 @@ pub struct Engine {
     /// Of these: what ends a grant or a wait, and what must not be sent before such a one is answered.
     enders: BTreeSet<Tag>,
     blocked: BTreeSet<Tag>,
+    /// And what converts a grant.
+    converting: BTreeSet<Tag>,
     /// Waits whose answers have arrived and that no answered request has named yet.
     got: BTreeSet<u64>,
     grants: BTreeMap<u64, Grant>,
@@ -324,7 +339,9 @@ struct Call {
 #[derive(Debug)]
 enum Purpose {
     Plain,
+    /// Asks for a grant, or for other modes of one.
     Acquire {
+        makes: Makes,
         keys: Vec<String>,
         owner: Option<String>,
         waits: bool,
@@ -348,10 +365,23 @@ enum Purpose {
     },
 }
 
+/// What a request for a lock makes, if it is granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Makes {
+    /// A grant of this session.
+    New,
+    /// That grant of this session, converted.
+    Converted(u64),
+    /// Something of another session: nothing to keep here.
+    Foreign,
+}
+
 /// A grant of this session.
 #[derive(Debug)]
 struct Grant {
-    keys: Vec<String>,
+    keys: Vec<KeyShown>,
+    /// Who asked for it.
+    owner: Option<String>,
     op: u64,
     /// What its own lease allows.
     lease: Span,
@@ -396,6 +426,7 @@ impl Engine {
             calls: BTreeMap::new(),
             enders: BTreeSet::new(),
             blocked: BTreeSet::new(),
+            converting: BTreeSet::new(),
             got: BTreeSet::new(),
             grants: BTreeMap::new(),
             proving: BTreeSet::new(),
@@ -447,10 +478,8 @@ impl Engine {
             return CallId(tag);
         }
         let purpose = self.purpose(method, &params);
-        if let Purpose::Release { token, .. } = &purpose
-            && let Some(grant) = self.grants.get_mut(token)
-        {
-            grant.leaving = true;
+        if let Purpose::Release { token, .. } = &purpose {
+            self.begin_release(now, *token);
         }
         let behind = self.find_behind(&purpose);
         let mut call = Call::new(method, params, purpose, true);
@@ -667,6 +696,14 @@ impl Call {
         }
     }
 
+    /// The grant that it converts, if it does.
+    fn converts(&self) -> Option<u64> {
+        match self.purpose {
+            Purpose::Acquire { makes: Makes::Converted(token), .. } => Some(token),
+            _ => None,
+        }
+    }
+
     /// The token of this session that it acts under, if it does.
     fn under(&self) -> Option<u64> {
         self.params.token.filter(|_| self.params.holder.is_none()).map(|token| token.0)
@@ -700,6 +737,12 @@ fn is_logged(method: &str) -> bool {
 /// Whether a method that is not logged asks on behalf of the session.
 fn needs_session(method: &str, params: &Params) -> bool {
     params.token.is_some() || matches!(method, "heartbeat" | "close_session")
+}
+
+impl Grant {
+    fn names(&self) -> Vec<String> {
+        self.keys.iter().map(|lock| lock.key.clone()).collect()
+    }
 }
 
 /// The locks that a request asks for.

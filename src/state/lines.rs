@@ -1,0 +1,307 @@
+//! Lines: who is granted a lock next.
+//!
+//! Each lock has one line, in the order of arrival. A wait is *open* in a line if its mode goes with all holders and all
+//! earlier waits of that line, as though these held too. So nobody is overtaken by somebody in whose way he stands, and
+//! the open waits are the beginning of the line: behind the first that does not fit, nobody fits. A wait is granted the
+//! moment it is open in the lines of all its locks. Waits that convert a grant stand before the line, among themselves in
+//! the order of arrival, and the line treats them as though they had what they ask for.
+//!
+//! What is open is counted, not searched: each lock knows how many waits of its line are open and what they and the
+//! holders take, each wait in how many lines it is not open yet. Letting go costs what it hands over.
+//!
+//! Invariants, between commands: `open` is as large as the rule allows, except for locks in `unserved`; a wait in line is
+//! not open in at least one of its lines; nobody holds or waits for a lock without an entry, and no entry is without a
+//! holder, a wait or a lock-delay.
+
+use super::taken::Taken;
+use super::{Due, State};
+use crate::command::Mode;
+use crate::identity::{Op, Token};
+use crate::limits::SWEEP_MAX;
+use crate::name::Name;
+use crate::outcome::{Effect, Reason};
+use crate::time::Time;
+use std::collections::VecDeque;
+
+/// A lock that is held, waited for or closed.
+#[derive(Debug, Default)]
+pub(super) struct Lock {
+    /// Its holders, in the order of their tokens.
+    pub(super) holders: Vec<Token>,
+    /// Waits that convert a grant of it, in the order of their arrival.
+    pub(super) converting: Vec<Op>,
+    /// Its line: all other waits, in the order of their arrival.
+    pub(super) line: VecDeque<Op>,
+    /// How many waits at the head of the line are open here.
+    pub(super) open: usize,
+    /// What the holders take.
+    pub(super) held: Taken,
+    /// What holders, conversions and open waits take together.
+    pub(super) taken: Taken,
+    /// How many waits and conversions ask for slots.
+    pub(super) slot_waits: u32,
+    /// Until when it is closed for the lock-delay of its last tenure, if it is.
+    pub(super) closed_until: Option<Time>,
+}
+
+impl Lock {
+    /// How many wait for it.
+    pub(super) fn queue_len(&self) -> usize {
+        self.converting.len() + self.line.len()
+    }
+
+    /// Whether a newcomer behind the line would be open here.
+    pub(super) fn is_open(&self, mode: Mode) -> bool {
+        self.closed_until.is_none() && self.open == self.line.len() && self.taken.admits(mode)
+    }
+
+    fn leaves_no_trace(&self) -> bool {
+        self.holders.is_empty()
+            && self.converting.is_empty()
+            && self.line.is_empty()
+            && self.closed_until.is_none()
+    }
+}
+
+impl State {
+    /// Says that something of a lock was let go: its line is served before the command ends.
+    pub(super) fn changed(&mut self, key: &Name) {
+        self.unserved.insert(key.clone());
+    }
+
+    /// Serves the lines on which something was let go, at most [`SWEEP_MAX`] waits of them, so that applying a command
+    /// never takes long. What is left is served by the next commands; a tick comes at once.
+    pub(super) fn serve(&mut self, effects: &mut Vec<Effect>) {
+        let mut left = SWEEP_MAX;
+        while let Some(key) = self.unserved.first().cloned() {
+            if !self.serve_lock(&key, &mut left, effects) {
+                return;
+            }
+            self.unserved.remove(&key);
+            if self.locks.get(&key).is_some_and(Lock::leaves_no_trace) {
+                self.locks.remove(&key);
+            }
+        }
+    }
+
+    /// Serves one line. False if there is more than may be done now.
+    fn serve_lock(&mut self, key: &Name, left: &mut usize, effects: &mut Vec<Effect>) -> bool {
+        if !self.sweep_lock(key, left, effects) {
+            return false;
+        }
+        let Some(lock) = self.locks.get(key) else { return true };
+        if lock.closed_until.is_some() {
+            return true;
+        }
+        let mut next = 0;
+        while let Some(&op) = self.locks[key].converting.get(next) {
+            if !self.conversion_is_open(op) {
+                next += 1;
+                continue;
+            }
+            if *left == 0 {
+                return false;
+            }
+            *left -= 1;
+            self.convert_wait(op, effects);
+        }
+        loop {
+            let Some(lock) = self.locks.get_mut(key) else { return true };
+            let Some(&op) = lock.line.get(lock.open) else { return true };
+            let wait = self.waits.get_mut(&op).expect("who stands in line waits");
+            let mode = wait.mode_of(key);
+            if !lock.taken.admits(mode) {
+                return true;
+            }
+            if *left == 0 {
+                return false;
+            }
+            *left -= 1;
+            lock.taken.add(mode);
+            lock.open += 1;
+            wait.closed -= 1;
+            if wait.closed > 0 {
+                continue;
+            }
+            if self.wait_lives(&self.waits[&op], self.head.at) {
+                self.grant_wait(op, effects);
+            } else {
+                self.give_up(op, effects);
+            }
+        }
+    }
+
+    /// Whether anything may be past its time, or of an ended session, and not yet cleaned up.
+    pub(super) fn may_be_dead(&self) -> bool {
+        !self.leaving.is_empty() || self.due.first().is_some_and(|(time, _)| *time <= self.head.at)
+    }
+
+    /// Cleans a lock of holders and waits that are gone, and of a lock-delay that is over. False if there is more than may
+    /// be done now. Nothing is served.
+    pub(super) fn sweep_lock(&mut self, key: &Name, left: &mut usize, effects: &mut Vec<Effect>) -> bool {
+        if !self.may_be_dead() {
+            return true;
+        }
+        let now = self.head.at;
+        let Some(lock) = self.locks.get(key) else { return true };
+        let closed_until = lock.closed_until.filter(|until| *until <= now);
+        let dead = |op: &&Op| !self.wait_lives(&self.waits[*op], now);
+        let holders: Vec<Token> = lock
+            .holders
+            .iter()
+            .filter(|token| self.live_grant(**token, now).is_none())
+            .take(*left)
+            .copied()
+            .collect();
+        *left -= holders.len();
+        let waits: Vec<Op> =
+            lock.converting.iter().chain(&lock.line).filter(dead).take(*left).copied().collect();
+        *left -= waits.len();
+        if let Some(until) = closed_until {
+            self.due.remove(&(until, Due::LockDelay(key.clone())));
+            self.reopen(key);
+        }
+        // Waits first: a conversion that is gone must not be told that its grant was.
+        for op in waits {
+            if self.waits.contains_key(&op) {
+                self.give_up(op, effects);
+            }
+        }
+        for token in holders {
+            if self.grants.contains_key(&token) {
+                self.end_or_expire(token, effects);
+            }
+        }
+        *left > 0
+    }
+
+    /// Cleans these locks of what is gone, and serves their lines.
+    pub(super) fn clear(&mut self, keys: impl Iterator<Item = Name>, effects: &mut Vec<Effect>) {
+        if self.may_be_dead() {
+            let mut left = SWEEP_MAX;
+            for key in keys {
+                self.sweep_lock(&key, &mut left, effects);
+            }
+        }
+        self.serve(effects);
+    }
+
+    /// Puts a grant's hold on one of its locks.
+    pub(super) fn hold(&mut self, key: &Name, mode: Mode, token: Token) {
+        let lock = self.locks.entry(key.clone()).or_default();
+        assert!(lock.held.admits(mode), "lock {key:?} would be held by two who exclude each other");
+        lock.held.add(mode);
+        lock.holders.reserve_exact(1);
+        lock.holders.push(token);
+        if mode == Mode::Exclusive {
+            self.key_held(key);
+        }
+    }
+
+    /// Takes a grant's hold from one of its locks.
+    pub(super) fn let_go(&mut self, key: &Name, mode: Mode, token: Token) {
+        let lock = self.locks.get_mut(key).expect("a held lock has an entry");
+        let place = lock.holders.binary_search(&token).expect("a grant holds each of its locks");
+        lock.holders.remove(place);
+        lock.held.remove(mode);
+        lock.taken.remove(mode);
+        if mode == Mode::Exclusive {
+            self.key_freed(key);
+        }
+        self.changed(key);
+    }
+
+    /// Puts a wait at the end of a line; gives whether it is open there.
+    pub(super) fn join(&mut self, key: &Name, mode: Mode, op: Op) -> bool {
+        let lock = self.locks.entry(key.clone()).or_default();
+        let open = lock.is_open(mode);
+        lock.line.push_back(op);
+        lock.slot_waits += u32::from(is_slot(mode));
+        if open {
+            lock.open += 1;
+            lock.taken.add(mode);
+        }
+        open
+    }
+
+    /// Takes a wait out of a line. What it stood in the way of is served before the command ends.
+    pub(super) fn leave(&mut self, key: &Name, mode: Mode, op: Op) {
+        let lock = self.locks.get_mut(key).expect("a lock that is waited for has an entry");
+        let place = lock.line.binary_search(&op).expect("a wait stands in the line of each of its locks");
+        lock.line.remove(place);
+        lock.slot_waits -= u32::from(is_slot(mode));
+        if place < lock.open {
+            lock.open -= 1;
+            lock.taken.remove(mode);
+        }
+        if place <= lock.open {
+            self.changed(key);
+        }
+    }
+
+    /// Makes the wait at `place` of an open line a holder: what is taken stays as it is.
+    pub(super) fn step_in(&mut self, key: &Name, mode: Mode, op: Op, token: Token) {
+        let lock = self.locks.get_mut(key).expect("a lock that is waited for has an entry");
+        let place = lock.line.binary_search(&op).expect("a wait stands in the line of each of its locks");
+        assert!(place < lock.open, "a wait would be granted lock {key:?}, where it is not open");
+        lock.line.remove(place);
+        lock.open -= 1;
+        lock.slot_waits -= u32::from(is_slot(mode));
+        self.hold(key, mode, token);
+    }
+
+    /// Counts anew what is open in a line in which something new stands in the way. Nobody new becomes open.
+    pub(super) fn recount(&mut self, key: &Name) {
+        let Some(lock) = self.locks.get_mut(key) else { return };
+        let mut taken = lock.held;
+        for op in &lock.converting {
+            taken.add(self.waits[op].mode_of(key));
+        }
+        let (was, mut open) = (lock.open, 0);
+        while lock.closed_until.is_none() && open < was {
+            let mode = self.waits[&lock.line[open]].mode_of(key);
+            if !taken.admits(mode) {
+                break;
+            }
+            taken.add(mode);
+            open += 1;
+        }
+        (lock.open, lock.taken) = (open, taken);
+        for op in lock.line.iter().take(was).skip(open) {
+            self.waits.get_mut(op).expect("who stands in line waits").closed += 1;
+        }
+    }
+
+    /// Closes a lock for the lock-delay of a tenure that did not end with a release.
+    pub(super) fn close(&mut self, key: &Name, delay_ms: u64) {
+        let until = self.head.at.after_ms(delay_ms);
+        let lock = self.locks.entry(key.clone()).or_default();
+        let before = lock.closed_until;
+        if before.is_some_and(|before| before >= until) {
+            return;
+        }
+        lock.closed_until = Some(until);
+        if let Some(before) = before {
+            self.due.remove(&(before, Due::LockDelay(key.clone())));
+        }
+        self.due.insert((until, Due::LockDelay(key.clone())));
+        self.recount(key);
+    }
+
+    /// Ends a lock-delay whose deadline the caller has taken off.
+    pub(super) fn reopen(&mut self, key: &Name) {
+        if let Some(lock) = self.locks.get_mut(key) {
+            lock.closed_until = None;
+            self.changed(key);
+        }
+    }
+
+    /// Dismisses the conversion of a grant that ends.
+    pub(super) fn grant_ended(&mut self, op: Op, effects: &mut Vec<Effect>) {
+        self.dismiss(op, Reason::GrantEnded, effects);
+    }
+}
+
+pub(super) fn is_slot(mode: Mode) -> bool {
+    matches!(mode, Mode::Slot { .. })
+}
