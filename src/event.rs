@@ -113,6 +113,7 @@ pub fn requested(state: &State, session: Option<SessionId>, method: &Method) -> 
         Method::Prefix { page, .. } => format!("prefix {:?}", page.prefix),
         Method::ReadFile { file, offset, .. } => format!("read_file {file:?} from {offset}"),
         Method::FileInfo { file, .. } => format!("file_info {file:?}"),
+        Method::Watch { ask } => format!("watch {:?}", ask.prefix),
     };
     match session {
         Some(session) => format!("{}, {what}", client(state, session)),

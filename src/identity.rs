@@ -7,6 +7,40 @@ use std::str::FromStr;
 /// The number of a command in the log, from 1. Also the version of a key that the command changed.
 pub type Op = u64;
 
+/// A place in the order of events: behind those of all commands before `op`, and behind the first `seen` of `op` itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The command.
+    pub op: Op,
+    /// How many of its events lie behind.
+    pub seen: u64,
+}
+
+impl Position {
+    /// Behind everything that a command did.
+    pub const fn behind(op: Op) -> Position {
+        Position { op: op + 1, seen: 0 }
+    }
+}
+
+impl fmt::Display for Position {
+    /// As in `17.0`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.op, self.seen)
+    }
+}
+
+impl FromStr for Position {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |digits: &str| digits.parse().ok().filter(|number| *number <= INTEGER_MAX + 1);
+        text.split_once('.')
+            .and_then(|(op, seen)| Some(Position { op: number(op)?, seen: number(seen)? }))
+            .ok_or_else(|| format!("{text:?} is no position"))
+    }
+}
+
 /// The number that marks one grant: greater than that of every earlier grant of this server.
 pub type Token = u64;
 

@@ -239,6 +239,11 @@ pub enum Detail {
         /// The version.
         version: u64,
     },
+    /// How far back the history goes.
+    Compacted {
+        /// The oldest op after which all events are kept.
+        oldest: u64,
+    },
 }
 
 /// An owner in a cycle of owners that wait for each other.

@@ -50,6 +50,18 @@ pub const DEADLOCK_STEPS_MAX: usize = 50_000;
 /// Bytes of the reason for a break or for asking a holder to let go.
 pub const REASON_MAX: usize = 256;
 
+/// Longest time that a `watch` waits for something to happen, in milliseconds: 60 s.
+pub const WATCH_WAIT_MAX_MS: u64 = 60_000;
+
+/// Watches that wait, of all clients.
+pub const WATCHES_MAX: usize = 4_096;
+
+/// Watches that wait, of one address.
+pub const ADDRESS_WATCHES_MAX: usize = 256;
+
+/// Events that are looked at for one reply to a `watch`: the client goes on behind them.
+pub const WATCH_SCAN_MAX: usize = 10_000;
+
 /// Losses that a session remembers for its client.
 pub const LOSSES_KEPT: usize = 64;
 

@@ -373,6 +373,7 @@ impl Outcome {
                         | Detail::Version { .. }
                         | Detail::Waits { .. }
                         | Detail::Slots { .. }
+                        | Detail::Compacted { .. }
                         | Detail::Cookie { .. } => 32,
                     }
             }

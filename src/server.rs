@@ -480,6 +480,7 @@ impl Server {
     fn stop(mut self) -> Result<(), String> {
         let asked = self.stopping.unwrap_or_else(Instant::now);
         self.node.drain();
+        self.send()?;
         while !self.node.is_idle() && asked.elapsed() < STOP_PATIENCE {
             self.turn(true)?;
         }

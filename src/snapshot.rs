@@ -9,7 +9,7 @@
 //!   {"client":1,...},                             one element a line, in the order of `Parts`
 //!   {"client":2,...}
 //!   ],
-//!   "grants":[], "delays":[], "waits":[], "unserved":[], "keys":[], "files":[],   (each on lines of its own, as above)
+//!   "grants":[], "delays":[], "waits":[], "unserved":[], "keys":[], "files":[], "history":[],   (as above)
 //!   "redo":[                                      work for the disk that may not be safe in the files yet
 //!   {"op":16,"file":"log","generation":16,"act":{"write":{"offset":0,"data_b64":"aGk="}}}
 //!   ],
@@ -24,7 +24,7 @@ use crate::limits::VALUE_DEPTH_MAX;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
 use crate::state::{
-    DelayPart, FilePart, GrantPart, Head, KeyPart, Parts, SessionPart, UnservedPart, WaitPart,
+    DelayPart, FilePart, GrantPart, Head, KeyPart, Parts, SessionPart, UnservedPart, WaitPart, WatchEvent,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -84,7 +84,7 @@ impl fmt::Display for Fault {
 /// # Errors
 /// Those of `out`.
 pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
-    let Parts { head, sessions, grants, delays, waits, unserved, keys, files } = &snapshot.parts;
+    let Parts { head, sessions, grants, delays, waits, unserved, keys, files, history } = &snapshot.parts;
     let mut out = Summed { out, crc: 0 };
     writeln!(out, "{{\"format\":{FORMAT},")?;
     writeln!(out, "\"server\":\"{}\",", snapshot.server)?;
@@ -99,6 +99,7 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
     section(&mut out, "unserved", unserved)?;
     section(&mut out, "keys", keys)?;
     section(&mut out, "files", files)?;
+    section(&mut out, "history", history)?;
     section(&mut out, "redo", &snapshot.redo.iter().map(Redo::from).collect::<Vec<_>>())?;
     let crc = out.crc;
     out.write_all(&last_line(crc))
@@ -146,17 +147,14 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
         unserved,
         keys,
         files,
+        history,
         redo,
         crc32c: _,
     } = document;
     let redo =
         redo.into_iter().map(FileEffect::try_from).collect::<Result<_, _>>().map_err(Fault::Damaged)?;
-    Ok(Snapshot {
-        server,
-        clean,
-        parts: Parts { head, sessions, grants, delays, waits, unserved, keys, files },
-        redo,
-    })
+    let parts = Parts { head, sessions, grants, delays, waits, unserved, keys, files, history };
+    Ok(Snapshot { server, clean, parts, redo })
 }
 
 /// The version on the first line.
@@ -227,6 +225,7 @@ struct Document {
     unserved: Vec<UnservedPart>,
     keys: Vec<KeyPart>,
     files: Vec<FilePart>,
+    history: Vec<WatchEvent>,
     redo: Vec<Redo>,
     #[expect(dead_code, reason = "its bytes were checked before they were parsed")]
     crc32c: String,
@@ -394,7 +393,7 @@ mod tests {
     use crate::identity::{Nonce, SessionId};
     use crate::limits::Limits;
     use crate::outcome::{Asked, Offer, Outcome};
-    use crate::state::ReplyPart;
+    use crate::state::{ReplyPart, What};
     use crate::time::Time;
     use std::sync::Arc;
 
@@ -417,6 +416,7 @@ mod tests {
             durability: Durability::Sync,
             limits: Limits::default(),
             unchecked_waits: 0,
+            history_after: 11,
         };
         let session = SessionPart {
             client: 1,
@@ -464,6 +464,7 @@ mod tests {
             bound: (i == 2).then_some(1),
         });
         let file = FilePart { file: name("logs/f"), generation: 13, length: 2, checksum: 7, fault: None };
+        let set = WatchEvent { op: 12, name: name("k0"), what: What::KeySet { version: 12 } };
         let act = FileAct::Write { offset: 0, data: Arc::from(&b"\xff\0"[..]) };
         let effects = [act, FileAct::Delete, FileAct::Rotate { to: name("g") }].map(|act| FileEffect {
             op: 13,
@@ -483,6 +484,7 @@ mod tests {
                 unserved: vec![],
                 keys: keys.collect(),
                 files: vec![file],
+                history: vec![set],
             },
             redo: effects.to_vec(),
         }

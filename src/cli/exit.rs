@@ -82,6 +82,7 @@ impl From<Error> for Failure {
             Error::Unreachable { .. } | Error::Io(_) => UNREACHABLE,
             Error::Invalid(_) => USAGE,
             Error::Protocol { .. } | Error::Closed => INTERNAL,
+            Error::Compacted { .. } => REFUSED,
             Error::Refused { .. } => error.kind().map_or(REFUSED, refused),
             // The library may learn more errors than this program knows.
             _ => REFUSED,

@@ -21,6 +21,7 @@ mod sessions;
 mod shell;
 mod state;
 mod status;
+mod watch;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -111,6 +112,8 @@ enum Command {
     Range(keys::Range),
     /// List the keys that begin alike.
     Prefix(keys::Prefix),
+    /// Print what happens to the keys, locks and files that begin alike, as it happens.
+    Watch(watch::Watch),
     /// Append to a file under its lock, whole and once; print where.
     Append(files::Append),
     /// Print a file, as bytes.
@@ -167,6 +170,7 @@ fn run(cli: Cli) -> exit::Result<()> {
         Command::Delete(args) => keys::delete(&context, args),
         Command::Range(args) => keys::range(&context, args),
         Command::Prefix(args) => keys::prefix(&context, args),
+        Command::Watch(args) => watch::watch(&context, args),
         Command::Append(args) => files::append(&context, args),
         Command::Cat(args) => files::cat(&context, args),
         Command::Files(args) => files::files(&context, args),

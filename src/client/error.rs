@@ -77,6 +77,14 @@ pub enum Error {
         /// What was not understood.
         message: String,
     },
+    /// What a watch was to tell is not in the server's history any more, or the server's log has not come so far. Nothing
+    /// changed. Read anew what is there, and watch from the `op` of that.
+    Compacted {
+        /// The oldest op after which the server has all events.
+        oldest: u64,
+        /// The sentence for a person.
+        message: String,
+    },
     /// The client was closed or detached. Nothing was sent and nothing changed.
     Closed,
     /// The socket failed at its making, or the address could not be resolved. Nothing was sent and nothing changed.
@@ -90,6 +98,7 @@ impl Error {
             Error::Refused { kind, .. } => Kind::ALL.into_iter().find(|known| known.as_str() == kind),
             Error::AlreadyHeld { .. } => Some(Kind::AlreadyHeld),
             Error::Deadlock { .. } => Some(Kind::Deadlock),
+            Error::Compacted { .. } => Some(Kind::Compacted),
             _ => None,
         }
     }
@@ -125,6 +134,9 @@ impl fmt::Display for Error {
             Error::Invalid(what) => f.write_str(what),
             Error::Protocol { method, message } => {
                 write!(f, "the answer to {method} was not understood: {message}")
+            }
+            Error::Compacted { oldest, message } => {
+                write!(f, "{message} (compacted; the history begins behind op {oldest})")
             }
             Error::Closed => f.write_str("the client is closed"),
             Error::Io(error) => write!(f, "{error}"),

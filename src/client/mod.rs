@@ -34,6 +34,7 @@ mod tenure;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod watch;
 
 pub use crate::command::Mode;
 pub use blocked::Blocked;
@@ -43,6 +44,7 @@ pub use guard::{Attempt, Guard, LockRequest};
 pub use handover::{Asking, Offer, TakeOver};
 pub use keys::{Entry, Fence, FileChunk, Pages};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
+pub use watch::Watch;
 
 use crate::identity::{Nonce, SessionId};
 use crate::wire::{KeyAsk, Params, Pending};

@@ -78,6 +78,10 @@ impl Assemblies {
         self.under_way[&place.key].sealed
     }
 
+    pub(super) fn is_batch(&self, place: Place) -> bool {
+        self.under_way[&place.key].batch
+    }
+
     pub(super) fn await_log(&mut self, place: Place) {
         self.at(place).slots[place.index] = Slot::Log;
     }

@@ -23,6 +23,7 @@ mod answers;
 mod assembly;
 mod reads;
 mod telling;
+mod watches;
 
 use crate::command::{Call, Command, Durability, EndReason, Entry, Request};
 use crate::datagram::{self, Dropped};
@@ -43,6 +44,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use telling::Tellings;
+use watches::Watches;
 
 /// Batches handed to the log and not yet committed: one being synced, one behind it.
 const BATCHES_IN_FLIGHT: usize = 2;
@@ -203,6 +205,7 @@ pub struct Node {
     peers: HashMap<SessionId, Peer>,
     assemblies: Assemblies,
     tellings: Tellings,
+    watches: Watches,
     file_tags: HashMap<u64, FileTag>,
     last_file_tag: u64,
     /// How many session ids were drawn.
@@ -254,6 +257,7 @@ impl Node {
             peers: HashMap::new(),
             assemblies: Assemblies::default(),
             tellings: Tellings::default(),
+            watches: Watches::default(),
             file_tags: HashMap::new(),
             last_file_tag: 0,
             last_draw: 0,
@@ -290,9 +294,11 @@ impl Node {
         !self.submitted.is_empty()
     }
 
-    /// From here on, what would change the state is refused with `draining`; what is on its way is finished.
+    /// From here on, what would change the state is refused with `draining`; what is on its way is finished, and watches that
+    /// wait are answered.
     pub fn drain(&mut self) {
         self.draining = true;
+        self.answer_all_watches();
     }
 
     /// Says how much room the log's disk has. What was gathered and has no room any more is refused for now, batches
@@ -411,6 +417,7 @@ impl Node {
             for line in event.iter().flat_map(|event| event.lines(&self.state, &outcome, &effects)) {
                 log::debug!(target: event::TARGET, "{line}");
             }
+            self.wake_watches(op);
             self.count("commands");
             if let Command::NewTerm { .. } = entry.command {
                 self.serving = true;
@@ -427,6 +434,7 @@ impl Node {
             }
             self.answer(now, tag, outcome);
         }
+        self.answer_woken_watches();
     }
 
     /// Takes in that time has passed: ends sessions whose lease ran out, resends what was not heard, lets what is due in
@@ -445,6 +453,7 @@ impl Node {
         while let Some((session, id)) = self.tellings.pop_due(now) {
             self.tell(now, session, id);
         }
+        self.answer_due_watches(now);
     }
 
     /// Takes in what was read for [`FileWork::Read`]; an error is a sentence.
@@ -552,7 +561,7 @@ impl Node {
         let due = self.state.next_due().filter(|_| may_tick);
         let quiet = (may_tick && self.state.has_deadlines()).then(|| self.last_at.after_ms(TICK_MS));
         let lapse = self.leases.next_look().filter(|_| self.room != Room::Full);
-        [lapse, due, quiet, self.tellings.next()].into_iter().flatten().min()
+        [lapse, due, quiet, self.tellings.next(), self.watches.next_due()].into_iter().flatten().min()
     }
 
     /// Takes a sign of life and what else a request says beside what it asks.

@@ -145,6 +145,7 @@ impl Node {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(()) => self.read_file(place, &file, offset, limit),
             },
+            Method::Watch { ask } => self.watch(now, place, ask),
             Method::Logged { .. }
             | Method::RepairFile { .. }
             | Method::OpenSession { .. }
@@ -155,11 +156,11 @@ impl Node {
         self.finish(place.key);
     }
 
-    fn reply<T: Serialize>(&mut self, place: Place, result: &T) {
+    pub(super) fn reply<T: Serialize>(&mut self, place: Place, result: &T) {
         self.resolve_with(place, |out, id| encode_result(out, id, result));
     }
 
-    fn refuse(&mut self, place: Place, refusal: &Refusal) {
+    pub(super) fn refuse(&mut self, place: Place, refusal: &Refusal) {
         self.resolve_with(place, |out, id| encode_error(out, id, refusal));
     }
 
@@ -269,6 +270,10 @@ impl Node {
         let mut counts: BTreeMap<String, u64> =
             self.state.counts().iter().map(|(name, value)| owned(name, value)).collect();
         counts.extend(self.counts.iter().map(|(name, value)| owned(name, value)));
+        let (events, bytes) = self.state.history_size();
+        counts.insert("history_events".into(), events);
+        counts.insert("history_bytes".into(), bytes);
+        counts.insert("watches".into(), self.watches.len() as u64);
         counts.extend(self.gauges.iter().map(|(name, value)| owned(name, value)));
         let limits = serde_json::to_value(&head.limits).ok();
         let limits = limits.and_then(|limits| serde_json::from_value(limits).ok()).unwrap_or_default();
@@ -515,6 +520,6 @@ fn fill<T: Serialize>(items: impl Iterator<Item = (String, T)>, ask: &PageAsk, o
 }
 
 /// How many bytes something takes as JSON.
-fn json_len<T: Serialize>(value: &T) -> usize {
+pub(super) fn json_len<T: Serialize>(value: &T) -> usize {
     serde_json::to_vec(value).map_or(REPLY_PAGE, |bytes| bytes.len())
 }

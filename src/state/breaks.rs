@@ -18,7 +18,7 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         self.still_live(token)?;
         self.lose_grant(token, LossReason::Broken, reason.into(), effects);
-        self.end_grant(token, effects);
+        self.end_grant(token, LossReason::Broken.into(), effects);
         Ok(Outcome::Broken { op: self.head.op })
     }
 

@@ -60,11 +60,14 @@ impl State {
         let held = &self.grants[&token];
         if asks.iter().all(|ask| weaker(ask.mode, held.mode_of(&ask.key))) {
             self.change_modes(token, &asks);
+            self.record_conversion(token, token, &asks);
             return Ok(self.converted(token, asks.is_empty()));
         }
         if asks.iter().all(|ask| self.admits_conversion(token, ask, None)) {
             self.change_modes(token, &asks);
-            let token = self.retoken(token, |_| {});
+            let before = token;
+            let token = self.retoken(before, |_| {});
+            self.record_conversion(before, token, &asks);
             return Ok(self.converted(token, false));
         }
         let deadline = match patience {
@@ -109,9 +112,10 @@ impl State {
     /// Does a conversion that has waited.
     pub(super) fn convert_wait(&mut self, op: Op, effects: &mut Vec<Effect>) {
         let wait = self.leave_line(op);
-        let token = wait.converts.expect("it converts a grant");
-        self.change_modes(token, &wait.asks);
-        let token = self.retoken(token, |_| {});
+        let before = wait.converts.expect("it converts a grant");
+        self.change_modes(before, &wait.asks);
+        let token = self.retoken(before, |_| {});
+        self.record_conversion(before, token, &wait.asks);
         let outcome = self.converted(token, false);
         self.settle(&wait, outcome, effects);
     }

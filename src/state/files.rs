@@ -1,6 +1,6 @@
 //! Files: what the log says of them. The disk is only their image (`crate::image`).
 
-use super::State;
+use super::{State, What};
 use crate::identity::Op;
 use crate::kind::{Detail, Kind, Refusal};
 use crate::name::Name;
@@ -93,19 +93,20 @@ impl State {
         let offset = file.length;
         file.length += data.len() as u64;
         file.checksum = crc32c::crc32c_append(file.checksum, data);
-        let outcome = Outcome::Appended { offset, length: file.length, staged: false };
-        let generation = file.generation;
+        let (generation, length) = (file.generation, file.length);
+        self.record(name, What::FileAppended { generation, offset, length });
         effects.push(Effect::File(FileEffect {
             op,
             file: name.clone(),
             generation,
             act: FileAct::Write { offset, data: data.clone() },
         }));
-        Ok(outcome)
+        Ok(Outcome::Appended { offset, length, staged: false })
     }
 
     pub(super) fn delete_file(&mut self, name: &Name, effects: &mut Vec<Effect>) -> Result<Outcome, Refusal> {
         let file = self.files.remove(name).ok_or_else(|| not_found(name))?;
+        self.record(name, What::FileDeleted { generation: file.generation });
         self.file_effect(name, file.generation, FileAct::Delete, effects);
         Ok(Outcome::FileChanged { length: 0, generation: file.generation })
     }
@@ -129,6 +130,7 @@ impl State {
         self.may_create(to)?;
         let file = self.files.remove(name).expect("it was found");
         let generation = file.generation;
+        self.record(name, What::FileRotated { generation, to: to.clone() });
         self.file_effect(name, generation, FileAct::Rotate { to: to.clone() }, effects);
         self.files.insert(to.clone(), file);
         Ok(Outcome::FileChanged { length: 0, generation })
@@ -164,6 +166,7 @@ impl State {
         file.length = length;
         file.checksum = checksum;
         file.fault = None;
+        self.record(name, What::FileRepaired { generation, length });
         self.file_effect(name, generation, FileAct::Repair { length, checksum }, effects);
         Ok(Outcome::FileChanged { length, generation })
     }
@@ -172,6 +175,7 @@ impl State {
         match self.files.get_mut(name) {
             Some(file) if file.generation == generation && file.fault.is_none() => {
                 file.fault = Some(reason.to_owned());
+                self.record(name, What::FileFault { generation, reason: reason.into() });
                 Outcome::Done
             }
             Some(_) | None => Outcome::Void,

@@ -2,7 +2,7 @@
 
 use super::locks::{Wanted, own_terms, shared_text};
 use super::waits::mode_of;
-use super::{Due, State, not_holder};
+use super::{Due, GrantEnd, State, not_holder};
 use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
@@ -154,6 +154,7 @@ impl State {
         session.grants.insert(token);
         let outcome = self.granted(token, &grant, false);
         self.grants.insert(token, grant);
+        self.record_grant(token);
         (token, outcome)
     }
 
@@ -173,7 +174,7 @@ impl State {
         if self.sessions[&self.grants[&token].session].is_live() {
             self.expire_grant(token, effects);
         } else {
-            self.end_grant(token, effects);
+            self.end_grant(token, GrantEnd::SessionExpired, effects);
         }
     }
 
@@ -186,7 +187,7 @@ impl State {
             _ => Arc::default(),
         };
         self.lose_grant(token, reason, note, effects);
-        self.end_grant(token, effects);
+        self.end_grant(token, reason.into(), effects);
     }
 
     /// Tells the session of a grant that it loses it, and remembers that for its client. The caller ends the grant.
@@ -209,7 +210,8 @@ impl State {
     }
 
     /// Ends a grant in any way but a release: its locks stay closed for its lock-delay, and are then handed on.
-    pub(super) fn end_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
+    pub(super) fn end_grant(&mut self, token: Token, why: GrantEnd, effects: &mut Vec<Effect>) {
+        self.record_end(token, Some(why));
         let grant = self.take_grant(token, effects);
         if grant.terms.lock_delay_ms > 0 {
             for ask in &grant.asks {
@@ -277,6 +279,7 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
+        self.record_end(token, None);
         self.take_grant(token, effects);
         Ok(Outcome::Released { op: self.head.op, writes: 0 })
     }
@@ -289,7 +292,7 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
-        self.end_grant(token, effects);
+        self.end_grant(token, GrantEnd::Abandoned, effects);
         Ok(Outcome::Released { op: self.head.op, writes: 0 })
     }
 

@@ -61,6 +61,7 @@ impl State {
             self.grant_ended(op, effects);
         }
         self.lose_grant(token, LossReason::TakenOver, Arc::default(), effects);
+        self.record_end(token, Some(LossReason::TakenOver.into()));
         let now = self.head.at;
         let token = self.retoken(token, |grant| {
             grant.session = session;
@@ -68,6 +69,7 @@ impl State {
             grant.terms.label = shared_text(label);
             grant.deadline = grant.terms.lease_ms.map(|ms| now.after_ms(ms));
         });
+        self.record_grant(token);
         let grant = &self.grants[&token];
         if grant.asked.is_some() {
             effects.push(Effect::Asked { session, token });

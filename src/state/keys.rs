@@ -10,7 +10,7 @@
 //! nothing, [`State::apply_change`] cannot fail. Every key that is set goes through `put_key`, every one that goes through
 //! `drop_key`.
 
-use super::{Due, State, not_holder};
+use super::{Due, KeyEnd, State, What, not_holder};
 use crate::command::{Change, Mode};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::{Detail, Kind, Refusal};
@@ -34,17 +34,6 @@ pub struct Key {
     pub deadline: Option<Time>,
     /// The number of the session that it goes with, if it is bound to one.
     pub bound: Option<u64>,
-}
-
-/// Why a key went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KeyEnd {
-    /// Somebody deleted it.
-    Deleted,
-    /// Its TTL passed.
-    Expired,
-    /// The session that it was bound to ended.
-    SessionEnded,
 }
 
 impl Key {
@@ -241,6 +230,9 @@ impl State {
             None if version.is_some() => self.drop_key(name, KeyEnd::Deleted),
             None => {}
         }
+        if change.value.is_some() {
+            self.record(name, What::KeySet { version: self.head.op });
+        }
         version
     }
 
@@ -293,6 +285,7 @@ impl State {
         );
         self.key_bytes -= weight(name, &key.value);
         self.ttl_keys -= u64::from(key.deadline.is_some());
+        self.record(name, What::KeyDeleted { version: key.version, reason: end });
     }
 
     /// Lets the ends of a key come: its deadline, and that of its session.

@@ -13,7 +13,8 @@
 //!
 //! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
 //! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `guards` (who may write what),
-//! `keys`, `transactions`, `files`, and `parts` (what a snapshot holds).
+//! `keys`, `transactions`, `files`, `history` (what happened lately, for whoever watches), and `parts` (what a snapshot
+//! holds).
 
 mod blocked;
 mod breaks;
@@ -23,6 +24,7 @@ mod files;
 mod grants;
 mod guards;
 mod handover;
+mod history;
 mod keys;
 mod lines;
 mod locks;
@@ -34,6 +36,7 @@ mod waits;
 
 pub use files::{File, not_found};
 pub use grants::Grant;
+pub use history::{GrantEnd, KeyEnd, WatchEvent, What};
 pub use keys::Key;
 pub use locks::LockView;
 pub use parts::*;
@@ -48,6 +51,7 @@ use crate::limits::{Limits, SWEEP_MAX};
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
+use history::History;
 use lines::Lock;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,6 +76,8 @@ pub struct State {
     /// Kept replies of all sessions together.
     kept: KeptReplies,
     files: BTreeMap<Name, File>,
+    /// What happened lately, for whoever watches.
+    history: History,
     /// What is due when.
     due: BTreeSet<(Time, Due)>,
     /// Locks on which something was let go and whose lines are not served to their end.
@@ -119,6 +125,7 @@ impl State {
                 durability: Durability::Sync,
                 limits: Limits::default(),
                 unchecked_waits: 0,
+                history_after: 0,
             },
             sessions: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -131,6 +138,7 @@ impl State {
             ttl_keys: 0,
             kept: KeptReplies::default(),
             files: BTreeMap::new(),
+            history: History::default(),
             due: BTreeSet::new(),
             unserved: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -184,8 +192,10 @@ impl State {
         self.head.term = term;
         self.head.limits = limits.clone();
         self.head.durability = durability;
+        self.trim_history();
         if raised {
             self.head.last_token += RAISE;
+            self.forget_history();
         }
         effects.push(Effect::Renewed);
         Outcome::Done
@@ -385,6 +395,7 @@ impl State {
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
+            history: self.history_parts(),
         }
     }
 
@@ -414,6 +425,7 @@ impl State {
         for part in parts.files {
             state.add_file(part)?;
         }
+        state.add_events(parts.history)?;
         state.check_sessions()?;
         Ok(state)
     }

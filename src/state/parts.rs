@@ -8,6 +8,7 @@ use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::outcome::{Asked, Loss, Offer, Outcome};
+use crate::state::WatchEvent;
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -32,6 +33,8 @@ pub struct Parts {
     pub keys: Vec<KeyPart>,
     /// In the order of their names.
     pub files: Vec<FilePart>,
+    /// What happened lately, in the order in which it did.
+    pub history: Vec<WatchEvent>,
 }
 
 /// What a state has one of.
@@ -56,6 +59,8 @@ pub struct Head {
     pub limits: Limits,
     /// How many waits were allowed because looking for a deadlock would have taken too long.
     pub unchecked_waits: u64,
+    /// What happened up to this command is not in the history any more; all that came after it is.
+    pub history_after: Op,
 }
 
 /// A session.

@@ -1,7 +1,6 @@
 //! Sessions: who asks, which requests of theirs were answered, and what was said.
 
-use super::keys::KeyEnd;
-use super::{Due, State};
+use super::{Due, KeyEnd, State};
 use crate::command::EndReason;
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::kind::{Detail, Kind, Refusal};
@@ -460,7 +459,10 @@ impl State {
                 (Some(standing), _) => {
                     panic!("a waiting owner of client {client} has a wait that is {standing:?}")
                 }
-                (None, Some(token)) => self.end_grant(token, effects),
+                (None, Some(token)) => {
+                    let (_, reason) = session.ended.expect("a session that leaves has ended");
+                    self.end_grant(token, reason.into(), effects);
+                }
                 (None, None) => match session.bound.first().cloned() {
                     Some(key) => self.drop_key(&key, KeyEnd::SessionEnded),
                     None => {

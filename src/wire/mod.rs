@@ -8,19 +8,19 @@ mod reply;
 mod result;
 
 pub use params::{ChangeAsk, CompareAsk, Int, KeyAsk, KeyMode, Params, WaitMs};
-pub(crate) use reply::{ahead_shown, keys_shown, mode_shown};
+pub(crate) use reply::{ahead_shown, event_shown, keys_shown, mode_shown};
 pub use reply::{encode_error, encode_notification, encode_outcome, encode_result, holder_shown, page_bytes};
 pub use result::*;
 
 use crate::command::{Ask, Call, Change, Compare, Life, Mode, Patience, Terms};
 use crate::datagram::Dropped;
-use crate::identity::{INTEGER_MAX, Nonce, SessionId, Token};
+use crate::identity::{INTEGER_MAX, Nonce, Position, SessionId, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{
     ASKS_MAX, BATCH_ELEMENTS_MAX, GOT_MAX, KEY_TTL_MAX_MS, LABEL_MAX, REASON_MAX, SLOTS_MAX, TRANSACTION_MAX,
-    TTL_MAX_MS, TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS,
+    TTL_MAX_MS, TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS, WATCH_WAIT_MAX_MS,
 };
-use crate::name::Name;
+use crate::name::{NAME_MAX, Name};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -264,6 +264,24 @@ pub enum Method {
         /// On behalf of which grant.
         under: Under,
     },
+    /// `watch`
+    Watch {
+        /// What, and from where.
+        ask: WatchAsk,
+    },
+}
+
+/// What a `watch` asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchAsk {
+    /// What names begin with; empty for all.
+    pub prefix: String,
+    /// From where; from now, if absent.
+    pub from: Option<Position>,
+    /// How long to wait for something to happen, in milliseconds; 0 for not at all.
+    pub wait_ms: u64,
+    /// Most events.
+    pub limit: Option<u64>,
 }
 
 /// The grant on whose behalf something is read, if any.
@@ -636,7 +654,11 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
             reader.only(&["file", "token", "holder"])?;
             Ok(Method::FileInfo { file: reader.file()?, under: reader.under() })
         }
-        "watch" | "list_waits" | "list_contention" => {
+        "watch" => {
+            reader.only(&["prefix", "after", "cursor", "wait_ms", "limit"])?;
+            Ok(Method::Watch { ask: reader.watch()? })
+        }
+        "list_waits" | "list_contention" => {
             Err(Refusal::new(Kind::Unsupported, format!("{name} is not built in this version of the server")))
         }
         _ => Err(Refusal::new(
@@ -894,6 +916,29 @@ impl Reader<'_> {
         }
     }
 
+    fn watch(&self) -> Result<WatchAsk, Refusal> {
+        let PageAsk { prefix, cursor, limit } = self.page()?;
+        let from = match (cursor, self.params.after) {
+            (Some(_), Some(_)) => return Err(invalid("watch takes `after` or `cursor`, not both")),
+            (Some(cursor), None) => Some(cursor.parse().map_err(|_| bad_cursor())?),
+            (None, after) => after.map(|after| Position::behind(after.0)),
+        };
+        let wait_ms = match self.params.wait_ms {
+            None => 0,
+            Some(WaitMs(Some(Int(ms)))) if ms <= WATCH_WAIT_MAX_MS => ms,
+            Some(WaitMs(_)) => {
+                return Err(invalid(format!(
+                    "`wait_ms` of watch goes from 0 to {WATCH_WAIT_MAX_MS} (60 s); ask again to wait longer"
+                )));
+            }
+        };
+        if prefix.len() > NAME_MAX {
+            let text = format!("`prefix` has {} bytes, and no name has more than {NAME_MAX}", prefix.len());
+            return Err(invalid(text));
+        }
+        Ok(WatchAsk { prefix, from, wait_ms, limit })
+    }
+
     fn page(&self) -> Result<PageAsk, Refusal> {
         let limit = match self.params.limit {
             Some(Int(limit)) if limit == 0 || limit > PAGE_LIMIT_MAX => {
@@ -956,9 +1001,11 @@ pub fn encode_cursor(last: &str) -> String {
 
 fn decode_cursor(cursor: &str) -> Result<String, Refusal> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
-    bytes
-        .and_then(|bytes| String::from_utf8(bytes).ok())
-        .ok_or_else(|| invalid("`cursor` is none that this server gave: repeat the list from its beginning"))
+    bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(bad_cursor)
+}
+
+fn bad_cursor() -> Refusal {
+    invalid("`cursor` is none that this server gave: repeat the list from its beginning")
 }
 
 /// How deep the arrays and objects of a JSON text are nested. The text is known to be JSON.

@@ -1,12 +1,14 @@
 //! Replies as text: results, errors, outcomes and notifications.
 
 use super::{
-    Acquired, AheadShown, CycleStepShown, ErrorData, ErrorShown, HolderShown, Id, KeyShown, ModeShown, result,
+    Acquired, AheadShown, CycleStepShown, ErrorData, ErrorShown, EventShown, HolderShown, Id, KeyShown,
+    ModeShown, result,
 };
 use crate::command::{Ask, Mode};
 use crate::kind::{CycleStep, Detail, Refusal};
 use crate::limits::REPLY_PAGE;
 use crate::outcome::{Ahead, Blocked, Holder, Outcome};
+use crate::state::{GrantEnd, KeyEnd, WatchEvent, What};
 use serde::Serialize;
 
 /// Appends `{"jsonrpc":"2.0","id":…,"result":…}`.
@@ -128,6 +130,68 @@ pub(crate) fn mode_shown(mode: Mode) -> ModeShown {
     }
 }
 
+/// An event as results show it.
+pub(crate) fn event_shown(event: &WatchEvent) -> EventShown {
+    let shown = |what: &str| EventShown {
+        op: event.op,
+        event: what.into(),
+        name: event.name.to_string(),
+        ..EventShown::default()
+    };
+    let of = |what, token: u64, client: u64| EventShown {
+        token: Some(token),
+        client: Some(client),
+        ..shown(what)
+    };
+    let file = |what, generation: u64| EventShown { generation: Some(generation), ..shown(what) };
+    match &event.what {
+        What::LockGranted { token, client, mode } => {
+            EventShown { mode: Some(mode_shown(*mode)), ..of("lock_granted", *token, *client) }
+        }
+        What::LockReleased { token, client } => of("lock_released", *token, *client),
+        What::LockLost { token, client, reason } => {
+            let reason = match reason {
+                GrantEnd::Abandoned => "abandoned",
+                GrantEnd::LeaseExpired => "lease_expired",
+                GrantEnd::HeldTooLong => "held_too_long",
+                GrantEnd::Broken => "broken",
+                GrantEnd::TakenOver => "taken_over",
+                GrantEnd::SessionExpired => "session_expired",
+                GrantEnd::SessionClosed => "session_closed",
+                GrantEnd::SessionKilled => "session_killed",
+            };
+            EventShown { reason: Some(reason.into()), ..of("lock_lost", *token, *client) }
+        }
+        What::LockConverted { token, before, client, mode } => EventShown {
+            before: (before != token).then_some(*before),
+            mode: Some(mode_shown(*mode)),
+            ..of("lock_converted", *token, *client)
+        },
+        What::KeySet { version } => EventShown { version: Some(*version), ..shown("key_set") },
+        What::KeyDeleted { version, reason } => {
+            let reason = match reason {
+                KeyEnd::Deleted => None,
+                KeyEnd::Expired => Some("expired".into()),
+                KeyEnd::SessionEnded => Some("session_ended".into()),
+            };
+            EventShown { version: Some(*version), reason, ..shown("key_deleted") }
+        }
+        What::FileAppended { generation, offset, length } => {
+            EventShown { offset: Some(*offset), length: Some(*length), ..file("file_appended", *generation) }
+        }
+        What::FileDeleted { generation } => file("file_deleted", *generation),
+        What::FileRotated { generation, to } => {
+            EventShown { to: Some(to.to_string()), ..file("file_rotated", *generation) }
+        }
+        What::FileRepaired { generation, length } => {
+            EventShown { length: Some(*length), ..file("file_repaired", *generation) }
+        }
+        What::FileFault { generation, reason } => {
+            EventShown { reason: Some(reason.to_string()), ..file("file_fault", *generation) }
+        }
+    }
+}
+
 /// An earlier request as results show it.
 pub(crate) fn ahead_shown(ahead: &Ahead) -> AheadShown {
     AheadShown {
@@ -194,6 +258,7 @@ fn error_shown(refusal: &Refusal) -> ErrorShown {
             data.key = Some(key.to_string());
             data.version = Some(*version);
         }
+        Detail::Compacted { oldest } => data.oldest = Some(*oldest),
         Detail::Cookie { cookie } => data.cookie = Some(cookie.clone()),
     }
     ErrorShown { code: i64::from(refusal.kind.code()), message: refusal.message.clone(), data }

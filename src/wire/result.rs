@@ -572,6 +572,58 @@ pub struct KeyItem {
     pub life: LifeShown,
 }
 
+/// `watch`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// What happened, in order; empty if nothing did.
+    pub events: Vec<EventShown>,
+    /// Where the next `watch` goes on: give it back as `cursor`.
+    pub next: String,
+    /// The last command applied: what the reply speaks of.
+    pub op: u64,
+}
+
+/// Something that happened. `event` and `reason` are text, since servers may know some that a client does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventShown {
+    /// The command that did it.
+    pub op: u64,
+    /// What happened, as in `key_set`.
+    pub event: String,
+    /// To which key, lock or file.
+    pub name: String,
+    /// The grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<u64>,
+    /// The grant that was converted, if the conversion made a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<u64>,
+    /// The public number of its session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<u64>,
+    /// How the lock is held from here.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ModeShown>,
+    /// The version that the key got, or that was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The generation of the file: the command that created it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Where the appended bytes begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// How long the file is from here, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
+    /// The file's name from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// `append_file`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Appended {
@@ -683,6 +735,9 @@ pub struct ErrorData {
     /// The proof of address to send back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cookie: Option<String>,
+    /// The oldest op after which all events are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest: Option<u64>,
 }
 
 /// An owner in a cycle.

@@ -1,5 +1,7 @@
 //! What clients receive, in short lines that stay the same from run to run.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -50,6 +52,9 @@ fn notification(method: &str, params: &Map<String, Value>, names: &Names) -> Str
 }
 
 fn result_line(result: &Map<String, Value>, names: &Names) -> String {
+    if let Some(Value::Array(events)) = result.get("events") {
+        return events_line(result, events, names);
+    }
     match (result.get("granted"), result.get("cancelled")) {
         (Some(Value::Bool(true)), _) => format!("granted, {}", members(result, names, &["granted"])),
         (Some(Value::Bool(false)), _) => format!("not granted, {}", blocked(result, names)),
@@ -57,6 +62,22 @@ fn result_line(result: &Map<String, Value>, names: &Names) -> String {
         _ if result.is_empty() => "done".into(),
         _ => members(result, names, &[]),
     }
+}
+
+/// What a watch tells, with its cursor as the position that it stands for.
+fn events_line(result: &Map<String, Value>, events: &[Value], names: &Names) -> String {
+    let next = URL_SAFE_NO_PAD.decode(result["next"].as_str().unwrap_or_default()).unwrap_or_default();
+    let mut line = format!("op={} next={}", result["op"], String::from_utf8_lossy(&next));
+    if events.is_empty() {
+        line += ", nothing";
+    }
+    for event in events.iter().filter_map(Value::as_object) {
+        let (op, what) = (&event["op"], event["event"].as_str().unwrap_or_default());
+        let name = plain(&event["name"], names);
+        line +=
+            format!("; {op} {what} {name} {}", members(event, names, &["op", "event", "name"])).trim_end();
+    }
+    line
 }
 
 fn blocked(members: &Map<String, Value>, names: &Names) -> String {

@@ -106,6 +106,7 @@ impl World {
             ("crash", []) => self.start(named.contains_key("unclean")),
             ("restart", []) => {
                 self.node.drain();
+                self.drain();
                 while let Some(seq) = self.log.commit() {
                     self.node.handle_committed(self.now, seq);
                     self.drain();
@@ -362,9 +363,14 @@ impl World {
             named: short.named.clone(),
         };
         for time in 1..=times {
-            // A `%` in a place is the number of the repetition, so that names can differ.
+            // A `%` in an argument is the number of the repetition, so that names can differ.
             let mut inner = inner.clone();
-            inner.places.iter_mut().for_each(|place| *place = place.replace('%', &time.to_string()));
+            let named = inner.named.values_mut().flatten();
+            inner
+                .places
+                .iter_mut()
+                .chain(named)
+                .for_each(|place| *place = place.replace('%', &time.to_string()));
             let (id, text) = self.build(name, &inner)?;
             let bytes = self.remember(name, &id, text.into_bytes());
             let shown = self.out.len();

@@ -1,0 +1,362 @@
+//! The history: what happened to keys, locks and files lately, for whoever watches.
+//!
+//! An event stands under the command that did it, and the events of one command in the order in which it did them: that
+//! order follows from the state and the command alone. The history has caps. What is over them goes from the old end, and
+//! only whole commands go, so that what is left has no holes:
+//!
+//! ```text
+//!   ops      … 17   18          21   22   22   22   25
+//!   events    gone | a  a       b    c    d    a    b
+//!                  └ history_after = 17: who knows everything up to 17 or later can be told all that came since
+//! ```
+//!
+//! An event says what happened and never what was written: it holds no value and no data.
+
+use super::State;
+use crate::command::{Ask, EndReason, Mode};
+use crate::identity::{Op, Position, Token};
+use crate::kind::{Detail, Kind, Refusal};
+use crate::name::Name;
+use crate::outcome::LossReason;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Something that happened to a key, a lock or a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchEvent {
+    /// The command that did it.
+    pub op: Op,
+    /// To what.
+    pub name: Name,
+    /// What.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum What {
+    /// Somebody holds the lock from here.
+    LockGranted {
+        /// The grant.
+        token: Token,
+        /// The number of its session.
+        client: u64,
+        /// How it is held.
+        mode: Mode,
+    },
+    /// The holder released the lock.
+    LockReleased {
+        /// The grant.
+        token: Token,
+        /// The number of its session.
+        client: u64,
+    },
+    /// The grant of the lock ended without a release.
+    LockLost {
+        /// The grant.
+        token: Token,
+        /// The number of its session.
+        client: u64,
+        /// Why.
+        reason: GrantEnd,
+    },
+    /// The holder holds the lock in another mode from here.
+    LockConverted {
+        /// The grant.
+        token: Token,
+        /// The grant before; the same if the conversion was to a weaker mode.
+        before: Token,
+        /// The number of its session.
+        client: u64,
+        /// How it is held from here.
+        mode: Mode,
+    },
+    /// The key was set.
+    KeySet {
+        /// Its version.
+        version: Op,
+    },
+    /// The key was removed.
+    KeyDeleted {
+        /// The version that was removed.
+        version: Op,
+        /// Why.
+        reason: KeyEnd,
+    },
+    /// Bytes were appended to the file.
+    FileAppended {
+        /// The generation of the file.
+        generation: Op,
+        /// Where they begin.
+        offset: u64,
+        /// How long the file is with them, in bytes.
+        length: u64,
+    },
+    /// The file was deleted.
+    FileDeleted {
+        /// Its generation.
+        generation: Op,
+    },
+    /// The file got another name.
+    FileRotated {
+        /// Its generation.
+        generation: Op,
+        /// Its name from here.
+        to: Name,
+    },
+    /// The file was closed to appends, and takes them again.
+    FileRepaired {
+        /// Its generation.
+        generation: Op,
+        /// How long it is now, in bytes.
+        length: u64,
+    },
+    /// The file is closed to appends.
+    FileFault {
+        /// Its generation.
+        generation: Op,
+        /// What was found, as a sentence.
+        reason: Arc<str>,
+    },
+}
+
+/// Why a grant ended without a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GrantEnd {
+    /// Its client did not know whether it still held it.
+    Abandoned,
+    /// Its own lease ran out.
+    LeaseExpired,
+    /// It was held for as long as it may be.
+    HeldTooLong,
+    /// An operator broke it, or its holder was asked to let go and did not.
+    Broken,
+    /// Another session took it over.
+    TakenOver,
+    /// Its session gave no sign of life for its TTL.
+    SessionExpired,
+    /// Its session was closed.
+    SessionClosed,
+    /// An operator ended its session.
+    SessionKilled,
+}
+
+/// Why a key was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyEnd {
+    /// Somebody deleted it.
+    Deleted,
+    /// Its TTL passed.
+    Expired,
+    /// The session that it was bound to ended.
+    SessionEnded,
+}
+
+/// The events that are kept, in order.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    events: VecDeque<WatchEvent>,
+    bytes: u64,
+}
+
+impl WatchEvent {
+    /// The names that it is about: of a rotated file both.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        let other = match &self.what {
+            What::FileRotated { to, .. } => Some(to),
+            What::LockGranted { .. }
+            | What::LockReleased { .. }
+            | What::LockLost { .. }
+            | What::LockConverted { .. }
+            | What::KeySet { .. }
+            | What::KeyDeleted { .. }
+            | What::FileAppended { .. }
+            | What::FileDeleted { .. }
+            | What::FileRepaired { .. }
+            | What::FileFault { .. } => None,
+        };
+        std::iter::once(&self.name).chain(other)
+    }
+
+    /// About how many bytes keeping it takes: what `history_bytes` is measured in.
+    fn weight(&self) -> u64 {
+        let more = match &self.what {
+            What::FileFault { reason, .. } => reason.len(),
+            What::LockGranted { .. }
+            | What::LockReleased { .. }
+            | What::LockLost { .. }
+            | What::LockConverted { .. }
+            | What::KeySet { .. }
+            | What::KeyDeleted { .. }
+            | What::FileAppended { .. }
+            | What::FileDeleted { .. }
+            | What::FileRotated { .. }
+            | What::FileRepaired { .. } => 0,
+        };
+        96 + (self.names().map(|name| name.len()).sum::<usize>() + more) as u64
+    }
+}
+
+impl From<LossReason> for GrantEnd {
+    fn from(reason: LossReason) -> GrantEnd {
+        match reason {
+            LossReason::LeaseExpired => GrantEnd::LeaseExpired,
+            LossReason::HeldTooLong => GrantEnd::HeldTooLong,
+            LossReason::Broken => GrantEnd::Broken,
+            LossReason::TakenOver => GrantEnd::TakenOver,
+        }
+    }
+}
+
+impl From<EndReason> for GrantEnd {
+    fn from(reason: EndReason) -> GrantEnd {
+        match reason {
+            EndReason::Expired => GrantEnd::SessionExpired,
+            EndReason::Closed => GrantEnd::SessionClosed,
+            EndReason::Killed => GrantEnd::SessionKilled,
+        }
+    }
+}
+
+impl State {
+    /// The events from that position on, each with its own position.
+    ///
+    /// # Errors
+    /// `compacted`, if some of them are gone, or if this log has not come so far: then it is not the log that the position
+    /// was told of.
+    pub fn events_from(
+        &self,
+        from: Position,
+    ) -> Result<impl Iterator<Item = (Position, &WatchEvent)>, Refusal> {
+        let (oldest, last) = (self.head.history_after, self.head.op);
+        let text = if from.op <= oldest {
+            format!(
+                "what happened up to op {oldest} is not kept any more: read anew what is there, and watch from the `op` \
+                 of that reply"
+            )
+        } else if from.op > last + 1 || (from.seen > 0 && from.op > last) {
+            format!(
+                "the log ends at op {last}, before the position asked for: it is of another server, or of a state that was \
+                 replaced; read anew what is there, and watch from the `op` of that reply"
+            )
+        } else {
+            let begin = self.history.events.partition_point(|event| event.op < from.op);
+            let mut place = Position { op: 0, seen: 0 };
+            let events = self.history.events.range(begin..).map(move |event| {
+                let seen = if place.op == event.op { place.seen + 1 } else { 0 };
+                place = Position { op: event.op, seen };
+                (place, event)
+            });
+            return Ok(events.skip_while(move |(place, _)| *place < from));
+        };
+        Err(Refusal::new(Kind::Compacted, text).with(Detail::Compacted { oldest }))
+    }
+
+    /// The events of the last command, the last first.
+    pub fn events_of_last(&self) -> impl Iterator<Item = &WatchEvent> {
+        let op = self.head.op;
+        self.history.events.iter().rev().take_while(move |event| event.op == op)
+    }
+
+    /// How many events are kept, and how many bytes they take.
+    pub fn history_size(&self) -> (u64, u64) {
+        (self.history.events.len() as u64, self.history.bytes)
+    }
+
+    /// Remembers what the command that is being applied did to something.
+    pub(super) fn record(&mut self, name: &Name, what: What) {
+        let op = self.head.op;
+        if op <= self.head.history_after {
+            // Its own events have filled the history already: the rest of them would look whole and not be.
+            return;
+        }
+        let event = WatchEvent { op, name: name.clone(), what };
+        self.history.bytes += event.weight();
+        self.history.events.push_back(event);
+        self.trim_history();
+    }
+
+    /// Remembers that a grant was made.
+    pub(super) fn record_grant(&mut self, token: Token) {
+        let grant = &self.grants[&token];
+        let client = self.sessions[&grant.session].client;
+        for ask in grant.asks.clone() {
+            self.record(&ask.key, What::LockGranted { token, client, mode: ask.mode });
+        }
+    }
+
+    /// Remembers that locks of a grant are held in other modes; under a new token, all of its locks.
+    pub(super) fn record_conversion(&mut self, before: Token, token: Token, changed: &[Ask]) {
+        let grant = &self.grants[&token];
+        let client = self.sessions[&grant.session].client;
+        let asks = if before == token { changed.to_vec() } else { grant.asks.clone() };
+        for Ask { key, mode } in asks {
+            self.record(&key, What::LockConverted { token, before, client, mode });
+        }
+    }
+
+    /// Remembers that a grant, which is still there, ends: with a release, or with a reason. The end of its session comes
+    /// before any other reason.
+    pub(super) fn record_end(&mut self, token: Token, reason: Option<GrantEnd>) {
+        let grant = &self.grants[&token];
+        let session = &self.sessions[&grant.session];
+        let (client, reason) = (session.client, session.ended.map(|(_, reason)| reason.into()).or(reason));
+        for ask in grant.asks.clone() {
+            self.record(
+                &ask.key,
+                match reason {
+                    None => What::LockReleased { token, client },
+                    Some(reason) => What::LockLost { token, client, reason },
+                },
+            );
+        }
+    }
+
+    /// Lets the oldest events go until the caps are kept.
+    pub(super) fn trim_history(&mut self) {
+        let (limits, history) = (&self.head.limits, &mut self.history);
+        while history.events.len() as u64 > limits.history_events || history.bytes > limits.history_bytes {
+            let op = history.events.front().expect("nothing is under every cap").op;
+            while history.events.front().is_some_and(|event| event.op == op) {
+                let event = history.events.pop_front().expect("it was looked at");
+                history.bytes -= event.weight();
+            }
+            self.head.history_after = op;
+        }
+    }
+
+    /// Lets all events go: what was told of later ones than these may have been lost, so no earlier position can be trusted.
+    pub(super) fn forget_history(&mut self) {
+        self.history = History::default();
+        self.head.history_after = self.head.op;
+    }
+
+    pub(super) fn history_parts(&self) -> Vec<WatchEvent> {
+        self.history.events.iter().cloned().collect()
+    }
+
+    pub(super) fn add_events(&mut self, events: Vec<WatchEvent>) -> Result<(), String> {
+        let fault = |text: String| Err(format!("the history: {text}"));
+        let (mut last, after, limits) = (0, self.head.history_after, &self.head.limits);
+        if after > self.head.op {
+            return fault(format!("`history_after` is {after}, which was never given"));
+        }
+        for event in &events {
+            if event.op < last || event.op <= after || event.op > self.head.op {
+                return fault(format!("the event of op {} of {:?} is out of order", event.op, event.name));
+            }
+            last = event.op;
+        }
+        let bytes = events.iter().map(WatchEvent::weight).sum::<u64>();
+        if events.len() as u64 > limits.history_events || bytes > limits.history_bytes {
+            return fault(format!("{} events of {bytes} bytes are over their caps", events.len()));
+        }
+        self.history = History { events: events.into(), bytes };
+        Ok(())
+    }
+}
