@@ -137,9 +137,11 @@ fn sections(out: &mut dyn Write, parts: &Parts) -> io::Result<()> {
     writeln!(out, "\ngrants: {}", parts.grants.len())?;
     for part in &parts.grants {
         let lease = part.deadline.map_or(String::new(), |at| format!(", lease until {at} s"));
+        let staged =
+            part.section.as_ref().map_or(String::new(), |it| format!(", {} staged writes", it.writes()));
         writeln!(
             out,
-            "  token {}: {} to client {} owner {:?} since {} s{lease}",
+            "  token {}: {} to client {} owner {:?} since {} s{lease}{staged}",
             part.token,
             locks(&part.asks),
             part.client,

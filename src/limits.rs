@@ -116,7 +116,7 @@ pub struct Limits {
     pub append_bytes: u64,
     /// Writes staged under one atomic grant.
     pub section_writes: u64,
-    /// Bytes staged under one atomic grant: names, values and data.
+    /// Bytes staged under one atomic grant: names, values, data, and 64 for each write.
     pub section_bytes: u64,
     /// Bytes staged under all atomic grants.
     pub staged_bytes: u64,

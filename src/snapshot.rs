@@ -241,16 +241,17 @@ impl Document {
         rising("waits", self.waits.iter().map(|part| part.op))?;
         rising("keys", self.keys.iter().map(|part| &part.key))?;
         rising("files", self.files.iter().map(|part| &part.file))?;
-        for part in &self.keys {
-            if depth(part.value.get()) > VALUE_DEPTH_MAX {
-                return Err(format!(
-                    "the value of key {:?} is nested deeper than {VALUE_DEPTH_MAX}",
-                    part.key
-                ));
+        let staged = || self.grants.iter().filter_map(|part| part.section.as_ref());
+        let values = self.keys.iter().map(|part| (&part.key, &part.value));
+        let staged_values =
+            staged().flat_map(|part| &part.keys).filter_map(|part| Some((&part.key, part.value.as_ref()?)));
+        for (key, value) in values.chain(staged_values) {
+            if depth(value.get()) > VALUE_DEPTH_MAX {
+                return Err(format!("the value of key {key:?} is nested deeper than {VALUE_DEPTH_MAX}"));
             }
         }
         let files = self.files.iter().map(|part| &part.file).chain(self.redo.iter().map(|part| &part.file));
-        for file in files {
+        for file in files.chain(staged().flat_map(|part| &part.files).map(|part| &part.file)) {
             Name::file(file)
                 .map_err(|refusal| format!("the file {file:?} has a bad name: {}", refusal.message))?;
         }
@@ -393,7 +394,7 @@ mod tests {
     use crate::identity::{Nonce, SessionId};
     use crate::limits::Limits;
     use crate::outcome::{Asked, Offer, Outcome};
-    use crate::state::{ReplyPart, What};
+    use crate::state::{ReplyPart, SectionPart, StagedFilePart, StagedKeyPart, What};
     use crate::time::Time;
     use std::sync::Arc;
 
@@ -454,6 +455,24 @@ mod tests {
                 op: 12,
             }),
             offered: Some(Offer { client: 1, op: 13 }),
+            section: Some(SectionPart {
+                keys: vec![
+                    StagedKeyPart {
+                        key: name("a"),
+                        version: 13,
+                        value: Some(raw("null")),
+                        ttl_ms: Some(5),
+                        bound: true,
+                    },
+                    StagedKeyPart { key: name("b"), version: 14, value: None, ttl_ms: None, bound: false },
+                ],
+                files: vec![StagedFilePart {
+                    file: name("a"),
+                    generation: 15,
+                    offset: 0,
+                    data_b64: vec!["aGk=".into(), String::new()],
+                }],
+            }),
         };
         let keys = ["{\"b\": [1,\n 2.50]}", "1e999", "null"].map(raw).into_iter().enumerate();
         let keys = keys.map(|(i, value)| KeyPart {

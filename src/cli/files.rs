@@ -175,7 +175,7 @@ fn under_own_lock<T>(
     let guard = match request.try_acquire().inspect_err(|_| interrupted.wait_for_the_end())? {
         Attempt::Granted(guard) => guard,
         Attempt::Refused(blocked) => {
-            return Err(Failure::new(args.conflict_exit_code, not_acquired(file, &blocked)));
+            return Err(Failure::new(args.conflict_exit_code, not_acquired(&[file.to_string()], &blocked)));
         }
     };
     let done = work(&guard.fence()?);

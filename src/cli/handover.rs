@@ -121,7 +121,7 @@ pub(crate) fn take_over(context: &Context, args: &TakeOver) -> Result<()> {
         }
     };
     let token = guard.token()?;
-    let mut kept = Kept::new(server, &args.name, token, &client.session()?);
+    let mut kept = Kept::new(server, guard.keys(), token, &client.session()?);
     kept.lease_ms = lease_ms;
     leave_held(context, &keep, &client, guard, &kept)?;
     if let Some(before) = before {

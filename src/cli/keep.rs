@@ -35,6 +35,9 @@ pub(crate) struct Kept {
     pub(crate) server: SocketAddr,
     /// The lock.
     pub(crate) name: String,
+    /// All locks of the grant, if there are several: each has a file like this one.
+    #[serde(default)]
+    pub(crate) names: Vec<String>,
     /// The token of the grant.
     pub(crate) token: u64,
     /// The session that holds it: a secret.
@@ -51,20 +54,31 @@ impl Kept {
     /// What is to be written down of a lock.
     pub(crate) fn new(
         server: SocketAddr,
-        name: &str,
+        names: &[String],
         token: u64,
         session: &tenure::client::Detached,
     ) -> Kept {
         Kept {
             format: FORMAT,
             server,
-            name: name.into(),
+            name: names.first().cloned().unwrap_or_default(),
+            names: names.to_vec(),
             token,
             session: session.session,
             client: session.client,
             ttl_ms: u64::try_from(session.ttl.as_millis()).unwrap_or(u64::MAX),
             lease_ms: None,
         }
+    }
+
+    /// All locks of the grant.
+    pub(crate) fn all(&self) -> &[String] {
+        if self.names.is_empty() { std::slice::from_ref(&self.name) } else { &self.names }
+    }
+
+    /// What is written down under each of its locks.
+    fn each(&self) -> impl Iterator<Item = Kept> {
+        self.all().iter().map(|name| Kept { name: name.clone(), ..self.clone() })
     }
 }
 
@@ -142,26 +156,32 @@ impl Keep {
         Ok(None)
     }
 
-    /// Writes a lock down, in the place of an earlier one of that name.
+    /// Writes the locks of a grant down, in the place of earlier ones of those names.
     pub(crate) fn store(&self, kept: &Kept) -> Result<()> {
         let _locked = self.lock()?;
         self.sweep();
-        self.replace(kept).map_err(|error| self.broken("write to", &error))
+        for one in kept.each() {
+            self.replace(&one).map_err(|error| self.broken("write to", &error))?;
+        }
+        Ok(())
     }
 
-    /// Removes what was written of a lock, unless another grant has been written down there since.
+    /// Removes what was written of the locks of a grant, where no other grant has been written down since.
     pub(crate) fn forget(&self, kept: &Kept) -> Result<()> {
         let _locked = self.lock()?;
-        let same = |found: Kept| found.session == kept.session && found.token == kept.token;
-        if !self.find(kept.server, &kept.name)?.is_some_and(same) {
-            return Ok(());
-        }
-        match fs::remove_file(self.path(kept.server, &kept.name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(self.broken("remove a file from", &error))
+        for one in kept.each() {
+            let same = |found: Kept| found.session == kept.session && found.token == kept.token;
+            if !self.find(kept.server, &one.name)?.is_some_and(same) {
+                continue;
             }
-            _ => Ok(()),
+            match fs::remove_file(self.path(kept.server, &one.name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.broken("remove a file from", &error));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// The file of a lock. Names may be longer than file names and hold any character, so it is named by a hash; what is
@@ -250,6 +270,7 @@ mod tests {
             format: FORMAT,
             server: "127.0.0.1:5625".parse().unwrap(),
             name: name.into(),
+            names: vec![name.into()],
             token,
             session: SessionId(u128::from(token) << 64),
             client: token,
@@ -288,6 +309,31 @@ mod tests {
         keep.store(&new).unwrap();
         keep.forget(&old).unwrap();
         assert_eq!(keep.find(new.server, "a").unwrap(), Some(new));
+    }
+
+    #[test]
+    fn a_grant_of_several_locks_is_found_under_each_and_forgotten_as_one() {
+        let (_dir, keep) = fresh();
+        let both = Kept { names: vec!["a".into(), "b".into()], ..kept("a", 1) };
+        keep.store(&both).unwrap();
+        let found = keep.find(both.server, "b").unwrap().unwrap();
+        assert_eq!((found.name.as_str(), found.all()), ("b", both.all()));
+        let other = kept("b", 2);
+        keep.store(&other).unwrap();
+        keep.forget(&found).unwrap();
+        assert_eq!(keep.find(both.server, "a").unwrap(), None);
+        assert_eq!(keep.find(both.server, "b").unwrap(), Some(other), "written down since");
+    }
+
+    #[test]
+    fn what_was_written_before_there_were_several_locks_is_read() {
+        let (_dir, keep) = fresh();
+        let mut old = serde_json::to_value(kept("a", 1)).unwrap();
+        old.as_object_mut().unwrap().remove("names");
+        keep.prepare().unwrap();
+        let server = kept("a", 1).server;
+        fs::write(keep.path(server, "a"), old.to_string()).unwrap();
+        assert_eq!(keep.find(server, "a").unwrap().unwrap().all(), ["a"]);
     }
 
     #[test]

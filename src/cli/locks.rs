@@ -1,10 +1,12 @@
-//! `acquire`, `release`, `renew`, `locks`, `explain`.
+//! `acquire`, `convert`, `release`, `renew`, `locks`, `explain`.
 
 use super::context::Context;
 use super::exit::{Failure, LOST, NOT_ACQUIRED, REFUSED, Result};
 use super::keep::{Keep, Kept};
+use super::modes::{Asked, quoted};
 use super::output::{Format, items_at_most, printable};
 use super::{duration, parse_delay, parse_ttl, parse_wait};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -13,19 +15,19 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
-use tenure::client::{Attempt, Blocked, Client, Guard, LockRequest};
+use std::time::{Duration, Instant};
+use tenure::client::{Attempt, Blocked, Client, Error, Guard, LockRequest, Mode};
 use tenure::kind::Kind;
 use tenure::outcome::Reason;
-use tenure::wire::{HolderShown, LockInfo, LockItem, Params, WaiterShown};
+use tenure::wire::{HolderShown, LockInfo, LockItem, Params, Pending, WaiterShown};
 
 /// After so long without a grant the person is told who is in the way.
 const TELL_AFTER: Duration = Duration::from_millis(300);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Acquire {
-    /// The lock.
-    name: String,
+    #[command(flatten)]
+    asked: Asked,
     /// Stand in line for at most so long: a duration, `forever` or `no`. Without it, try once.
     #[arg(short, long, env = "TENURE_WAIT", value_name = "DURATION", value_parser = parse_wait)]
     wait: Option<Wait>,
@@ -87,9 +89,18 @@ pub(crate) enum Wait {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct Convert {
+    #[command(flatten)]
+    asked: Asked,
+    #[command(flatten)]
+    token: Token,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Release {
-    /// The lock.
-    name: String,
+    /// The lock; of several that were acquired together, one or more. They are released together.
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
     #[command(flatten)]
     token: Token,
 }
@@ -159,6 +170,8 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
     let keep = context.keep()?;
     // Before anything is asked: a grant that cannot be written down would be lost to this user.
     keep.prepare()?;
+    let locks = args.asked.locks()?;
+    let names: Vec<String> = locks.iter().map(|(name, _)| name.clone()).collect();
     let server = context.server()?;
     let client = Client::builder()
         .name("tenure acquire")
@@ -168,7 +181,7 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
         .reopen(false)
         .connect(server)?;
     let interrupted = close_on_signal(&client)?;
-    let guard = match stand_in_line(context, &client, args) {
+    let guard = match stand_in_line(context, &client, args, &locks) {
         Ok(guard) => guard,
         Err(failure) => {
             interrupted.wait_for_the_end();
@@ -177,17 +190,19 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
         }
     };
     let token = guard.token()?;
-    let mut kept = Kept::new(server, &args.name, token, &client.session()?);
+    let held = guard.locks();
+    let mut kept = Kept::new(server, &names, token, &client.session()?);
     kept.lease_ms = args.lease.map(|lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
     leave_held(context, &keep, &client, guard, &kept)?;
     let life = [args.lease, args.bounds.max_hold].into_iter().flatten().fold(args.ttl, Duration::min);
     context.detail(&format!(
-        "{:?} is held with token {token} for {} unless renewed",
-        args.name,
+        "{} held with token {token} for {} unless renewed",
+        are(&names),
         duration::show(life)
     ));
     let shown = json!({
-        "name": args.name, "token": token, "client": kept.client, "ttl_ms": kept.ttl_ms, "lease_ms": kept.lease_ms,
+        "name": kept.name, "locks": held, "token": token, "client": kept.client, "ttl_ms": kept.ttl_ms,
+        "lease_ms": kept.lease_ms,
     });
     context.output().one(&shown, &token.to_string())
 }
@@ -224,9 +239,14 @@ impl Acquire {
     }
 }
 
-fn stand_in_line(context: &Context, client: &Client, args: &Acquire) -> Result<Guard> {
+fn stand_in_line(
+    context: &Context,
+    client: &Client,
+    args: &Acquire,
+    locks: &[(String, Mode)],
+) -> Result<Guard> {
     // The owner is the session itself: no thread of this process will be there to be one.
-    let mut request = client.lock(&args.name).owner("").label(args.label.clone());
+    let mut request = client.lock_all(locks.iter().cloned()).owner("").label(args.label.clone());
     if let Some(lease) = args.lease {
         request = request.lease(lease);
     }
@@ -236,28 +256,47 @@ fn stand_in_line(context: &Context, client: &Client, args: &Acquire) -> Result<G
         Wait::Within(limit) => request.wait(limit),
         Wait::Forever => request.wait_forever(),
     };
+    let names: Vec<String> = locks.iter().map(|(name, _)| name.clone()).collect();
     if args.wait() != Wait::No && !context.is_quiet() {
-        tell_place(client.clone(), args.name.clone());
+        // The last word is enough, and word comes only when something has changed.
+        let (sender, places) = crossbeam_channel::bounded(8);
+        request = request.progress(sender);
+        let names = names.clone();
+        thread::spawn(move || tell_place(&names, &places));
     }
-    match request.try_acquire()? {
-        Attempt::Granted(guard) => Ok(guard),
-        Attempt::Refused(blocked) => Err(refusal(context, args, &blocked)),
+    match request.try_acquire() {
+        Ok(Attempt::Granted(guard)) => Ok(guard),
+        Ok(Attempt::Refused(blocked)) => {
+            Err(Failure::new(args.conflict_exit_code, refusal(context, &names, &blocked)))
+        }
+        Err(error @ (Error::Deadlock { .. } | Error::AlreadyHeld { .. })) => {
+            Err(Failure::new(args.conflict_exit_code, error.to_string()))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
-fn refusal(context: &Context, args: &Acquire, blocked: &Blocked) -> Failure {
-    let mut sentence = not_acquired(&args.name, blocked);
-    if let Ok(Some(kept)) = context.kept(&args.name, None)
-        && blocked.holders.iter().any(|holder| holder.token == kept.token)
-    {
+fn refusal(context: &Context, names: &[String], blocked: &Blocked) -> String {
+    let mut sentence = not_acquired(names, blocked);
+    let by_this_user = |name: &String| {
+        let kept = context.kept(name, None).ok().flatten();
+        kept.is_some_and(|kept| blocked.holders.iter().any(|holder| holder.token == kept.token))
+    };
+    if names.iter().any(by_this_user) {
         sentence.push_str("; this user left it held: `tenure renew` or `tenure release` it");
     }
-    Failure::new(args.conflict_exit_code, sentence)
+    sentence
 }
 
-/// Why a lock was not acquired, and who is in the way.
-pub(crate) fn not_acquired(name: &str, blocked: &Blocked) -> String {
-    let mut sentence = format!("{name:?} was not acquired");
+/// `"a" is`, `"a", "b" are`.
+fn are(names: &[String]) -> String {
+    format!("{} {}", quoted(names), if names.len() == 1 { "is" } else { "are" })
+}
+
+/// Why locks were not acquired, and who is in the way.
+pub(crate) fn not_acquired(names: &[String], blocked: &Blocked) -> String {
+    let were = if names.len() == 1 { "was" } else { "were" };
+    let mut sentence = format!("{} {were} not acquired", quoted(names));
     match blocked.reason {
         Reason::Held => {}
         Reason::Queued => sentence.push_str(": others stand in line"),
@@ -268,9 +307,22 @@ pub(crate) fn not_acquired(name: &str, blocked: &Blocked) -> String {
         Reason::LockDelay => sentence.push_str(": it is closed for its lock-delay"),
         Reason::GrantEnded => sentence.push_str(": the grant to convert has ended"),
     }
+    let which = match &blocked.key {
+        Some(key) if names.len() > 1 => format!("{key:?} is "),
+        Some(_) | None => String::new(),
+    };
     if let Some(holder) = blocked.holders.first() {
-        sentence.push_str(&format!("; held by {}", holder_words(holder)));
+        sentence.push_str(&format!("; {which}held by {}", holder_words(holder)));
         push_label(&mut sentence, &holder.label);
+        if blocked.holders_total > 1 {
+            sentence.push_str(&format!(" and {} more", blocked.holders_total - 1));
+        }
+    }
+    if let Some(ahead) = &blocked.ahead {
+        let who = printable(&who(ahead.client, &ahead.name, &ahead.owner));
+        let waited = duration::show_ms(ahead.waited_ms);
+        sentence.push_str(&format!("; behind client {who}, who has waited for {waited}"));
+        push_label(&mut sentence, &ahead.label);
     }
     if let (Reason::Held | Reason::Queued, Some(position)) = (blocked.reason, blocked.position) {
         sentence.push_str(&format!("; with --wait it would stand in place {position}"));
@@ -279,17 +331,25 @@ pub(crate) fn not_acquired(name: &str, blocked: &Blocked) -> String {
 }
 
 /// Tells on stderr where in line the command stands, once, if it stands there for long enough to wonder.
-fn tell_place(client: Client, name: String) {
-    thread::spawn(move || {
-        thread::sleep(TELL_AFTER);
-        let (Ok(session), Ok(info)) = (client.session(), client.lock_info(&name)) else { return };
-        let Some(mine) = info.queue.iter().find(|wait| wait.client == session.client) else { return };
-        let holder = info.holders.first().map_or("nobody yet".into(), holder_words);
-        eprintln!(
-            "waiting for {name:?} in place {} of {}; held by {holder}",
-            mine.position, info.queue_total
-        );
-    });
+pub(crate) fn tell_place(names: &[String], places: &Receiver<Pending>) {
+    let until = Instant::now() + TELL_AFTER;
+    let mut last = None;
+    loop {
+        match places.recv_deadline(until) {
+            Ok(place) => last = Some(place),
+            Err(RecvTimeoutError::Timeout) => break,
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+    let Some(place) = last.or_else(|| places.recv().ok()) else { return };
+    let which = place.key.filter(|_| names.len() > 1).map_or(String::new(), |key| format!("{key:?} is "));
+    let holder = place.holders.first().map_or("nobody yet".into(), holder_words);
+    eprintln!(
+        "waiting for {} in place {} of {}; {which}held by {holder}",
+        quoted(names),
+        place.position,
+        place.queue_total + 1
+    );
 }
 
 /// Whether a signal has begun to end this command.
@@ -327,10 +387,35 @@ pub(crate) fn close_on_signal(client: &Client) -> Result<Interrupted> {
     Ok(interrupted)
 }
 
+/// `tenure convert`: other modes for locks that `acquire` left held, without letting go.
+pub(crate) fn convert(context: &Context, args: &Convert) -> Result<()> {
+    let locks = args.asked.locks()?;
+    let names: Vec<String> = locks.iter().map(|(name, _)| name.clone()).collect();
+    let kept = kept_of(context, &names, args.token)?;
+    let client = context.client()?;
+    let converted = context.under(&client, &kept, |fence| fence.convert(locks).apply());
+    context.finish(&client);
+    let converted = converted?;
+    let kept = Kept { token: converted.token, ..kept };
+    context.keep()?.store(&kept)?;
+    let shown: Vec<_> = converted.locks.iter().map(|lock| format!("{:?} {}", lock.key, lock.mode)).collect();
+    context.detail(&format!("held with token {} now: {}", kept.token, shown.join(", ")));
+    let shown = json!({"name": kept.name, "locks": converted.locks, "token": kept.token});
+    context.output().one(&shown, &kept.token.to_string())
+}
+
+/// The one kept grant that all these locks are of.
+fn kept_of(context: &Context, names: &[String], token: Token) -> Result<Kept> {
+    let kept = context.kept_surely(names.first().map_or("", String::as_str), token.token)?;
+    for name in names {
+        same_name(&kept, name)?;
+    }
+    Ok(kept)
+}
+
 /// `tenure release`
 pub(crate) fn release(context: &Context, args: &Release) -> Result<()> {
-    let kept = context.kept_surely(&args.name, args.token.token)?;
-    same_name(&kept, &args.name)?;
+    let kept = kept_of(context, &args.names, args.token)?;
     let client = context.client()?;
     let released = context.under(&client, &kept, |fence| fence.release());
     if released.is_ok() {
@@ -343,8 +428,11 @@ pub(crate) fn release(context: &Context, args: &Release) -> Result<()> {
     }
     context.finish(&client);
     let op = released?;
-    context.detail(&format!("{:?} is released", kept.name));
-    context.output().one(&json!({"name": kept.name, "token": kept.token, "released": true, "op": op}), "")
+    context.detail(&format!("{} released", are(kept.all())));
+    let shown = json!({
+        "name": kept.name, "names": kept.all(), "token": kept.token, "released": true, "op": op,
+    });
+    context.output().one(&shown, "")
 }
 
 /// `tenure renew`
@@ -380,12 +468,13 @@ pub(crate) fn renew(context: &Context, args: &Renew) -> Result<()> {
     context.output().one(&shown, &duration::show_ms(life))
 }
 
-/// `--token` finds a lock by its token; the name says which one was meant.
+/// `--token` finds a grant by its token; the name says which one was meant. And names together are those of one grant.
 pub(crate) fn same_name(kept: &Kept, name: &str) -> Result<()> {
-    if kept.name == name {
+    if kept.all().iter().any(|held| held == name) {
         return Ok(());
     }
-    Err(Failure::new(LOST, format!("the token {} is of {:?} and not of {name:?}", kept.token, kept.name)))
+    let of = quoted(kept.all());
+    Err(Failure::new(LOST, format!("the token {} is of {of} and not of {name:?}", kept.token)))
 }
 
 /// `tenure locks`

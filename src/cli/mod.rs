@@ -15,6 +15,7 @@ mod handover;
 mod keep;
 mod keys;
 mod locks;
+mod modes;
 mod output;
 mod serve;
 mod sessions;
@@ -84,8 +85,10 @@ struct Global {
 enum Command {
     /// Run the server.
     Serve(Box<serve::Serve>),
-    /// Acquire a lock and leave it held when this command ends; print its token.
-    Acquire(locks::Acquire),
+    /// Acquire a lock, or several at once, and leave them held when this command ends; print the token.
+    Acquire(Box<locks::Acquire>),
+    /// Give locks that `acquire` left held another mode, without letting go; print the token, which an upgrade changes.
+    Convert(Box<locks::Convert>),
     /// Release a lock that `acquire` left held.
     Release(locks::Release),
     /// Keep a lock that `acquire` left held; print how long it lives from now.
@@ -157,6 +160,7 @@ fn run(cli: Cli) -> exit::Result<()> {
     match &cli.command {
         Command::Serve(args) => serve::serve(args),
         Command::Acquire(args) => locks::acquire(&context, args),
+        Command::Convert(args) => locks::convert(&context, args),
         Command::Release(args) => locks::release(&context, args),
         Command::Renew(args) => locks::renew(&context, args),
         Command::HandOver(args) => handover::hand_over(&context, args),
@@ -186,6 +190,7 @@ fn run(cli: Cli) -> exit::Result<()> {
 fn parse() -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches()?;
     refuse_two_waits(&matches)?;
+    refuse_two_modes(&matches)?;
     Cli::from_arg_matches(&matches)
 }
 
@@ -198,6 +203,19 @@ fn refuse_two_waits(matches: &ArgMatches) -> Result<(), clap::Error> {
         return Err(Cli::command().error(
             ErrorKind::ArgumentConflict,
             "--wait cannot be used with --nonblock or --wait-forever: say one of them",
+        ));
+    }
+    Ok(())
+}
+
+/// Nor is `--mode` beside its shorthands one where it comes from the variable.
+fn refuse_two_modes(matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some(("acquire" | "convert" | "run", command)) = matches.subcommand() else { return Ok(()) };
+    let given = |flag| command.value_source(flag) == Some(ValueSource::CommandLine);
+    if given("mode") && modes::SHORTHANDS.into_iter().any(given) {
+        return Err(Cli::command().error(
+            ErrorKind::ArgumentConflict,
+            "--mode cannot be used with --shared, --exclusive, --slots or --weight: say one of them",
         ));
     }
     Ok(())
@@ -278,7 +296,8 @@ mod tests {
             for arg in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
                 let id = arg.get_id().as_str();
                 let variable = arg.get_env().map(|name| name.to_string_lossy().into_owned());
-                let expected = (!SHORTHANDS.contains(&id)).then(|| format!("TENURE_{}", id.to_uppercase()));
+                let shorthand = SHORTHANDS.contains(&id) || modes::SHORTHANDS.contains(&id);
+                let expected = (!shorthand).then(|| format!("TENURE_{}", id.to_uppercase()));
                 assert_eq!(variable, expected, "{} {id}", command.get_name());
             }
             command.get_subcommands().for_each(check);

@@ -103,7 +103,7 @@ caps! {
     max_append_bytes, "TENURE_MAX_APPEND_BYTES" => append_bytes, parse_payload;
     /// Writes staged under one atomic grant.
     max_section_writes, "TENURE_MAX_SECTION_WRITES" => section_writes, parse_count;
-    /// Bytes staged under one atomic grant: names, values and data.
+    /// Bytes staged under one atomic grant: names, values, data, and 64 for each write.
     max_section_bytes, "TENURE_MAX_SECTION_BYTES" => section_bytes, parse_size;
     /// Bytes staged under all atomic grants.
     max_staged_bytes, "TENURE_MAX_STAGED_BYTES" => staged_bytes, parse_size;

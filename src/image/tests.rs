@@ -63,6 +63,23 @@ impl Model {
         self.push(file, generation, FileAct::Write { offset, data: data.as_bytes().into() })
     }
 
+    /// A release: appends to several files under one op. One that does not exist yet has the generation of the command that
+    /// staged its first append.
+    fn release(&mut self, appends: &[(&str, &str)]) -> Vec<FileEffect> {
+        let staged = self.op + 1;
+        self.op = staged + appends.len() as u64;
+        let effects = (staged..).zip(appends).map(|(staged, (file, data))| {
+            let (generation, bytes) = self.files.entry(name(file)).or_insert_with(|| (staged, Vec::new()));
+            let (generation, offset) = (*generation, bytes.len() as u64);
+            bytes.extend_from_slice(data.as_bytes());
+            let act = FileAct::Write { offset, data: data.as_bytes().into() };
+            FileEffect { op: self.op, file: name(file), generation, act }
+        });
+        let effects: Vec<FileEffect> = effects.collect();
+        self.effects.extend(effects.clone());
+        effects
+    }
+
     fn delete(&mut self, file: &str) -> FileEffect {
         self.op += 2;
         let (generation, _) = self.files.remove(&name(file)).unwrap();
@@ -614,21 +631,29 @@ fn story() -> Vec<(&'static str, &'static str, &'static str)> {
         ("delete", "dir/b", ""),
         ("append", "dir", "was a directory"),
         ("rotate", "a", "old/a"),
+        ("release", "a.1 new/c x", " as one"),
         ("rotate", "a.1", "a"),
+        ("append", "new/c", " and alone"),
         ("append", "a", " again"),
         ("delete", "a", ""),
         ("append", "a", "last"),
         ("append", "old/a", " fourth"),
+        ("release", "a new/c y old/a", " together"),
+        ("delete", "x", ""),
         ("rotate", "old/a", "older/a"),
         ("append", "a", " of all"),
     ]
 }
 
-fn tell(model: &mut Model, (what, file, arg): (&str, &str, &str)) -> FileEffect {
+fn tell(model: &mut Model, (what, file, arg): (&str, &str, &str)) -> Vec<FileEffect> {
     match what {
-        "append" => model.append(file, arg),
-        "rotate" => model.rotate(file, arg),
-        "delete" => model.delete(file),
+        "append" => vec![model.append(file, arg)],
+        "rotate" => vec![model.rotate(file, arg)],
+        "delete" => vec![model.delete(file)],
+        "release" => {
+            let appends: Vec<_> = file.split(' ').map(|file| (file, arg)).collect();
+            model.release(&appends)
+        }
         _ => panic!("no such thing in the story"),
     }
 }
@@ -688,7 +713,7 @@ fn a_crash_at_any_point_is_healed_by_the_log() {
         let base = tempfile::tempdir().unwrap();
         let crashes = Rc::new(RefCell::new(Vec::<(String, PathBuf, Model)>::new()));
         for (index, line) in story().into_iter().enumerate() {
-            let effect = tell(&mut room.model, line);
+            let effects = tell(&mut room.model, line);
             let (at, from, to, model) =
                 (Rc::clone(&crashes), room.dir.path().to_owned(), base.path().to_owned(), room.model.clone());
             let hook = move |point: &str| {
@@ -698,7 +723,13 @@ fn a_crash_at_any_point_is_healed_by_the_log() {
                 Ok(())
             };
             with_hook(hook, || {
-                room.apply(effect);
+                for effect in effects {
+                    room.apply(effect);
+                    // Under load a sync may come between two files of one release.
+                    if sync_every == 1 {
+                        room.mirror.sync().unwrap();
+                    }
+                }
                 if index % sync_every == sync_every - 1 {
                     room.sync();
                 }
@@ -1241,12 +1272,13 @@ fn a_crash_while_files_wait_for_room_is_healed_by_the_log() {
     let mut models = Vec::new();
     let base = tempfile::tempdir().unwrap();
     for (index, line) in story().into_iter().enumerate() {
-        let effect = tell(&mut room.model, line);
-        if index % 2 == 0 {
-            full_at("image.before_write", || room.apply(effect));
-        } else {
-            room.mirror.resume();
-            room.apply(effect);
+        for (place, effect) in tell(&mut room.model, line).into_iter().enumerate() {
+            if (index + place) % 2 == 0 {
+                full_at("image.before_write", || room.apply(effect));
+            } else {
+                room.mirror.resume();
+                room.apply(effect);
+            }
         }
         if index % 3 == 2 {
             room.sync();
@@ -1284,15 +1316,16 @@ fn a_rotate_or_delete_without_room_holds_up_the_rest_and_is_done_when_there_is_r
             room.append("b", "bee");
             room.append("a", "");
             room.sync();
-            let effects = [
+            let mut effects = vec![
                 room.model.rotate("a", "new/dir/a"),
                 room.model.delete("b"),
                 room.model.append("a", "again"),
                 room.model.append("new/dir/a", " more"),
-                room.model.rotate("new/dir/a", "a.1"),
-                room.model.append("a.1", " and more"),
-                room.model.append("b", "b"),
             ];
+            effects.extend(room.model.release(&[("c", "one "), ("new/dir/a", " "), ("d", "one ")]));
+            effects.push(room.model.rotate("new/dir/a", "a.1"));
+            effects.extend(room.model.release(&[("d", "two"), ("a.1", " and more"), ("c", "two")]));
+            effects.push(room.model.append("b", "b"));
             for _ in 0..stops {
                 full_at(point, || {
                     room.restart(false);
@@ -1304,7 +1337,7 @@ fn a_rotate_or_delete_without_room_holds_up_the_rest_and_is_done_when_there_is_r
                 std::mem::take(&mut room.mirror.behind)
             } else {
                 room.mirror.gauges.pending.add(effects.iter().map(weight).sum());
-                effects.into()
+                VecDeque::from(effects)
             };
             full_at(point, || {
                 while let Some(effect) = left.front().cloned() {

@@ -261,7 +261,14 @@ impl Node {
             if let Some(refusal) = self.refuse_all(call.is_some_and(Call::frees)) {
                 return Some(refusal);
             }
-            if matches!(call, Some(Call::AppendFile { .. })) {
+            let writes_files = match call {
+                Some(Call::AppendFile { .. }) => true,
+                Some(Call::Release { token, .. }) => {
+                    self.state.section(*token).is_some_and(|section| section.has_appends())
+                }
+                Some(_) | None => false,
+            };
+            if writes_files {
                 if self.files_full {
                     let text = "the files' disk is full, and earlier appends wait for it; free some room, it goes on by itself";
                     return Some(Refusal::new(Kind::NoSpace, text).with(Detail::Again { retry_ms: 1_000 }));

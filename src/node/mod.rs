@@ -174,8 +174,19 @@ struct Submitted {
 /// Something that waits for the files.
 #[derive(Debug)]
 enum FileTag {
-    Read { place: Place, offset: u64, count: u64, length: u64 },
-    Repair { place: Place, looked_at: Op, request: Request },
+    /// `tail`: what is staged behind the bytes that are read.
+    Read {
+        place: Place,
+        offset: u64,
+        count: u64,
+        length: u64,
+        tail: Option<Vec<u8>>,
+    },
+    Repair {
+        place: Place,
+        looked_at: Op,
+        request: Request,
+    },
 }
 
 /// One server, as far as it can be one without a clock, a socket and a disk.
@@ -459,9 +470,12 @@ impl Node {
     /// Takes in what was read for [`FileWork::Read`]; an error is a sentence.
     pub fn handle_file_read(&mut self, tag: u64, read: Result<Vec<u8>, String>) {
         match self.file_tags.remove(&tag) {
-            Some(FileTag::Read { place, offset, count, length }) => {
+            Some(FileTag::Read { place, offset, count, length, tail }) => {
                 let reply = match read {
-                    Ok(bytes) => reads::file_page(bytes, offset, count, length),
+                    Ok(mut bytes) => {
+                        bytes.extend(tail.iter().flatten());
+                        Ok(reads::file_page(bytes, offset, count, length, tail.is_some()))
+                    }
                     Err(fault) => Err(Refusal::new(Kind::FileFault, fault)),
                 };
                 self.resolve_with(place, |out, id| match &reply {

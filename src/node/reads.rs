@@ -8,7 +8,7 @@ use crate::kind::Refusal;
 use crate::limits::REPLY_PAGE;
 use crate::name::Name;
 use crate::outcome::Loss;
-use crate::state::{File, Grant, Key, LockView, not_found};
+use crate::state::{File, Grant, Key, KeySeen, LockView, StagedFile, not_found};
 use crate::time::Time;
 use crate::wire::{
     self, AskedShown, AskerShown, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LifeShown,
@@ -105,45 +105,37 @@ impl Node {
             }
             Method::Get { key, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
-                Ok(()) => {
-                    let got = match self.state.key(&key, now) {
-                        None => Got::default(),
-                        Some(key) => Got {
-                            found: true,
-                            value: Some(raw(key)),
-                            version: Some(key.version),
-                            life: life_shown(now, key),
-                        },
-                    };
+                Ok(under) => {
+                    let got = self.got(now, under, &key);
                     self.reply(place, &got);
                 }
             },
             Method::Range { from, to, page, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
-                Ok(()) => {
-                    let items = self.state.key_range(&from, &to, page.cursor.as_deref(), now);
+                Ok(under) => {
+                    let items = self.state.key_range_seen(under, &from, &to, page.cursor.as_deref(), now);
                     let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
             Method::Prefix { page, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
-                Ok(()) => {
-                    let items = self.state.keys(&page.prefix, page.cursor.as_deref(), now);
+                Ok(under) => {
+                    let items = self.state.keys_seen(under, &page.prefix, page.cursor.as_deref(), now);
                     let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
             Method::FileInfo { file, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
-                Ok(()) => match self.state.file(&file).map(|found| file_shown(&file, found)) {
+                Ok(under) => match self.file_info(under, &file) {
                     Some(info) => self.reply(place, &info),
                     None => self.refuse(place, &not_found(&file)),
                 },
             },
             Method::ReadFile { file, offset, limit, under } => match self.may_read(now, session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
-                Ok(()) => self.read_file(place, &file, offset, limit),
+                Ok(under) => self.read_file(place, under, &file, offset, limit),
             },
             Method::Watch { ask } => self.watch(now, place, ask),
             Method::Logged { .. }
@@ -164,14 +156,20 @@ impl Node {
         self.resolve_with(place, |out, id| encode_error(out, id, refusal));
     }
 
-    /// Whether a read on behalf of a grant may go on: the grant must be live and the caller's.
-    fn may_read(&self, now: Time, session: Option<SessionId>, under: Under) -> Result<(), Refusal> {
-        let Some(token) = under.token else { return Ok(()) };
+    /// Whether a read on behalf of a grant may go on: the grant must be live and the caller's. Gives the grant whose section
+    /// is seen.
+    fn may_read(
+        &self,
+        now: Time,
+        session: Option<SessionId>,
+        under: Under,
+    ) -> Result<Option<Token>, Refusal> {
+        let Some(token) = under.token else { return Ok(None) };
         let session = session.ok_or_else(|| {
             let text = "a `token` goes with the `session` that holds it, or acts for its `holder`";
             Refusal::new(crate::kind::Kind::InvalidParams, text)
         })?;
-        self.state.grant_of(session, under.holder, token, now).map(|_| ())
+        self.state.grant_of(session, under.holder, token, now).map(|_| Some(token))
     }
 
     fn heartbeat(&mut self, now: Time, place: Place, session: Option<SessionId>, after: u64) {
@@ -406,26 +404,74 @@ impl Node {
         }
     }
 
-    fn read_file(&mut self, place: Place, name: &Name, offset: u64, limit: Option<u64>) {
-        let Some(file) = self.state.file(name) else { return self.refuse(place, &not_found(name)) };
-        let (length, generation) = (file.length, file.generation);
-        let count = limit.unwrap_or(FILE_PAGE).min(FILE_PAGE_MAX).min(length.saturating_sub(offset));
-        if count == 0 {
-            let page = FilePage { data: Some(String::new()), data_b64: None, length, eof: offset >= length };
-            return self.reply(place, &page);
+    fn got(&self, now: Time, under: Option<Token>, key: &str) -> Got {
+        let hidden = |token| self.state.section(token).is_some_and(|section| section.key(key).is_some());
+        match self.state.key_seen(under, key, now) {
+            None => Got { staged: under.is_some_and(hidden), ..Got::default() },
+            Some(seen) => {
+                let KeyItem { value, version, life, staged, .. } = key_shown(now, key, seen);
+                Got { found: true, value: Some(value), version: Some(version), life, staged }
+            }
         }
+    }
+
+    /// What is staged of a file under the grant.
+    fn staged_file(&self, under: Option<Token>, name: &Name) -> Option<&StagedFile> {
+        self.state.section(under?)?.file(name)
+    }
+
+    fn file_info(&self, under: Option<Token>, name: &Name) -> Option<FileInfo> {
+        let found = self.state.file(name);
+        let Some(staged) = self.staged_file(under, name) else {
+            return found.map(|found| file_shown(name, found));
+        };
+        Some(FileInfo {
+            file: name.to_string(),
+            length: staged.length(),
+            generation: staged.generation,
+            checksum: format!("{:08x}", staged.checksum(found.map_or(0, |found| found.checksum))),
+            fault: found.and_then(|found| found.fault.clone()),
+            staged: true,
+        })
+    }
+
+    /// Reads from the file what is committed, and from memory what is staged behind it.
+    fn read_file(
+        &mut self,
+        place: Place,
+        under: Option<Token>,
+        name: &Name,
+        offset: u64,
+        limit: Option<u64>,
+    ) {
+        let found = self.state.file(name).map(|file| (file.length, file.generation));
+        let staged = self.staged_file(under, name);
+        let (Some(length), committed) =
+            (staged.map(StagedFile::length).or(found.map(|it| it.0)), found.map_or(0, |it| it.0))
+        else {
+            return self.refuse(place, &not_found(name));
+        };
+        let count = limit.unwrap_or(FILE_PAGE).min(FILE_PAGE_MAX).min(length.saturating_sub(offset));
+        let end = offset.saturating_add(count);
+        let from_disk = end.min(committed).saturating_sub(offset);
+        let tail = staged.map(|staged| staged.slice(offset.max(committed), end));
+        let (true, Some((_, generation))) = (from_disk > 0, found) else {
+            let staged = tail.is_some();
+            let page = file_page(tail.unwrap_or_default(), offset, count, length, staged);
+            return self.reply(place, &page);
+        };
         if self.file_tags.len() >= FILE_READS_MAX {
             return self.refuse(place, &busy("the files' disk is behind"));
         }
         self.assemblies.await_file(place);
-        let tag = self.file_tag(FileTag::Read { place, offset, count, length });
+        let tag = self.file_tag(FileTag::Read { place, offset, count, length, tail });
         self.file_work.push_back(FileWork::Read {
             tag,
             file: name.clone(),
             generation,
             offset,
-            count,
-            length,
+            count: from_disk,
+            length: committed,
         });
     }
 }
@@ -436,12 +482,7 @@ pub(super) fn ping() -> wire::Ping {
 }
 
 /// The bytes that were read, as text where they are text.
-pub(super) fn file_page(
-    mut bytes: Vec<u8>,
-    offset: u64,
-    count: u64,
-    length: u64,
-) -> Result<FilePage, Refusal> {
+pub(super) fn file_page(mut bytes: Vec<u8>, offset: u64, count: u64, length: u64, staged: bool) -> FilePage {
     assert_eq!(bytes.len() as u64, count, "the files give what was asked for, or an error");
     // A page ends where a character ends, so that text stays text; the next page begins there.
     if let Err(error) = std::str::from_utf8(&bytes)
@@ -452,13 +493,14 @@ pub(super) fn file_page(
         bytes.truncate(error.valid_up_to());
     }
     let eof = offset + bytes.len() as u64 >= length;
-    let base64 = |bytes: &[u8]| FilePage { data: None, data_b64: Some(STANDARD.encode(bytes)), length, eof };
-    Ok(match String::from_utf8(bytes) {
+    let base64 =
+        |bytes: &[u8]| FilePage { data: None, data_b64: Some(STANDARD.encode(bytes)), length, eof, staged };
+    match String::from_utf8(bytes) {
         // Escaping can make text six times as long; then base64 is the form that fits.
         Ok(text) if json_len(&text) > FILE_PAGE_MAX as usize * 4 / 3 => base64(text.as_bytes()),
-        Ok(text) => FilePage { data: Some(text), data_b64: None, length, eof },
+        Ok(text) => FilePage { data: Some(text), data_b64: None, length, eof, staged },
         Err(error) => base64(error.as_bytes()),
-    })
+    }
 }
 
 /// A loss as results show it.
@@ -479,13 +521,12 @@ fn file_shown(name: &Name, file: &File) -> FileInfo {
         generation: file.generation,
         checksum: format!("{:08x}", file.checksum),
         fault: file.fault.clone(),
+        staged: false,
     }
 }
 
-fn key_item(now: Time, (name, key): (&Name, &Key)) -> (String, KeyItem) {
-    let item =
-        KeyItem { key: name.to_string(), value: raw(key), version: key.version, life: life_shown(now, key) };
-    (name.to_string(), item)
+fn key_item(now: Time, (name, seen): (&Name, KeySeen<'_>)) -> (String, KeyItem) {
+    (name.to_string(), key_shown(now, name, seen))
 }
 
 /// How long a key lives, as results show it.
@@ -497,8 +538,18 @@ fn life_shown(now: Time, key: &Key) -> LifeShown {
     }
 }
 
-fn raw(key: &Key) -> Box<RawValue> {
-    RawValue::from_string(key.value.to_string()).expect("a value was JSON when it was set")
+fn key_shown(now: Time, name: &str, seen: KeySeen<'_>) -> KeyItem {
+    let (value, version, life, staged) = match seen {
+        KeySeen::Committed(key) => (&key.value, key.version, life_shown(now, key), false),
+        KeySeen::Staged(key) => {
+            let value = key.change.value.as_ref().expect("a key that is seen was not deleted");
+            let life = key.change.life;
+            let life = LifeShown { ttl_left_ms: life.ttl_ms, bound: life.bound, client: None };
+            (value, key.version, life, true)
+        }
+    };
+    let value = RawValue::from_string(value.to_string()).expect("a value was JSON when it was set");
+    KeyItem { key: name.to_owned(), value, version, life, staged }
 }
 
 /// Fills a page: as many items as fit a frame and the limit, at least one, with a cursor if there are more.

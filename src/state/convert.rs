@@ -52,6 +52,7 @@ impl State {
                 "a conversion that waits is for the session of the grant; for another session only a try is";
             return Err(Refusal::new(Kind::InvalidParams, text));
         }
+        self.keeps_staged(token, &asks)?;
         self.refuse_second_wait(of, &owner, effects)?;
         self.clear(asks.iter().map(|ask| ask.key.clone()), effects);
         for ask in &asks {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// A file as the log has made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
-    /// The command that created it.
+    /// The command that gave its first append: no two files ever have the same.
     pub generation: Op,
     /// Bytes committed.
     pub length: u64,
@@ -55,18 +55,31 @@ impl State {
         data: &Arc<[u8]>,
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
-        let limits = &self.head.limits;
-        if data.len() as u64 > limits.append_bytes {
-            let text =
-                format!("the data has {} bytes; at most {} are allowed", data.len(), limits.append_bytes);
-            return Err(Refusal::new(Kind::TooLarge, text)
-                .with(Detail::Limit { limit: "append_bytes".into(), max: limits.append_bytes }));
+        self.check_data(data)?;
+        self.check_append(name, data.len() as u64, 0)?;
+        let length = self.put_append(name, self.head.op, data, effects);
+        Ok(Outcome::Appended { offset: length - data.len() as u64, length, staged: false })
+    }
+
+    /// Whether the data of one append is within its cap.
+    pub(super) fn check_data(&self, data: &[u8]) -> Result<(), Refusal> {
+        let max = self.head.limits.append_bytes;
+        if data.len() as u64 > max {
+            let text = format!("the data has {} bytes; at most {max} are allowed", data.len());
+            return Err(
+                Refusal::new(Kind::TooLarge, text).with(Detail::Limit { limit: "append_bytes".into(), max })
+            );
         }
+        Ok(())
+    }
+
+    /// Whether so many bytes can be appended to a file, beside so many other files that are created with it.
+    pub(super) fn check_append(&self, name: &Name, bytes: u64, beside: u64) -> Result<(), Refusal> {
+        let limits = &self.head.limits;
         match self.files.get(name) {
             None => {
                 self.may_create(name)?;
-                let limits = &self.head.limits;
-                if self.files.len() as u64 >= limits.files {
+                if self.files.len() as u64 + beside >= limits.files {
                     let text = format!(
                         "the server has its {} files; delete one, or raise --max-files",
                         limits.files
@@ -77,15 +90,26 @@ impl State {
             Some(File { fault: Some(fault), .. }) => return Err(at_fault(name, fault)),
             Some(_) => {}
         }
-        let (old, max) = (self.files.get(name).map_or(0, |file| file.length), self.head.limits.file_bytes);
-        if old + data.len() as u64 > max {
+        let (old, max) = (self.files.get(name).map_or(0, |file| file.length), limits.file_bytes);
+        if old + bytes > max {
             let text =
                 format!("file {name:?} would have over {max} bytes; rotate it, or raise --max-file-bytes");
             return Err(Refusal::limit("file_bytes", max, text));
         }
+        Ok(())
+    }
+
+    /// Appends to a file, all checks done; one that does not exist is created with that generation. Gives its length.
+    pub(super) fn put_append(
+        &mut self,
+        name: &Name,
+        generation: Op,
+        data: &Arc<[u8]>,
+        effects: &mut Vec<Effect>,
+    ) -> u64 {
         let op = self.head.op;
         let file = self.files.entry(name.clone()).or_insert(File {
-            generation: op,
+            generation,
             length: 0,
             checksum: 0,
             fault: None,
@@ -101,7 +125,7 @@ impl State {
             generation,
             act: FileAct::Write { offset, data: data.clone() },
         }));
-        Ok(Outcome::Appended { offset, length, staged: false })
+        length
     }
 
     pub(super) fn delete_file(&mut self, name: &Name, effects: &mut Vec<Effect>) -> Result<Outcome, Refusal> {

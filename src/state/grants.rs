@@ -2,7 +2,7 @@
 
 use super::locks::{Wanted, own_terms, shared_text};
 use super::waits::mode_of;
-use super::{Due, GrantEnd, State, not_holder};
+use super::{Due, GrantEnd, Section, State, not_holder};
 use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
@@ -38,6 +38,8 @@ pub struct Grant {
     pub offered: Option<Offer>,
     /// The wait that converts it, if one does.
     pub(super) conversion: Option<Op>,
+    /// What is staged under it, if anything is.
+    pub(super) section: Option<Box<Section>>,
 }
 
 impl Grant {
@@ -147,6 +149,7 @@ impl State {
             asked: None,
             offered: None,
             conversion: None,
+            section: None,
         };
         self.due.extend(grant.dues(token));
         let session = self.sessions.get_mut(&id).expect("a grant goes to a session that asks");
@@ -220,13 +223,14 @@ impl State {
         }
     }
 
-    /// Takes a grant away. Its locks are handed on before the command ends.
+    /// Takes a grant away. Its locks are handed on before the command ends; what is still staged leaves no trace.
     pub(super) fn take_grant(&mut self, token: Token, effects: &mut Vec<Effect>) -> Grant {
         if let Some(op) = self.grants[&token].conversion {
             self.grant_ended(op, effects);
         }
         self.forget_asked(token);
         self.forget_offer(token);
+        self.drop_section(token);
         let grant = self.grants.remove(&token).expect("a grant ends once");
         for due in grant.dues(token) {
             self.due.remove(&due);
@@ -279,9 +283,10 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
+        let writes = self.commit_section(token, effects)?;
         self.record_end(token, None);
         self.take_grant(token, effects);
-        Ok(Outcome::Released { op: self.head.op, writes: 0 })
+        Ok(Outcome::Released { op: self.head.op, writes })
     }
 
     pub(super) fn abandon(
@@ -350,6 +355,7 @@ impl State {
             hold_deadline: grant.hold_deadline,
             asked: grant.asked.clone(),
             offered: grant.offered,
+            section: grant.section.as_ref().map(|section| section.part()),
         }
     }
 
@@ -378,7 +384,7 @@ impl State {
             return Err(fault("it was asked back by, or offered to, a session that never was"));
         }
         self.sessions.get_mut(&session).expect("it has a number").grants.insert(token);
-        let grant = Grant {
+        let mut grant = Grant {
             session,
             owner: part.owner,
             terms: part.terms,
@@ -390,7 +396,11 @@ impl State {
             asked: part.asked,
             offered: part.offered,
             conversion: None,
+            section: None,
         };
+        if let Some(section) = part.section {
+            self.add_section(section, &mut grant).map_err(|text| fault(&text))?;
+        }
         self.due.extend(grant.dues(token));
         if self.grants.insert(token, grant).is_some() {
             return Err(fault("it stands twice"));

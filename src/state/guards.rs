@@ -105,7 +105,12 @@ impl State {
         let whose = holder.unwrap_or(session);
         let why = match self.guarded(to, self.head.at) {
             Guarded::Free => return Ok(()),
-            Guarded::By(token) if self.grants[&token].session == whose => return Ok(()),
+            Guarded::By(token) if self.grants[&token].session == whose => {
+                match self.section(token).is_some_and(|section| section.file(to).is_some()) {
+                    true => "is held by a grant under which appends to that file are staged",
+                    false => return Ok(()),
+                }
+            }
             Guarded::By(_) => "is held by another session",
             Guarded::Shared => "is held shared",
             Guarded::Closed => "is closed for the lock-delay of its last tenure",

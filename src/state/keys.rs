@@ -69,14 +69,7 @@ impl State {
         after: Option<&'a str>,
         now: Time,
     ) -> impl Iterator<Item = (&'a Name, &'a Key)> {
-        let begin = match after {
-            Some(after) if after >= from => Bound::Excluded(after),
-            Some(_) | None => Bound::Included(from),
-        };
-        self.keys
-            .range::<str, _>((begin, Bound::Unbounded))
-            .take_while(move |(name, _)| name.as_str() <= to)
-            .filter(move |(name, key)| self.key_lives(name, key, now))
+        names_between(&self.keys, from, to, after).filter(move |(name, key)| self.key_lives(name, key, now))
     }
 
     fn key_lives(&self, name: &Name, key: &Key, now: Time) -> bool {
@@ -350,6 +343,20 @@ pub(super) fn names_from<'a, T>(
         Some(_) | None => Bound::Included(prefix),
     };
     map.range::<str, _>((begin, Bound::Unbounded)).take_while(move |(name, _)| name.starts_with(prefix))
+}
+
+/// Entries from `from` to `to`, both included, after the name `after`, in order.
+pub(super) fn names_between<'a, T>(
+    map: &'a BTreeMap<Name, T>,
+    from: &'a str,
+    to: &'a str,
+    after: Option<&'a str>,
+) -> impl Iterator<Item = (&'a Name, &'a T)> {
+    let begin = match after {
+        Some(after) if after >= from => Bound::Excluded(after),
+        Some(_) | None => Bound::Included(from),
+    };
+    map.range::<str, _>((begin, Bound::Unbounded)).take_while(move |(name, _)| name.as_str() <= to)
 }
 
 fn weight(name: &Name, value: &str) -> u64 {

@@ -150,7 +150,12 @@ impl State {
         let tokens = self.held_of(wanted.session, wanted.owner, wanted.asks);
         match tokens[..] {
             [] => Ok(None),
-            [token] if self.grants[&token].asks == wanted.asks => {
+            // Who asks for a grant of the other kind must not take this one for it: its writes would take effect at once, or
+            // not at all.
+            [token]
+                if self.grants[&token].asks == wanted.asks
+                    && self.grants[&token].terms.atomic == wanted.terms.atomic =>
+            {
                 Ok(Some(self.granted(token, &self.grants[&token], true)))
             }
             _ => {

@@ -13,8 +13,8 @@
 //!
 //! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
 //! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `guards` (who may write what),
-//! `keys`, `transactions`, `files`, `history` (what happened lately, for whoever watches), and `parts` (what a snapshot
-//! holds).
+//! `keys`, `transactions`, `files`, `sections` (what is staged under atomic grants), `history` (what happened lately, for
+//! whoever watches), and `parts` (what a snapshot holds).
 
 mod blocked;
 mod breaks;
@@ -29,6 +29,7 @@ mod keys;
 mod lines;
 mod locks;
 mod parts;
+mod sections;
 mod sessions;
 mod taken;
 mod transactions;
@@ -40,6 +41,7 @@ pub use history::{GrantEnd, KeyEnd, WatchEvent, What};
 pub use keys::Key;
 pub use locks::LockView;
 pub use parts::*;
+pub use sections::{KeySeen, Section, StagedFile, StagedKey};
 use sessions::KeptReplies;
 pub use sessions::{Session, Standing};
 pub use waits::Wait;
@@ -76,6 +78,8 @@ pub struct State {
     /// Kept replies of all sessions together.
     kept: KeptReplies,
     files: BTreeMap<Name, File>,
+    /// What all sections together count, in bytes.
+    staged_bytes: u64,
     /// What happened lately, for whoever watches.
     history: History,
     /// What is due when.
@@ -138,6 +142,7 @@ impl State {
             ttl_keys: 0,
             kept: KeptReplies::default(),
             files: BTreeMap::new(),
+            staged_bytes: 0,
             history: History::default(),
             due: BTreeSet::new(),
             unserved: BTreeSet::new(),
@@ -247,30 +252,35 @@ impl State {
                 self.renew_lease(session, *holder, *token, *lease_ms)
             }
             Call::Set { key, value, if_version, life, token, holder } => {
-                self.may_write_key(session, *holder, *token, key)?;
                 let change = Change { key: key.clone(), value: Some(value.clone()), life: *life };
-                self.change_key(session, *holder, &change, *if_version)
+                self.set_or_delete(session, *holder, *token, change, *if_version)
             }
             Call::Delete { key, if_version, token, holder } => {
-                self.may_write_key(session, *holder, *token, key)?;
                 let change = Change { key: key.clone(), value: None, life: Life::default() };
-                self.change_key(session, *holder, &change, *if_version)
+                self.set_or_delete(session, *holder, *token, change, *if_version)
             }
             Call::AppendFile { file, data, token, holder } => {
+                if let Some(token) = self.stages(session, *holder, Some(*token)) {
+                    self.may_stage(session, *holder, token, file)?;
+                    return self.stage_append(token, file, data);
+                }
                 self.holds(session, *holder, *token, file)?;
                 self.append_file(file, data, effects)
             }
             Call::DeleteFile { file, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
+                self.may_change_file(*token, file, false)?;
                 self.delete_file(file, effects)
             }
             Call::RotateFile { file, to, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
+                self.may_change_file(*token, file, false)?;
                 self.may_take_name(session, *holder, to)?;
                 self.rotate_file(file, to, effects)
             }
             Call::RepairFile { file, generation, length, checksum, token, holder } => {
                 self.holds(session, *holder, *token, file)?;
+                self.may_change_file(*token, file, true)?;
                 self.repair_file(file, *generation, *length, *checksum, effects)
             }
             Call::Convert { token, holder, asks, wait } => {
@@ -295,9 +305,31 @@ impl State {
                 self.ask_release(session, *token, reason, *deadline_ms, effects)
             }
             Call::Transaction { compare, apply, token, holder } => {
-                self.transaction(session, *holder, *token, compare, apply)
+                let Some(token) = self.stages(session, *holder, *token) else {
+                    return self.transaction(session, *holder, *token, compare, apply);
+                };
+                for change in apply {
+                    self.may_stage(session, *holder, token, &change.key)?;
+                }
+                self.stage_transaction(token, compare, apply)
             }
         }
+    }
+
+    fn set_or_delete(
+        &mut self,
+        session: SessionId,
+        holder: Option<SessionId>,
+        token: Option<Token>,
+        change: Change,
+        if_version: Option<Op>,
+    ) -> Result<Outcome, Refusal> {
+        if let Some(token) = self.stages(session, holder, token) {
+            self.may_stage(session, holder, token, &change.key)?;
+            return self.stage_change(token, change, if_version);
+        }
+        self.may_write_key(session, holder, token, &change.key)?;
+        self.change_key(session, holder, &change, if_version)
     }
 
     /// Lets what is due take effect and cleans up after ended sessions, a bounded number of each.
@@ -368,7 +400,7 @@ impl State {
     }
 
     /// What there is now, under the names that `status` shows.
-    pub fn counts(&self) -> [(&'static str, u64); 11] {
+    pub fn counts(&self) -> [(&'static str, u64); 12] {
         [
             ("sessions", self.sessions.len() as u64),
             ("grants", self.grants.len() as u64),
@@ -381,6 +413,7 @@ impl State {
             ("unchecked_waits", self.head.unchecked_waits),
             ("kept_replies", self.kept.count),
             ("kept_reply_bytes", self.kept.bytes),
+            ("staged_bytes", self.staged_bytes),
         ]
     }
 

@@ -10,7 +10,7 @@ use crate::name::Name;
 use crate::outcome::{Asked, Loss, Offer, Outcome};
 use crate::state::WatchEvent;
 use crate::time::Time;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
 
@@ -122,7 +122,7 @@ pub struct WaitReplyPart {
 }
 
 /// A grant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantPart {
     /// Its token.
@@ -147,6 +147,64 @@ pub struct GrantPart {
     pub asked: Option<Asked>,
     /// The session that may take it over, if one may.
     pub offered: Option<Offer>,
+    /// What is staged under it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section: Option<SectionPart>,
+}
+
+/// What is staged under an atomic grant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SectionPart {
+    /// Keys, in the order of their names.
+    pub keys: Vec<StagedKeyPart>,
+    /// Files, in the order of their names.
+    pub files: Vec<StagedFilePart>,
+}
+
+/// A staged key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagedKeyPart {
+    /// The key.
+    pub key: Name,
+    /// The command that staged it.
+    pub version: Op,
+    /// JSON text as it came; absent if the key is deleted.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub value: Option<Box<RawValue>>,
+    /// For how many milliseconds it lives from the release, if not for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+    /// Whether it lives only as long as the session.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bound: bool,
+}
+
+/// What is staged of a file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagedFilePart {
+    /// The file.
+    pub file: Name,
+    /// Its generation; if it does not exist yet, the command that staged its first append.
+    pub generation: Op,
+    /// Where the staged bytes begin.
+    pub offset: u64,
+    /// The data of each append in base64, in order.
+    pub data_b64: Vec<String>,
+}
+
+impl SectionPart {
+    /// How many writes it is.
+    pub fn writes(&self) -> usize {
+        self.keys.len() + self.files.iter().map(|file| file.data_b64.len()).sum::<usize>()
+    }
+}
+
+/// Reads a value that is there: `null` is a value like any other and not its absence.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// A wait in line.

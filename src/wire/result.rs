@@ -489,6 +489,9 @@ pub struct FileInfo {
     /// Why it is closed to appends, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
+    /// Whether bytes are in it that are staged under the grant that was named, seen by its holder alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `cleanup_expired_locks`
@@ -533,6 +536,9 @@ pub struct Got {
     /// How long it lives.
     #[serde(flatten)]
     pub life: LifeShown,
+    /// Whether that is what is staged under the grant that was named, seen by its holder alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `set`
@@ -570,6 +576,9 @@ pub struct KeyItem {
     /// How long it lives.
     #[serde(flatten)]
     pub life: LifeShown,
+    /// Whether that is what is staged under the grant that was named, seen by its holder alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `watch`
@@ -622,6 +631,9 @@ pub struct EventShown {
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Whether that is what is staged under the grant that was named, seen by its holder alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `append_file`
@@ -649,6 +661,9 @@ pub struct FilePage {
     pub length: u64,
     /// Whether this page reaches the end.
     pub eof: bool,
+    /// Whether `length` counts bytes that are staged under the grant that was named, seen by its holder alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub staged: bool,
 }
 
 /// `delete_file`, `rotate_file`, `repair_file`
