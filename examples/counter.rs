@@ -79,7 +79,7 @@ fn work(addr: SocketAddr, number: u64, args: &Args) -> Result<()> {
 }
 
 /// Reads and writes under the lock; the write carries the token of the grant.
-fn increment(guard: &Guard) -> Result<()> {
+fn increment(guard: &mut Guard) -> Result<()> {
     let now: u64 = guard.get(COUNTER)?.map_or(Ok(0), |entry| entry.parse())?;
     guard.set(COUNTER, &(now + 1))?;
     Ok(())

@@ -106,6 +106,8 @@ pub fn requested(state: &State, session: Option<SessionId>, method: &Method) -> 
         Method::GetLockInfo { key, .. } => format!("get_lock_info {key:?}"),
         Method::ListLocks { page } => format!("list_locks {:?}", page.prefix),
         Method::ListGrants { page } => format!("list_grants {:?}", page.prefix),
+        Method::ListWaits { page } => format!("list_waits {:?}", page.prefix),
+        Method::ListContention { .. } => "list_contention".into(),
         Method::ListSessions { page } => format!("list_sessions {:?}", page.prefix),
         Method::ListFiles { page } => format!("list_files {:?}", page.prefix),
         Method::Get { key, .. } => format!("get {key:?}"),

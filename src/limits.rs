@@ -50,6 +50,18 @@ pub const DEADLOCK_STEPS_MAX: usize = 50_000;
 /// Bytes of the reason for a break or for asking a holder to let go.
 pub const REASON_MAX: usize = 256;
 
+/// Locks in the sketch of those that are waited for most.
+pub const CONTENTION_NAMES: usize = 128;
+
+/// Other locks of which it is remembered how long they are usually held.
+pub const HOLDS_KEPT: usize = 64;
+
+/// Waits of one line that an estimate looks at; a longer line is taken to go on like that.
+pub const ESTIMATE_WAITS_MAX: usize = 128;
+
+/// Waits, and holders of the locks they ask for, that one page of waits looks at: then the page ends, however few it has.
+pub const WAITS_LOOKED_AT: u64 = 10_000;
+
 /// Longest time that a `watch` waits for something to happen, in milliseconds: 60 s.
 pub const WATCH_WAIT_MAX_MS: u64 = 60_000;
 

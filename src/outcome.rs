@@ -37,6 +37,8 @@ pub enum Outcome {
         again: bool,
         /// What is left, at the command, until it ends whatever is renewed, in milliseconds; none if it has no such bound.
         hold_left_ms: Option<u64>,
+        /// Whether it is an atomic one, where that is told: to who takes it over, and did not ask for it so.
+        atomic: bool,
     },
     /// The acquire stands in line. Never kept: the final outcome takes its place.
     Waiting(Box<Blocked>),

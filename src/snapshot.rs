@@ -9,7 +9,8 @@
 //!   {"client":1,...},                             one element a line, in the order of `Parts`
 //!   {"client":2,...}
 //!   ],
-//!   "grants":[], "delays":[], "waits":[], "unserved":[], "keys":[], "files":[], "history":[],   (as above)
+//!   "grants":[], "delays":[], "waits":[], "unserved":[], "keys":[], "files":[], "history":[],
+//!   "contention":[], "holds":[],                  (as above)
 //!   "redo":[                                      work for the disk that may not be safe in the files yet
 //!   {"op":16,"file":"log","generation":16,"act":{"write":{"offset":0,"data_b64":"aGk="}}}
 //!   ],
@@ -24,7 +25,8 @@ use crate::limits::VALUE_DEPTH_MAX;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
 use crate::state::{
-    DelayPart, FilePart, GrantPart, Head, KeyPart, Parts, SessionPart, UnservedPart, WaitPart, WatchEvent,
+    ContentionPart, DelayPart, FilePart, GrantPart, Head, HoldPart, KeyPart, Parts, SessionPart,
+    UnservedPart, WaitPart, WatchEvent,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -84,7 +86,8 @@ impl fmt::Display for Fault {
 /// # Errors
 /// Those of `out`.
 pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
-    let Parts { head, sessions, grants, delays, waits, unserved, keys, files, history } = &snapshot.parts;
+    let Parts { head, sessions, grants, delays, waits, unserved, keys, files, history, contention, holds } =
+        &snapshot.parts;
     let mut out = Summed { out, crc: 0 };
     writeln!(out, "{{\"format\":{FORMAT},")?;
     writeln!(out, "\"server\":\"{}\",", snapshot.server)?;
@@ -100,6 +103,8 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
     section(&mut out, "keys", keys)?;
     section(&mut out, "files", files)?;
     section(&mut out, "history", history)?;
+    section(&mut out, "contention", contention)?;
+    section(&mut out, "holds", holds)?;
     section(&mut out, "redo", &snapshot.redo.iter().map(Redo::from).collect::<Vec<_>>())?;
     let crc = out.crc;
     out.write_all(&last_line(crc))
@@ -148,12 +153,15 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
         keys,
         files,
         history,
+        contention,
+        holds,
         redo,
         crc32c: _,
     } = document;
     let redo =
         redo.into_iter().map(FileEffect::try_from).collect::<Result<_, _>>().map_err(Fault::Damaged)?;
-    let parts = Parts { head, sessions, grants, delays, waits, unserved, keys, files, history };
+    let parts =
+        Parts { head, sessions, grants, delays, waits, unserved, keys, files, history, contention, holds };
     Ok(Snapshot { server, clean, parts, redo })
 }
 
@@ -226,6 +234,8 @@ struct Document {
     keys: Vec<KeyPart>,
     files: Vec<FilePart>,
     history: Vec<WatchEvent>,
+    contention: Vec<ContentionPart>,
+    holds: Vec<HoldPart>,
     redo: Vec<Redo>,
     #[expect(dead_code, reason = "its bytes were checked before they were parsed")]
     crc32c: String,
@@ -241,6 +251,7 @@ impl Document {
         rising("waits", self.waits.iter().map(|part| part.op))?;
         rising("keys", self.keys.iter().map(|part| &part.key))?;
         rising("files", self.files.iter().map(|part| &part.file))?;
+        rising("contention", self.contention.iter().map(|part| &part.key))?;
         let staged = || self.grants.iter().filter_map(|part| part.section.as_ref());
         let values = self.keys.iter().map(|part| (&part.key, &part.value));
         let staged_values =
@@ -504,6 +515,8 @@ mod tests {
                 keys: keys.collect(),
                 files: vec![file],
                 history: vec![set],
+                contention: vec![],
+                holds: vec![],
             },
             redo: effects.to_vec(),
         }

@@ -180,6 +180,126 @@ fn a_second_acquire_is_refused_with_75_and_says_who_holds() {
 }
 
 #[test]
+fn who_waits_for_whom_is_told_as_sentences_as_a_graph_and_as_figures() {
+    let bench = Bench::start();
+    assert_eq!(bench.ok(&["explain", "--graph"]), "nobody waits");
+    assert_eq!(bench.json(&["explain", "--graph"]), serde_json::json!([]));
+    bench.ok(&["acquire", "a", "--label", "nightly"]);
+    let holder = bench.json(&["explain", "a"])["holders"][0].clone();
+    let waiting = bench.command(&["acquire", "a", "--wait-forever"]).stdout(Stdio::piped()).spawn().unwrap();
+    bench.until("it stands in line", || bench.waiting("a") == 1);
+    let (client, token) = (&holder["client"], &holder["token"]);
+    let waiter = bench.json(&["explain", "a"])["queue"][0]["client"].clone();
+    let line = format!(
+        "client {waiter} (tenure acquire) waits for \"a\", held by client {client} (tenure acquire), token {token}, label \"nightly\""
+    );
+    assert_eq!(bench.ok(&["explain", "--graph"]), line);
+    assert_eq!(bench.ok(&["explain", "--graph", "--prefix", "b"]), "nobody waits");
+    assert_eq!(bench.json(&["explain", "--graph"])[0]["for"][0]["token"], *token);
+    let dot = bench.ok(&["explain", "--graph", "--dot"]);
+    let arrow = format!("\"client {waiter} (tenure acquire)\" -> \"client {client} (tenure acquire)\"");
+    assert!(dot.starts_with("digraph waits {") && dot.contains(&arrow), "{dot}");
+    let explained = bench.ok(&["explain", "a"]);
+    assert!(explained.contains(&format!(", without limit: held by token {token}")), "{explained}");
+    bench.ok(&["release", "a"]);
+    assert!(waiting.wait_with_output().unwrap().status.success());
+    let top = bench.json(&["top"]);
+    assert_eq!((&top[0]["key"], &top[0]["waits"], &top[0]["tenures"]), (&"a".into(), &1.into(), &1.into()));
+    let row: Vec<String> =
+        bench.ok(&["top"]).lines().nth(1).unwrap().split_whitespace().map(Into::into).collect();
+    assert_eq!((row[0].as_str(), row[1].as_str(), row[3].as_str()), ("a", "0", "1"), "{row:?}");
+    bench.fails(64, &["explain"]);
+    bench.fails(64, &["explain", "a", "--graph"]);
+    bench.fails(64, &["explain", "a", "--dot"]);
+}
+
+#[test]
+fn several_locks_are_acquired_and_released_as_one() {
+    let bench = Bench::start();
+    let token = bench.token(&["acquire", "a", "-l", "b=shared", "-l", "pool=2/3"]);
+    assert_eq!(bench.kept(), 3, "each is found by its name");
+    for (lock, mode) in [("a", "exclusive"), ("b", "shared"), ("pool", "2 slots of 3")] {
+        assert!(bench.ok(&["explain", lock]).contains(&format!(", {mode}, token {token},")), "{lock}");
+    }
+    bench.ok(&["append", "a", "x"]);
+    bench.ok(&["renew", "b"]);
+    bench.fails(76, &["release", "a", "c", "--token", &token.to_string()]);
+    let shown = bench.json(&["release", "b"]);
+    assert_eq!((&shown["names"], &shown["token"]), (&serde_json::json!(["a", "b", "pool"]), &token.into()));
+    assert_eq!(bench.kept(), 0);
+    bench.ok(&["acquire", "pool"]);
+    let sentence = bench.fails(75, &["acquire", "other", "pool"]);
+    assert!(sentence.contains("\"other\", \"pool\" were not acquired; \"pool\" is held by"), "{sentence}");
+    assert_eq!(bench.ok(&["explain", "other"]), "other is free", "half of it is nothing");
+}
+
+#[test]
+fn a_shared_lock_is_upgraded_when_nobody_else_shares_it_and_the_token_changes() {
+    let bench = Bench::start();
+    let stranger = tempfile::tempdir().unwrap();
+    let of_stranger = |args: &[&str]| {
+        let output = bench.command(args).env("TENURE_HOME", stranger.path().join("kept")).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", told(&output));
+    };
+    let first = bench.token(&["acquire", "a", "--shared"]);
+    of_stranger(&["acquire", "a", "-s"]);
+    let sentence = bench.fails(75, &["convert", "a", "-x"]);
+    assert!(sentence.contains("held"), "{sentence}");
+    of_stranger(&["release", "a"]);
+    let shown = bench.json(&["convert", "a"]);
+    let second = shown["token"].as_u64().unwrap();
+    assert!(second > first, "{shown}");
+    assert_eq!(shown["locks"], serde_json::json!([{"key": "a", "mode": "exclusive"}]));
+    bench.ok(&["set", "a", "1"]);
+    bench.fails(76, &["renew", "a", "--token", &first.to_string()]);
+    assert_eq!(bench.token(&["convert", "a", "--mode", "1/4"]), second, "that is weaker, and keeps it");
+    bench.fails(64, &["acquire", "b", "-l", "a=1/4", "-l", "b=1/4"]);
+    let sentence = bench.fails(64, &["acquire", "a", "--slots", "5"]);
+    assert!(sentence.contains('4'), "it says how many there are: {sentence}");
+    bench.ok(&["release", "a"]);
+}
+
+#[test]
+fn a_command_runs_under_its_locks_and_knows_their_names_and_the_token() {
+    let bench = Bench::start();
+    let script = "echo \"$TENURE_TOKEN\"; echo \"$TENURE_NAMES\"; \"$0\" set a 7 >/dev/null && \"$0\" explain b >&2; exit 3";
+    let output = bench.run(&["run", "a", "-l", "b=shared", "--", "sh", "-c", script, TENURE]);
+    assert_eq!(output.status.code(), Some(3), "{}", told(&output));
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    let (token, names) = out.split_once('\n').unwrap();
+    assert_eq!(names, "a\nb\n");
+    assert!(err.contains("b is held") && err.contains(&format!("shared, token {token},")), "{err}");
+    assert_eq!(bench.ok(&["get", "a"]), "7");
+    assert_eq!(bench.ok(&["explain", "a"]), "a is free");
+    assert_eq!(bench.kept(), 0);
+    bench.ok(&["acquire", "a"]);
+    bench.fails(75, &["run", "a", "b", "--", "true"]);
+    bench.fails(127, &["run", "b", "--", "/no/such/program"]);
+    assert_eq!(bench.ok(&["explain", "b"]), "b is free");
+}
+
+#[test]
+fn a_command_whose_lock_is_lost_is_stopped() {
+    let bench = Bench::start();
+    let running = bench.command(&["run", "a", "--", "sleep", "600"]).stderr(Stdio::piped()).spawn().unwrap();
+    bench.until("it holds the lock", || bench.json(&["explain", "a"])["locked"] == true);
+    let client = bench.json(&["explain", "a"])["holders"][0]["client"].to_string();
+    bench.ok(&["sessions", "kill", &client]);
+    let output = running.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(76), "{}", told(&output));
+    let ends = bench.command(&["run", "a", "--", "sleep", "600"]).spawn();
+    let mut ends = ends.unwrap();
+    bench.until("it holds the lock", || bench.json(&["explain", "a"])["locked"] == true);
+    bench.until("its command runs", || {
+        let pid = rustix::process::Pid::from_child(&ends);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        ends.try_wait().unwrap().is_some()
+    });
+    assert_eq!(ends.wait().unwrap().code(), Some(143));
+    bench.until("it is free", || bench.json(&["explain", "a"])["locked"] == false);
+}
+
+#[test]
 fn a_waiting_acquire_gets_the_lock_when_it_is_released_and_the_file_is_its_own() {
     let bench = Bench::start();
     let first = bench.token(&["acquire", "a"]);
@@ -375,6 +495,69 @@ fn absent_is_not_null_and_not_unreachable() {
 }
 
 #[test]
+fn a_key_has_a_ttl_or_goes_with_the_kept_session() {
+    let bench = Bench::start();
+    bench.ok(&["set", "short", "1", "--ttl", "200ms"]);
+    bench.until("the key has gone", || bench.run(&["get", "short"]).status.code() == Some(1));
+    bench.ok(&["set", "long", "1", "--ttl", "365d"]);
+    assert!(bench.json(&["get", "long"])["ttl_left_ms"].as_u64().unwrap() > 364 * 86_400_000);
+    bench.fails(64, &["set", "k", "1", "--ttl", "366d"]);
+    let sentence = bench.fails(64, &["set", "leader", "1", "--bound"]);
+    assert!(sentence.contains("tenure acquire"), "{sentence}");
+    let token = bench.ok(&["acquire", "leader"]);
+    bench.ok(&["set", "leader", "1", "--bound"]);
+    bench.ok(&["set", "beside", "2", "--bound", "--token", &token]);
+    let client = bench.json(&["get", "leader"])["bound_to"].clone();
+    assert!(client.is_u64());
+    assert_eq!(bench.json(&["get", "beside"])["bound_to"], client);
+    bench.ok(&["release", "leader"]);
+    bench.fails(1, &["get", "leader"]);
+    bench.fails(1, &["get", "beside"]);
+}
+
+#[test]
+fn a_transaction_is_given_as_flags_or_as_json() {
+    let bench = Bench::start();
+    let version = bench.ok(&["txn", "--compare", "a=0", "--set", "a=1", "--set", "b={\"n\": 2}"]);
+    assert_eq!(bench.json(&["get", "b"])["version"].to_string(), version);
+    let sentence = bench.fails(1, &["txn", "--compare", "a=0", "--set", "a=2", "--delete", "b"]);
+    assert!(sentence.contains("\"a\" has version"), "{sentence}");
+    let asked =
+        format!(r#"{{"compare":[{{"key":"a","version":{version}}}],"apply":[{{"key":"b","delete":true}}]}}"#);
+    let mut child =
+        bench.command(&["txn", "-o", "json"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(asked.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["applied"], true);
+    bench.fails(1, &["get", "b"]);
+    bench.ok(&["txn", r#"{"apply":[{"key":"c","value":null,"ttl_ms":60000}]}"#]);
+    assert!(bench.json(&["get", "c"])["ttl_left_ms"].is_u64());
+    for (args, words) in [
+        (&["txn", "{"][..], "txn --help"),
+        (&["txn", r#"{"aply":[]}"#], "aply"),
+        (&["txn", "--set", "a"], "KEY=VALUE"),
+        (&["txn", "--set", "a=text"], "quote it"),
+        (&["txn", "--compare", "a=x"], "KEY=VERSION"),
+        (&["txn", "{}"], "at least one key"),
+        (&["txn", "--set", "z=1", "--bound"], "tenure acquire"),
+    ] {
+        let sentence = bench.fails(64, args);
+        assert!(sentence.contains(words), "{args:?}: {sentence}");
+    }
+    // Under a kept lock it acts with its token; under two it must be told which.
+    let token = bench.ok(&["acquire", "a"]);
+    bench.ok(&["txn", "--set", "a=5", "--set", "free=6"]);
+    bench.ok(&["txn", "--set", "d=1", "--ttl", "1m", "--bound", "--token", &token]);
+    bench.ok(&["acquire", "b"]);
+    let sentence = bench.fails(64, &["txn", "--set", "a=7", "--set", "b=7"]);
+    assert!(sentence.contains("--token"), "{sentence}");
+    assert_eq!(bench.ok(&["get", "a"]), "5");
+    bench.ok(&["release", "a"]);
+    bench.fails(1, &["get", "d"]);
+}
+
+#[test]
 fn versions_guard_a_key_and_a_held_lock_guards_it_more() {
     let bench = Bench::start();
     let version = bench.ok(&["set", "k", "1", "--if-version", "0"]);
@@ -530,6 +713,13 @@ fn usage_errors_are_64_and_say_what_to_write() {
         &["acquire", "a", "--ttl", "1ms"],
         &["acquire", "a", "--wait", "1s", "--nonblock"],
         &["acquire", "a", "--wait-forever", "--nonblock"],
+        &["acquire", "a", "a"],
+        &["acquire", "a", "-s", "-x"],
+        &["acquire", "a", "-s", "--mode", "shared"],
+        &["acquire", "a", "--slots", "3", "--weight", "4"],
+        &["acquire", "a", "-l", "b"],
+        &["run", "a"],
+        &["run", "--", "true"],
         &["get", "a", "-o", "xml"],
         &["get", ""],
         &["serve", "--bind", "localhost"],
@@ -624,4 +814,40 @@ fn a_stopped_directory_is_shown_checked_and_restored() {
     assert_eq!(bench.ok(&["explain", "a"]), "a is free", "sessions were ended");
     assert!(bench.ok(&["set", "k", "2"]).parse::<u64>().unwrap() > version + (1 << 32));
     bench.fails(1, &["state", "check", fresh.path().to_str().unwrap()]);
+}
+
+#[test]
+fn a_lock_goes_from_hand_to_hand_and_an_operator_takes_it_away() {
+    let bench = Bench::start();
+    let other = tempfile::tempdir().unwrap();
+    let home = other.path().join("kept");
+    let first = bench.token(&["acquire", "a"]);
+    // Somebody else waits for the offer, in another home: it does not know the session that holds the lock.
+    let mut taking = bench.command(&["take-over", "a", "--wait", "30s"]);
+    let mut taking =
+        taking.env("TENURE_HOME", &home).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(taking.stderr.take().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    let number = line.strip_prefix("client ").and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+    bench.ok(&["hand-over", "a", "--to", &number]);
+    let taken = taking.wait_with_output().unwrap();
+    assert!(taken.status.success(), "{}", told(&taken));
+    let second: u64 = String::from_utf8(taken.stdout).unwrap().trim().parse().unwrap();
+    assert!(second > first);
+    assert!(bench.fails(76, &["release", "a"]).contains("lost"));
+    // The same user takes over what one of its commands left held, without an offer.
+    let taken = bench.command(&["take-over", "a"]).env("TENURE_HOME", &home).output().unwrap();
+    assert!(taken.status.success(), "{}", told(&taken));
+    bench.ok(&["ask-release", "a", "--reason", "deploy", "--deadline", "1h"]);
+    let explained = bench.ok(&["explain", "a"]);
+    assert!(explained.contains("asked to let go") && explained.contains("deploy"), "{explained}");
+    let broken = bench.json(&["break", "a", "--reason", "deploy"]);
+    assert_eq!(broken["broken"], true);
+    assert!(bench.fails(1, &["break", "a", "--reason", "again"]).contains("held by nobody"));
+    assert!(bench.fails(1, &["break", "--token", "1", "--reason", "again"]).contains("no live grant"));
+    bench.fails(75, &["take-over", "a", "--wait", "no"]);
+    bench.ok(&["acquire", "a", "--max-hold", "1h", "--lock-delay", "1s"]);
+    assert!(bench.ok(&["explain", "a"]).contains("more at most"));
+    bench.ok(&["release", "a"]);
 }

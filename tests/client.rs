@@ -16,8 +16,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tenure::client::{Attempt, Client, Error, GrantState, LostCause};
+use tenure::client::{Attempt, Client, Error, GrantState, LostCause, Mode, Transaction};
 use tenure::kind::Kind;
+use tenure::outcome::Reason;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -379,6 +380,60 @@ fn a_hundred_files_are_written_and_found_again_after_a_restart() {
 }
 
 #[test]
+fn keys_live_as_long_as_they_were_set_for() {
+    let server = server();
+    let reader = Client::connect(server.address).unwrap();
+    let client = Client::builder().name("short").connect(server.address).unwrap();
+    let number = client.session().unwrap().client;
+    client.put("quick", &1).ttl(Duration::from_millis(300)).if_version(0).send().unwrap();
+    client.put("slow", &1).ttl(Duration::from_secs(1_000)).send().unwrap();
+    client.put_raw("mine", "{\"n\": [1.50]}").bound().send().unwrap();
+    let slow = reader.get("slow").unwrap().unwrap();
+    assert!(slow.ttl_left.unwrap() > Duration::from_secs(900), "{slow:?}");
+    let mine = reader.get("mine").unwrap().unwrap();
+    assert_eq!((mine.value.get(), mine.bound_to, mine.ttl_left), ("{\"n\": [1.50]}", Some(number), None));
+    let items: Vec<_> = reader.prefix("m").map(Result::unwrap).collect();
+    assert_eq!((items[0].value.get(), items[0].life.client), ("{\"n\": [1.50]}", Some(number)));
+    while reader.get("quick").unwrap().is_some() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let bad = client.put("x", &1).ttl(Duration::from_millis(1)).send().unwrap_err();
+    assert_eq!(bad.kind(), Some(Kind::InvalidParams));
+    assert!(matches!(client.put_raw("x", "{").ttl(Duration::from_secs(1)).send(), Err(Error::Invalid(_))));
+    client.close().unwrap();
+    assert!(reader.get("mine").unwrap().is_none());
+    assert!(reader.get("slow").unwrap().is_some());
+}
+
+#[test]
+fn a_transaction_changes_all_or_nothing() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let version = client.transaction().compare("a", 0).set("a", &1).set("b", &"two").commit().unwrap();
+    assert_eq!(client.get("a").unwrap().unwrap().version, version);
+    let error = client.transaction().compare("a", version + 1).set("b", &3).delete("a").commit().unwrap_err();
+    match &error {
+        Error::Refused { data, .. } => {
+            assert_eq!((data.key.as_deref(), data.version), (Some("a"), Some(version)), "{error}");
+        }
+        other => panic!("{other}"),
+    }
+    assert_eq!(client.get_as::<String>("b").unwrap().unwrap(), "two");
+    let guard = client.lock("a").acquire().unwrap();
+    let ttl = Duration::from_secs(60);
+    let changes = |transaction: Transaction| transaction.set_for("a", &2, ttl).set_bound("c", &3).delete("b");
+    let error = changes(client.transaction()).commit().unwrap_err();
+    assert_eq!(error.kind(), Some(Kind::Guarded));
+    changes(guard.fence().unwrap().transaction()).commit().unwrap();
+    assert!(client.get("a").unwrap().unwrap().ttl_left.unwrap() <= ttl);
+    assert!(client.get("b").unwrap().is_none());
+    assert!(client.get("c").unwrap().unwrap().bound_to.is_some());
+    let no_json = std::collections::BTreeMap::from([((1, 2), 3)]);
+    assert!(matches!(client.transaction().set("x", &no_json).commit(), Err(Error::Invalid(_))));
+    assert_eq!(client.transaction().commit().unwrap_err().kind(), Some(Kind::InvalidParams));
+}
+
+#[test]
 fn every_operation_of_the_library_goes_over_one_session() {
     let server = server();
     let client = Client::builder().name("all").connect(server.address).unwrap();
@@ -418,4 +473,203 @@ fn every_operation_of_the_library_goes_over_one_session() {
     assert_eq!(client.session().unwrap(), session);
     client.close().unwrap();
     assert!(matches!(client.set("n", &0), Err(Error::Closed)));
+}
+
+#[test]
+fn readers_share_a_lock_and_slots_run_out() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let reader = |owner: &str| client.lock("map").shared().owner(owner);
+    let (one, two) = (reader("r1").acquire().unwrap(), reader("r2").acquire().unwrap());
+    assert_eq!(one.locks()[0].mode.to_string(), "shared");
+    let Attempt::Refused(blocked) = client.lock("map").owner("w").try_acquire().unwrap() else {
+        panic!("a writer beside readers")
+    };
+    assert_eq!((blocked.key.as_deref(), blocked.holders_total), (Some("map"), 2));
+    assert!(one.set("map", &1).is_err(), "nobody writes what is held shared");
+    two.release().unwrap();
+    one.release().unwrap();
+
+    let slots = |owner: &str| client.lock("pool").slots(3).owner(owner);
+    let heavy = slots("h").weight(2).acquire().unwrap();
+    let light = slots("l").acquire().unwrap();
+    assert!(matches!(slots("m").try_acquire().unwrap(), Attempt::Refused(_)));
+    drop(light);
+    let error = client.lock("pool").slots(4).owner("m").acquire().unwrap_err();
+    assert!(matches!(&error, Error::Refused { data, .. } if data.slots == Some(3)), "{error}");
+    drop(heavy);
+}
+
+#[test]
+fn several_locks_are_granted_whole_or_not_at_all() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let other = client.lock("b").owner("other").acquire().unwrap();
+    let both = || client.lock_all([("a", Mode::Shared), ("b", Mode::Exclusive)]);
+    assert!(
+        matches!(both().try_acquire().unwrap(), Attempt::Refused(blocked) if blocked.key.as_deref() == Some("b"))
+    );
+    assert!(!client.is_locked("a").unwrap(), "half of it is nothing");
+    let waiting = {
+        let client = client.clone();
+        std::thread::spawn(move || {
+            client.lock_all(["a", "b"]).wait_forever().owner("both").acquire().unwrap().into_token().unwrap()
+        })
+    };
+    while client.lock_info("b").unwrap().queue_total == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!client.is_locked("a").unwrap(), "who waits for two holds neither");
+    other.release().unwrap();
+    let token = waiting.join().unwrap();
+    client.fence(token).set("a", &1).unwrap();
+    client.fence(token).set("b", &1).unwrap();
+    client.fence(token).release().unwrap();
+}
+
+#[test]
+fn an_upgrade_waits_for_other_readers_and_changes_the_token_and_two_upgrades_are_a_deadlock() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let reader = |owner: &str| client.lock("map").shared().owner(owner).acquire().unwrap();
+    let (mut one, mut two) = (reader("r1"), reader("r2"));
+    let first = one.token().unwrap();
+    assert!(matches!(one.convert(Mode::Exclusive).apply(), Err(Error::NotGranted(_))));
+    let short = one.convert(Mode::Exclusive).wait(Duration::from_millis(50)).apply();
+    assert!(matches!(short, Err(Error::NotGranted(blocked)) if blocked.reason == Reason::Timeout));
+    assert_eq!(one.token().unwrap(), first, "as it was");
+    let upgrade = std::thread::spawn(move || {
+        let converted = one.convert(Mode::Exclusive).wait_forever().apply().unwrap();
+        one.set("map", &2).unwrap();
+        (one, converted)
+    });
+    while client.lock_info("map").unwrap().queue_total == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let error = two.convert(Mode::Exclusive).wait_forever().apply().unwrap_err();
+    assert!(matches!(&error, Error::Deadlock { cycle, cycle_total: 2 } if cycle[0].owner == "r2"), "{error}");
+    assert_eq!(two.state(), GrantState::Safe, "the refusal took nothing");
+    two.release().unwrap();
+    let (mut one, converted) = upgrade.join().unwrap();
+    assert!(converted.token > first && one.token().unwrap() == converted.token);
+    assert!(
+        matches!(client.fence(first).set("map", &3), Err(Error::Refused { kind, .. }) if kind == "not_holder")
+    );
+    let weaker = one.convert(Mode::Shared).apply().unwrap();
+    assert_eq!(weaker.token, converted.token, "a downgrade keeps it");
+    reader("r3").release().unwrap();
+    one.release().unwrap();
+    assert!(!client.is_locked("map").unwrap());
+}
+
+#[test]
+fn over_a_line_that_loses_and_doubles_upgrades_count_right_and_leave_nothing() {
+    let server = server();
+    let threads: Vec<_> = (0..3)
+        .map(|number| {
+            let line = BadLine::to(server.address);
+            std::thread::spawn(move || {
+                let line = line;
+                let builder = Client::builder().name(format!("c{number}")).deadline(Duration::from_secs(30));
+                let client = builder.connect(line.address).unwrap();
+                let mut counted = 0;
+                while counted < 5 {
+                    let mut guard = client.lock("n").shared().wait_forever().acquire().unwrap();
+                    match guard.convert(Mode::Exclusive).wait_forever().apply() {
+                        Ok(_) => {
+                            let seen: u64 = client.get_as("n").unwrap().unwrap_or(0);
+                            guard.set_own(&(seen + 1)).unwrap();
+                            counted += 1;
+                        }
+                        // Another reader upgrades too: one of the two has to let go.
+                        Err(Error::Deadlock { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    guard.release().unwrap();
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let client = Client::connect(server.address).unwrap();
+    assert_eq!(client.get_as::<u64>("n").unwrap(), Some(15));
+    assert!(!client.is_locked("n").unwrap());
+}
+
+#[test]
+fn a_grant_goes_from_guard_to_guard_and_the_first_one_hears_why_it_is_lost() {
+    let server = server();
+    let (alice, bob) = (Client::connect(server.address).unwrap(), Client::connect(server.address).unwrap());
+    let first = alice.lock("a").label("first").acquire().unwrap();
+    let offers = bob.offers().unwrap();
+    let token = first.token().unwrap();
+    assert_eq!(bob.take_over(token).take().unwrap_err().kind(), Some(Kind::NotHolder));
+    first.offer_to(bob.session().unwrap().client).unwrap();
+    let offer = offers.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!((offer.token, offer.label.as_str(), offer.keys[0].key.as_str()), (token, "first", "a"));
+    let second = bob.take_over(offer.token).label("second").take().unwrap();
+    assert!(second.token().unwrap() > token);
+    let lost = first.wait_lost(Duration::from_secs(10)).unwrap();
+    assert_eq!(lost.cause, LostCause::Told { reason: "taken_over".into(), note: String::new() });
+    assert!(matches!(first.set_own(&1), Err(Error::Lost(_))));
+    second.set_own(&2).unwrap();
+    // Who knows the session of the holder needs no offer.
+    let held = second.token().unwrap();
+    let third = alice.take_over(held).holder(bob.session().unwrap().session).take().unwrap();
+    assert!(matches!(second.release(), Err(Error::Lost(_))));
+    third.release().unwrap();
+}
+
+#[test]
+fn a_holder_is_asked_to_let_go_and_then_broken_and_told_the_reason() {
+    let server = server();
+    let (holder, operator) =
+        (Client::connect(server.address).unwrap(), Client::connect(server.address).unwrap());
+    let guard = holder.lock("a").acquire().unwrap();
+    let token = guard.token().unwrap();
+    let (told, heard) = mpsc::channel();
+    guard.on_asked(move |asking| told.send(asking.reason.clone()).unwrap());
+    operator.ask_release(token, "when you can", None).unwrap();
+    let asked = guard.asked();
+    let asking = asked.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!((asking.reason.as_str(), asking.left()), ("when you can", None));
+    assert_eq!(asking.client, operator.session().unwrap().client);
+    operator.ask_release(token, "now", Some(Duration::from_millis(1_500))).unwrap();
+    let asking = asked.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(asking.left().unwrap() <= Duration::from_millis(1_500));
+    assert_eq!([heard.recv().unwrap(), heard.recv().unwrap()], ["when you can", "now"]);
+    let lost = guard.wait_lost(Duration::from_secs(10)).unwrap();
+    assert_eq!(lost.cause, LostCause::Told { reason: "broken".into(), note: "now".into() });
+    assert!(asked.recv().is_err(), "nothing is asked of what is lost");
+
+    let guard = holder.lock("a").acquire().unwrap();
+    operator.break_lock(guard.token().unwrap(), "stuck").unwrap();
+    let lost = guard.wait_lost(Duration::from_secs(10)).unwrap();
+    assert_eq!(lost.cause, LostCause::Told { reason: "broken".into(), note: "stuck".into() });
+    assert_eq!(operator.break_lock(token, "again").unwrap_err().kind(), Some(Kind::NotFound));
+}
+
+#[test]
+fn a_guard_is_lost_at_its_longest_tenure_and_the_next_one_waits_for_the_lock_delay() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let begun = std::time::Instant::now();
+    let guard = client
+        .lock("a")
+        .max_hold(Duration::from_millis(500))
+        .lock_delay(Duration::from_secs(1))
+        .lease(Duration::from_secs(60))
+        .acquire()
+        .unwrap();
+    assert!(guard.remaining() <= Duration::from_millis(400));
+    let lost = guard.wait_lost(Duration::from_secs(10)).unwrap();
+    assert_eq!(lost.cause, LostCause::HeldTooLong);
+    let Ok(Attempt::Refused(blocked)) = client.lock("a").owner("other").try_acquire() else {
+        panic!("granted in its lock-delay")
+    };
+    assert!(matches!(blocked.reason, tenure::outcome::Reason::LockDelay | tenure::outcome::Reason::Held));
+    client.lock("a").owner("other").wait(Duration::from_secs(10)).acquire().unwrap().release().unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(1_400), "{:?}", begun.elapsed());
 }

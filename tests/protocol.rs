@@ -287,6 +287,8 @@ fn every_limit_and_cause_of_a_drop_is_in_its_table() {
         ("deadlock_steps", limits::DEADLOCK_STEPS_MAX as u64),
         ("reason", limits::REASON_MAX as u64),
         ("losses", limits::LOSSES_KEPT as u64),
+        ("contention", limits::CONTENTION_NAMES as u64),
+        ("looked_at", limits::WAITS_LOOKED_AT),
         ("ttl_min_ms", limits::TTL_MIN_MS),
         ("ttl_max_ms", limits::TTL_MAX_MS),
         ("key_ttl_max_ms", limits::KEY_TTL_MAX_MS),

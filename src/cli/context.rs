@@ -6,6 +6,7 @@ use super::output::{Format, Output};
 use super::{Global, duration};
 use std::io::Stdout;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
 use std::time::Duration;
 use tenure::client::{Client, Error, Fence};
 use tenure::kind::Kind;
@@ -81,6 +82,11 @@ impl Context {
     /// A client for one command. Its session is opened when something is to be changed; reads need none.
     pub(crate) fn client(&self) -> Result<Client> {
         Ok(Client::builder().name("tenure").deadline(self.timeout()).lazy(true).connect(self.server()?)?)
+    }
+
+    /// The directory of the private files, if the command line names one.
+    pub(crate) fn home(&self) -> Option<&Path> {
+        self.global.home.as_deref()
     }
 
     /// The private files.

@@ -69,6 +69,15 @@ pub(crate) fn show_ms(millis: u64) -> String {
     }
 }
 
+/// A time in microseconds for people.
+pub(crate) fn show_us(micros: u64) -> String {
+    match micros {
+        0..1_000 => format!("{micros}us"),
+        1_000..100_000 => format!("{}.{}ms", micros / 1_000, micros % 1_000 / 100),
+        _ => show_ms(micros / 1_000),
+    }
+}
+
 /// A duration for people.
 pub(crate) fn show(duration: Duration) -> String {
     show_ms(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))

@@ -38,6 +38,8 @@ Exit codes:
   76  the lock is not held, or not any more
   77  somebody else's lock guards it, or the server does not allow it
 
+`tenure run` ends with the code of its command: 128 and the number of the signal that ended it, 127 if it was not found.
+
 Durations have a unit: 500ms, 10s, 1.5m, 3h, 1d. Every flag has a variable; the flag wins.
 Results go to stdout, everything else to stderr.";
 

@@ -1,10 +1,10 @@
-//! `acquire`, `convert`, `release`, `renew`, `locks`, `explain`.
+//! `acquire`, `convert`, `release`, `renew`, `locks`.
 
 use super::context::Context;
 use super::exit::{Failure, LOST, NOT_ACQUIRED, REFUSED, Result};
 use super::keep::{Keep, Kept};
 use super::modes::{Asked, quoted};
-use super::output::{Format, items_at_most, printable};
+use super::output::printable;
 use super::{duration, parse_delay, parse_ttl, parse_wait};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use serde_json::json;
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tenure::client::{Attempt, Blocked, Client, Error, Guard, LockRequest, Mode};
 use tenure::kind::Kind;
 use tenure::outcome::Reason;
-use tenure::wire::{HolderShown, LockInfo, LockItem, Params, Pending, WaiterShown};
+use tenure::wire::{HolderShown, LockItem, Params, Pending};
 
 /// After so long without a grant the person is told who is in the way.
 const TELL_AFTER: Duration = Duration::from_millis(300);
@@ -157,29 +157,15 @@ pub(crate) struct Most {
     pub(crate) limit: Option<u64>,
 }
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct Explain {
-    /// The lock.
-    name: String,
-    #[command(flatten)]
-    most: Most,
-}
-
 /// `tenure acquire`: a session of its own that stays when the command ends.
 pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
     let keep = context.keep()?;
     // Before anything is asked: a grant that cannot be written down would be lost to this user.
     keep.prepare()?;
-    let locks = args.asked.locks()?;
+    let locks = args.locks()?;
     let names: Vec<String> = locks.iter().map(|(name, _)| name.clone()).collect();
     let server = context.server()?;
-    let client = Client::builder()
-        .name("tenure acquire")
-        .label(args.label.clone())
-        .ttl(args.ttl)
-        .deadline(context.timeout())
-        .reopen(false)
-        .connect(server)?;
+    let client = connect(context, args, "tenure acquire")?;
     let interrupted = close_on_signal(&client)?;
     let guard = match stand_in_line(context, &client, args, &locks) {
         Ok(guard) => guard,
@@ -228,7 +214,18 @@ pub(crate) fn leave_held(
     Ok(())
 }
 
+/// A client with a session that is there for one grant.
+pub(crate) fn connect(context: &Context, args: &Acquire, name: &str) -> Result<Client> {
+    let builder = Client::builder().name(name).label(args.label.clone()).ttl(args.ttl);
+    Ok(builder.deadline(context.timeout()).reopen(false).connect(context.server()?)?)
+}
+
 impl Acquire {
+    /// The locks with their modes, in the order of their names.
+    pub(crate) fn locks(&self) -> Result<Vec<(String, Mode)>> {
+        self.asked.locks()
+    }
+
     /// The flags win over the variable, and of two flags neither does (clap refuses them).
     fn wait(&self) -> Wait {
         match (self.nonblock, self.wait_forever) {
@@ -239,7 +236,7 @@ impl Acquire {
     }
 }
 
-fn stand_in_line(
+pub(crate) fn stand_in_line(
     context: &Context,
     client: &Client,
     args: &Acquire,
@@ -331,7 +328,7 @@ pub(crate) fn not_acquired(names: &[String], blocked: &Blocked) -> String {
 }
 
 /// Tells on stderr where in line the command stands, once, if it stands there for long enough to wonder.
-pub(crate) fn tell_place(names: &[String], places: &Receiver<Pending>) {
+fn tell_place(names: &[String], places: &Receiver<Pending>) {
     let until = Instant::now() + TELL_AFTER;
     let mut last = None;
     loop {
@@ -522,140 +519,15 @@ pub(crate) fn who(client: u64, name: &str, owner: &str) -> String {
     }
 }
 
-fn holder_words(holder: &HolderShown) -> String {
+/// A holder for people: who, and for how long.
+pub(crate) fn holder_words(holder: &HolderShown) -> String {
     let who = who(holder.client, &holder.name, &holder.owner);
     printable(&format!("client {who} for {}", duration::show_ms(holder.held_ms)))
 }
 
-/// `tenure explain`: who holds a lock, and who waits.
-pub(crate) fn explain(context: &Context, args: &Explain) -> Result<()> {
-    let client = context.client()?;
-    let limit = items_at_most(args.most.limit);
-    let mut info = client.lock_info(&args.name)?;
-    let mut next = info.next.take();
-    while let Some(cursor) = next
-        && info.queue.len() < limit
-    {
-        let mut page = client.lock_info_page(&args.name, Some(&cursor))?;
-        next = page.next.take();
-        info.queue.append(&mut page.queue);
-    }
-    info.queue.truncate(limit);
-    let plain = if context.format() == Format::Table { explained(&info) } else { String::new() };
-    context.output().one(&info, &plain)
-}
-
-/// The words for people.
-fn explained(info: &LockInfo) -> String {
-    let mut lines = Vec::new();
-    let key = printable(&info.key);
-    match (info.holders.is_empty(), info.queue_total) {
-        (true, 0) => lines.push(format!("{key} is free")),
-        (true, _) => lines.push(format!("{key} is held by nobody now; the first in line is next")),
-        (false, _) => lines.push(format!("{key} is held")),
-    }
-    for holder in &info.holders {
-        let mut line = format!("  by {}, {}, token {}", holder_words(holder), holder.mode, holder.token);
-        if let Some(left) = holder.lease_left_ms {
-            line.push_str(&format!(", {} left", duration::show_ms(left)));
-        }
-        push_label(&mut line, &holder.label);
-        lines.push(line);
-        lines.extend(ends_words(holder));
-    }
-    if info.holders_total > info.holders.len() as u64 {
-        lines.push(format!("  and {} more", info.holders_total - info.holders.len() as u64));
-    }
-    match info.queue_total {
-        0 if info.holders.is_empty() => {}
-        0 => lines.push("nobody waits".into()),
-        1 => lines.push("1 waits".into()),
-        total => lines.push(format!("{total} wait")),
-    }
-    lines.extend(info.queue.iter().map(waiter_words));
-    lines.join("\n")
-}
-
-/// What may end a tenure beside its lease, one line each.
-fn ends_words(holder: &HolderShown) -> Vec<String> {
-    let mut lines = Vec::new();
-    if let Some(left) = holder.hold_left_ms {
-        lines.push(format!("    for {} more at most, whatever is renewed", duration::show_ms(left)));
-    }
-    if let Some(asked) = &holder.asked {
-        let broken =
-            asked.left_ms.map_or(String::new(), |left| format!(", broken in {}", duration::show_ms(left)));
-        let reason = printable(&asked.reason);
-        lines.push(format!("    asked to let go by client {}: \"{reason}\"{broken}", asked.client));
-    }
-    if let Some(client) = holder.offered {
-        lines.push(format!("    offered to client {client}"));
-    }
-    lines
-}
-
-fn waiter_words(waiter: &WaiterShown) -> String {
-    let who = printable(&who(waiter.client, &waiter.name, &waiter.owner));
-    let mut line = format!(
-        "  {}. client {who} for {}, {}",
-        waiter.position,
-        duration::show_ms(waiter.waited_ms),
-        waiter.mode
-    );
-    match waiter.wait_left_ms {
-        Some(left) => line.push_str(&format!(", gives up in {}", duration::show_ms(left))),
-        None => line.push_str(", without limit"),
-    }
-    push_label(&mut line, &waiter.label);
-    line
-}
-
-fn push_label(line: &mut String, label: &str) {
+/// Adds a label to a sentence about who has it.
+pub(crate) fn push_label(line: &mut String, label: &str) {
     if !label.is_empty() {
         line.push_str(&format!(", label \"{}\"", printable(label)));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_is_explained_with_holder_and_line() {
-        let info: LockInfo = serde_json::from_value(json!({
-            "key": "deploy", "locked": true, "holders_total": 1, "queue_total": 2, "op": 9,
-            "holders": [{"client": 3, "name": "ci", "label": "night\u{1b}", "mode": "exclusive", "token": 17,
-                         "held_ms": 2_100, "lease_left_ms": 9_000, "hold_left_ms": 60_000, "offered": 8,
-                         "asked": {"client": 9, "reason": "deploy\u{1b}", "left_ms": 1_500}}],
-            "queue": [{"position": 1, "client": 5, "owner": "t1", "mode": "exclusive", "wait": 2, "waited_ms": 300,
-                       "wait_left_ms": 9_700},
-                      {"position": 2, "client": 6, "mode": "exclusive", "wait": 1, "waited_ms": 10}],
-        }))
-        .unwrap();
-        let expected = "\
-deploy is held
-  by client 3 (ci) for 2.1s, exclusive, token 17, 9s left, label \"night\\u{1b}\"
-    for 1m more at most, whatever is renewed
-    asked to let go by client 9: \"deploy\\u{1b}\", broken in 1.5s
-    offered to client 8
-2 wait
-  1. client 5 (/t1) for 300ms, exclusive, gives up in 9.7s
-  2. client 6 for 10ms, exclusive, without limit";
-        assert_eq!(explained(&info), expected);
-    }
-
-    #[test]
-    fn a_free_lock_is_one_line() {
-        let info = LockInfo {
-            key: "a".into(),
-            locked: false,
-            holders: vec![],
-            holders_total: 0,
-            queue: vec![],
-            queue_total: 0,
-            next: None,
-            op: 1,
-        };
-        assert_eq!(explained(&info), "a is free");
     }
 }

@@ -1,7 +1,7 @@
 //! The command line: one file for each group of commands, and what they share.
 //!
 //! ```text
-//! main ─► Cli (flags, variables) ─► one of: serve | locks | keys | files | sessions | status | state
+//! main ─► Cli (flags, variables) ─► one of: serve | locks | explain | keys | files | sessions | status | state
 //!                                     │        └─ context: server, client, format, the kept lock
 //!                                     │             └─ keep: the private files
 //!                                     └─ Failure ─► a sentence on stderr, an exit code
@@ -10,6 +10,7 @@
 mod context;
 mod duration;
 mod exit;
+mod explain;
 mod files;
 mod handover;
 mod keep;
@@ -17,6 +18,7 @@ mod keys;
 mod locks;
 mod modes;
 mod output;
+mod run;
 mod serve;
 mod sessions;
 mod shell;
@@ -34,7 +36,7 @@ use output::Format;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use tenure::limits::{TTL_MAX_MS, TTL_MIN_MS, WAIT_MAX_MS};
+use tenure::limits::{KEY_TTL_MAX_MS, TTL_MAX_MS, TTL_MIN_MS, WAIT_MAX_MS};
 
 /// A lock server that protects what it guards: leases, fencing tokens and exactly-once requests over UDP.
 #[derive(Debug, Parser)]
@@ -89,6 +91,8 @@ enum Command {
     Acquire(Box<locks::Acquire>),
     /// Give locks that `acquire` left held another mode, without letting go; print the token, which an upgrade changes.
     Convert(Box<locks::Convert>),
+    /// Run a command while locks are held: `tenure run NAME -- COMMAND`. Ends with its exit code; stops it after a loss.
+    Run(Box<run::Run>),
     /// Release a lock that `acquire` left held.
     Release(locks::Release),
     /// Keep a lock that `acquire` left held; print how long it lives from now.
@@ -103,14 +107,18 @@ enum Command {
     Break(handover::Break),
     /// List the locks that are held or waited for.
     Locks(locks::Locks),
-    /// Tell who holds a lock since when, and who waits in which place.
-    Explain(locks::Explain),
+    /// Tell who holds a lock since when, and who waits in which place and why; or of all waits who waits for whom.
+    Explain(explain::Explain),
+    /// List the locks that are waited for most: how many waits, how long they took, how long the lock is held.
+    Top(explain::Top),
     /// Print the value of a key.
     Get(keys::Get),
     /// Set a key, under the lock of that name if `acquire` left it held; print its version.
     Set(keys::Set),
     /// Delete a key, under the lock of that name if `acquire` left it held; print the version removed.
     Delete(keys::Delete),
+    /// Compare and change several keys: all of it takes effect, or nothing; print the version.
+    Txn(keys::Txn),
     /// List the keys from one to another, both included.
     Range(keys::Range),
     /// List the keys that begin alike.
@@ -160,6 +168,7 @@ fn run(cli: Cli) -> exit::Result<()> {
     match &cli.command {
         Command::Serve(args) => serve::serve(args),
         Command::Acquire(args) => locks::acquire(&context, args),
+        Command::Run(args) => run::run(&context, args),
         Command::Convert(args) => locks::convert(&context, args),
         Command::Release(args) => locks::release(&context, args),
         Command::Renew(args) => locks::renew(&context, args),
@@ -168,10 +177,12 @@ fn run(cli: Cli) -> exit::Result<()> {
         Command::AskRelease(args) => handover::ask_release(&context, args),
         Command::Break(args) => handover::break_lock(&context, args),
         Command::Locks(args) => locks::locks(&context, args),
-        Command::Explain(args) => locks::explain(&context, args),
+        Command::Explain(args) => explain::explain(&context, args),
+        Command::Top(args) => explain::top(&context, args),
         Command::Get(args) => keys::get(&context, args),
         Command::Set(args) => keys::set(&context, args),
         Command::Delete(args) => keys::delete(&context, args),
+        Command::Txn(args) => keys::txn(&context, args),
         Command::Range(args) => keys::range(&context, args),
         Command::Prefix(args) => keys::prefix(&context, args),
         Command::Watch(args) => watch::watch(&context, args),
@@ -197,7 +208,7 @@ fn parse() -> Result<Cli, clap::Error> {
 /// `--wait` beside `--nonblock` or `--wait-forever` is a contradiction, but the variable of `--wait` beside them is not:
 /// the flag wins. Clap's own conflicts do not tell the two apart.
 fn refuse_two_waits(matches: &ArgMatches) -> Result<(), clap::Error> {
-    let Some(("acquire", acquire)) = matches.subcommand() else { return Ok(()) };
+    let Some(("acquire" | "run", acquire)) = matches.subcommand() else { return Ok(()) };
     let given = |flag| acquire.value_source(flag) == Some(ValueSource::CommandLine);
     if given("wait") && (given("nonblock") || given("wait_forever")) {
         return Err(Cli::command().error(
@@ -253,6 +264,15 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
         return Ok(delay);
     }
     Err("it is at most 24h".into())
+}
+
+/// A TTL of a key: 100 ms to 365 days.
+fn parse_key_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = duration::parse_duration(text)?;
+    if (TTL_MIN_MS..=KEY_TTL_MAX_MS).contains(&(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))) {
+        return Ok(ttl);
+    }
+    Err("the TTL of a key is 100ms to 365d long".into())
 }
 
 /// A time to wait: `no`, `forever`, or a duration up to 30 days.

@@ -1,9 +1,11 @@
 //! Asking for a lock, and the guard that stands for the grant.
 
 use super::tenure::Tenure;
-use super::{Asking, Blocked, Client, Conversion, Error, Fence, GrantState, LostGrant, Result};
+use super::{Asking, Blocked, Client, Conversion, Error, Fence, FileChunk, GrantState, LostGrant, Result};
 use crate::command::Mode;
-use crate::wire::{Acquired, Appended, FileChanged, Int, KeyAsk, KeyMode, KeyShown, Params, Pending};
+use crate::wire::{
+    Acquired, Appended, FileChanged, FileInfo, Int, KeyAsk, KeyMode, KeyShown, Params, Pending, Released,
+};
 use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
 use std::cell::Cell;
@@ -116,6 +118,13 @@ impl LockRequest {
         self
     }
 
+    /// Makes the grant an atomic section: what is written through the guard is staged, seen through the guard alone, and takes
+    /// effect all at once with [`commit`](Guard::commit), or not at all. Dropping the guard rolls it back.
+    pub fn atomic(mut self) -> LockRequest {
+        self.params.atomic = Some(true);
+        self
+    }
+
     /// A note for people, shown to those who ask who holds the lock. At most 128 bytes.
     pub fn label(mut self, label: impl Into<String>) -> LockRequest {
         self.params.label = Some(label.into());
@@ -149,6 +158,7 @@ impl LockRequest {
     /// request back as soon as the server answers, so no grant is left behind. Others as [`Error`] says.
     pub fn try_acquire(self) -> Result<Attempt> {
         let mut params = self.params;
+        let atomic = params.atomic == Some(true);
         params.wait_ms = self.wait.wait_ms();
         if params.owner.is_none() {
             params.owner = Some(thread_owner());
@@ -164,7 +174,9 @@ impl LockRequest {
             (Some(true), Some(token), _) if acquired.again => {
                 Err(Error::AlreadyHeld { tokens: vec![token], wait: None })
             }
-            (Some(true), Some(_), Some(tenure)) => Ok(Attempt::Granted(Guard::new(self.client, tenure))),
+            (Some(true), Some(_), Some(tenure)) => {
+                Ok(Attempt::Granted(Guard::new(self.client, tenure, atomic)))
+            }
             (Some(true), ..) => Err(Error::Protocol {
                 method: "acquire_lock".into(),
                 message: "a grant without a token".into(),
@@ -197,8 +209,17 @@ impl LockRequest {
     }
 }
 
+/// What a [`commit`](Guard::commit) did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The number of the command that released the grant: the version of every key that was written.
+    pub op: u64,
+    /// How many staged writes took effect with it.
+    pub writes: u64,
+}
+
 /// A grant that is held. Dropping it releases it, as well as that can be done in a moment; [`release`](Guard::release)
-/// does it surely.
+/// does it surely. An [`atomic`](LockRequest::atomic) one that is dropped is rolled back.
 ///
 /// Writes through the guard carry its token: after a loss the server refuses them, and so does the guard.
 #[derive(Debug)]
@@ -208,11 +229,13 @@ pub struct Guard {
     tenure: Arc<Tenure>,
     /// Whether drop still has to release.
     held: bool,
+    /// Whether what is written under it is staged.
+    atomic: bool,
 }
 
 impl Guard {
-    pub(super) fn new(client: Client, tenure: Arc<Tenure>) -> Guard {
-        Guard { client, tenure, held: true }
+    pub(super) fn new(client: Client, tenure: Arc<Tenure>, atomic: bool) -> Guard {
+        Guard { client, tenure, held: true, atomic }
     }
 
     /// The fencing token, to be carried by everything that the lock protects.
@@ -397,20 +420,81 @@ impl Guard {
         self.fence()?.repair_file(file).map_err(|error| self.explain(error))
     }
 
-    /// Releases the grant, and waits until that is so.
+    /// Reads a piece of a file on behalf of this grant: see [`Client::read_file`].
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn read_file(&self, file: &str, offset: u64, limit: Option<u64>) -> Result<FileChunk> {
+        self.fence()?.read_file(file, offset, limit).map_err(|error| self.explain(error))
+    }
+
+    /// Reads a file to its end on behalf of this grant: see [`Client::read_all`].
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn read_all(&self, file: &str) -> Result<Vec<u8>> {
+        self.fence()?.read_all(file).map_err(|error| self.explain(error))
+    }
+
+    /// Length, generation and checksum of a file on behalf of this grant.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn file_info(&self, file: &str) -> Result<FileInfo> {
+        self.fence()?.file_info(file).map_err(|error| self.explain(error))
+    }
+
+    /// Releases the grant, and waits until that is so. An atomic one is committed: see [`commit`](Guard::commit).
     ///
     /// # Errors
     /// [`Error::Lost`] if it was lost before. [`Error::OutcomeUnknown`] if no answer came: the client goes on telling the
     /// server in the background. Either way the grant is not to be relied on any more.
-    pub fn release(mut self) -> Result<()> {
+    pub fn release(self) -> Result<()> {
+        self.commit().map(|_| ())
+    }
+
+    /// Releases the grant, and with it lets everything take effect that was staged under an atomic one. Tells how much.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if it was lost before: nothing took effect. [`Error::Refused`] if a staged write cannot take effect
+    /// (`file_fault`, `limit`, `bad_name`): then none did, and the section is rolled back. [`Error::OutcomeUnknown`] if no
+    /// answer came: the client goes on telling the server in the background.
+    pub fn commit(mut self) -> Result<Committed> {
         self.held = false;
         if let Err(lost) = self.check() {
-            self.client.core.release_on_drop(&self.tenure);
+            self.client.core.release_on_drop(&self.tenure, true);
             return Err(lost);
         }
         let within = Some(self.client.deadline());
         let answer =
             self.client.core.request_of(&self.tenure, "release_lock", Params::default(), within, None);
+        match answer {
+            Ok(answer) => {
+                let released: Released = answer.read("release_lock")?;
+                Ok(Committed { op: released.op, writes: released.writes })
+            }
+            Err(error) => {
+                if self.atomic && matches!(error, Error::Refused { .. }) && self.tenure.loss().is_none() {
+                    // The server has kept grant and section, for whoever wants to try again; the guard is used up.
+                    self.client.core.release_on_drop(&self.tenure, true);
+                }
+                Err(self.explain(error))
+            }
+        }
+    }
+
+    /// Gives the grant up, and waits until that is so: what was staged under an atomic one is thrown away.
+    ///
+    /// # Errors
+    /// As [`release`](Guard::release).
+    pub fn abandon(mut self) -> Result<()> {
+        self.held = false;
+        if let Err(lost) = self.check() {
+            self.client.core.release_on_drop(&self.tenure, true);
+            return Err(lost);
+        }
+        let within = Some(self.client.deadline());
+        let answer = self.client.core.request_of(&self.tenure, "abandon", Params::default(), within, None);
         answer.map(|_| ()).map_err(|error| self.explain(error))
     }
 
@@ -447,11 +531,11 @@ impl Guard {
 }
 
 impl Drop for Guard {
-    /// Releases in the background; waits a moment for the answer. Never fails: an unanswered release is repeated as long as
+    /// Releases in the background, and rolls back an atomic one; waits a moment for the answer. Never fails: an unanswered release is repeated as long as
     /// the client lives, and after that the session's TTL ends the grant.
     fn drop(&mut self) {
         if self.held {
-            self.client.core.release_on_drop(&self.tenure);
+            self.client.core.release_on_drop(&self.tenure, self.atomic);
         }
     }
 }

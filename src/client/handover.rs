@@ -98,7 +98,7 @@ impl TakeOver {
         let answer = self.client.request("take_over", self.params, within, None).map_err(refused)?;
         let acquired: Acquired = answer.read("take_over")?;
         match (acquired.granted, answer.tenure) {
-            (Some(true), Some(tenure)) => Ok(Guard::new(self.client, tenure)),
+            (Some(true), Some(tenure)) => Ok(Guard::new(self.client, tenure, acquired.atomic)),
             _ => Err(Error::Protocol {
                 method: "take_over".into(),
                 message: "an answer without a grant".into(),

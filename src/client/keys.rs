@@ -1,12 +1,12 @@
 //! Keys, files, lists and what operators ask: calls that are one request each, and what can be done under a token.
 
 use super::guard::millis;
-use super::{Client, Conversion, Error, Mode, Result};
+use super::{Client, Conversion, Error, Mode, Result, Transaction};
 use crate::identity::SessionId;
 use crate::wire::{
-    Appended, Cleaned, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, HandedOver, Heartbeat, Int,
-    KeyAsk, KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed, SessionItem,
-    Status, Written,
+    Appended, Cleaned, ContentionItem, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, HandedOver,
+    Heartbeat, Int, KeyAsk, KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released,
+    Renewed, SessionItem, Status, WaitItem, Written,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -33,6 +33,50 @@ pub struct Entry {
     pub value: Box<RawValue>,
     /// The version: the number of the command that set it.
     pub version: u64,
+    /// What its TTL has left, if it has one; nothing if only its lock keeps it.
+    pub ttl_left: Option<Duration>,
+    /// The public number of the session that it goes with, if it is bound to one.
+    pub bound_to: Option<u64>,
+}
+
+/// A key that is to be set, with what is not usual about it: nothing is asked before [`send`](Put::send).
+#[derive(Debug)]
+#[must_use = "nothing is asked before `send`"]
+pub struct Put {
+    fence: Fence,
+    /// What is asked, or why it cannot be.
+    params: Result<Params>,
+}
+
+impl Put {
+    /// The key goes after this time: in whole milliseconds, 100 ms to 365 days. Each set says anew how long a key lives.
+    pub fn ttl(self, ttl: Duration) -> Put {
+        self.with(|params| params.ttl_ms = Some(Int(millis(ttl))))
+    }
+
+    /// The key goes with the session: this one, or that of the grant which the [`Fence`] is for.
+    pub fn bound(self) -> Put {
+        self.with(|params| params.bound = Some(true))
+    }
+
+    /// Only if the key has this version; 0: only if it does not exist.
+    pub fn if_version(self, version: u64) -> Put {
+        self.with(|params| params.if_version = Some(Int(version)))
+    }
+
+    /// Asks for it. Gives the key's version.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `version_mismatch`, `not_holder` or `guarded`; [`Error::Invalid`] if the value cannot be
+    /// written as JSON.
+    pub fn send(self) -> Result<u64> {
+        self.fence.ask("set", self.params?).map(|written: Written| written.version)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Params)) -> Put {
+        self.params.as_mut().ok().map(change);
+        self
+    }
 }
 
 impl Entry {
@@ -173,12 +217,16 @@ impl Fence {
     pub fn get(&self, key: &str) -> Result<Option<Entry>> {
         let params = Params { key: Some(key.into()), ..Params::default() };
         let got: Got = self.ask("get", params)?;
-        match (got.found, got.value, got.version) {
-            (false, ..) => Ok(None),
-            (true, Some(value), Some(version)) => Ok(Some(Entry { value, version })),
-            // A value of `null` comes as `null`, which a missing field cannot be told from.
-            (true, None, Some(version)) => Ok(Some(Entry { value: RawValue::NULL.to_owned(), version })),
-            (true, _, None) => Err(Error::Protocol {
+        match (got.found, got.version) {
+            (false, _) => Ok(None),
+            (true, Some(version)) => Ok(Some(Entry {
+                // A value of `null` comes as `null`, which a missing field cannot be told from.
+                value: got.value.unwrap_or_else(|| RawValue::NULL.to_owned()),
+                version,
+                ttl_left: got.life.ttl_left_ms.map(Duration::from_millis),
+                bound_to: got.life.client,
+            })),
+            (true, None) => Err(Error::Protocol {
                 method: "get".into(),
                 message: "a key that was found came without its version".into(),
             }),
@@ -206,9 +254,23 @@ impl Fence {
     /// # Errors
     /// [`Error::Invalid`] if it is not JSON; [`Error::Refused`] as for [`set_if`](Fence::set_if).
     pub fn set_raw(&self, key: &str, json: &str, if_version: Option<u64>) -> Result<u64> {
-        let value = RawValue::from_string(json.trim().to_owned())
-            .map_err(|error| Error::Invalid(format!("the value is not JSON: {error}")))?;
-        self.set_value(key, value, if_version)
+        self.set_value(key, raw_json(json)?, if_version)
+    }
+
+    /// A key to set with a TTL, bound to the session, or under a condition.
+    pub fn put<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Put {
+        let params = to_raw(value).map(|value| set_params(key, value, None));
+        Put { fence: self.clone(), params }
+    }
+
+    /// As [`put`](Fence::put), with JSON text that is kept as it is.
+    pub fn put_raw(&self, key: &str, json: &str) -> Put {
+        Put { fence: self.clone(), params: raw_json(json).map(|value| set_params(key, value, None)) }
+    }
+
+    /// A transaction under this grant.
+    pub fn transaction(&self) -> Transaction {
+        Transaction::new(self.clone())
     }
 
     /// Deletes a key. Gives the version removed, if there was one.
@@ -241,6 +303,64 @@ impl Fence {
         self.ask("append_file", params)
     }
 
+    /// Reads at most `limit` bytes of a file from `offset`; with a token also what a section has staged. The server gives fewer
+    /// where they would not fit a datagram.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `not_found`; others as [`Error`] says.
+    pub fn read_file(&self, file: &str, offset: u64, limit: Option<u64>) -> Result<FileChunk> {
+        let params = Params {
+            file: Some(file.into()),
+            offset: Some(Int(offset)),
+            limit: limit.map(Int),
+            ..Params::default()
+        };
+        let page: FilePage = self.ask("read_file", params)?;
+        let data = match (page.data, page.data_b64) {
+            (Some(text), _) => text.into_bytes(),
+            (None, Some(text)) => STANDARD.decode(text).map_err(|error| Error::Protocol {
+                method: "read_file".into(),
+                message: format!("`data_b64` is not base64: {error}"),
+            })?,
+            (None, None) => Vec::new(),
+        };
+        Ok(FileChunk { data, length: page.length, eof: page.eof })
+    }
+
+    /// Reads a file to its end, in as many requests as that takes: what is appended meanwhile may be in it or not.
+    ///
+    /// # Errors
+    /// As [`read_file`](Fence::read_file).
+    pub fn read_all(&self, file: &str) -> Result<Vec<u8>> {
+        let mut data = Vec::new();
+        loop {
+            let chunk = self.read_file(file, data.len() as u64, None)?;
+            let empty = chunk.data.is_empty();
+            data.extend_from_slice(&chunk.data);
+            if chunk.eof || empty {
+                return Ok(data);
+            }
+        }
+    }
+
+    /// Length, generation and checksum of a file.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `not_found`; others as [`Error`] says.
+    pub fn file_info(&self, file: &str) -> Result<FileInfo> {
+        self.ask("file_info", Params { file: Some(file.into()), ..Params::default() })
+    }
+
+    /// The keys that begin with `prefix`, in the order of their bytes; with a token also what a section has staged.
+    pub fn prefix(&self, prefix: &str) -> Pages<KeyItem> {
+        self.pages("prefix", Params { prefix: Some(prefix.into()), ..Params::default() })
+    }
+
+    /// The keys from one to another, both included, in the order of their bytes; with a token also what a section has staged.
+    pub fn range(&self, from: &str, to: &str) -> Pages<KeyItem> {
+        self.pages("range", Params { from: Some(from.into()), to: Some(to.into()), ..Params::default() })
+    }
+
     /// Deletes a file: the next append begins a new generation.
     ///
     /// # Errors
@@ -266,13 +386,7 @@ impl Fence {
     }
 
     fn set_value(&self, key: &str, value: Box<RawValue>, if_version: Option<u64>) -> Result<u64> {
-        let params = Params {
-            key: Some(key.into()),
-            value: Some(value),
-            if_version: if_version.map(Int),
-            ..Params::default()
-        };
-        self.ask("set", params).map(|written: Written| written.version)
+        self.ask("set", set_params(key, value, if_version)).map(|written: Written| written.version)
     }
 
     fn delete_at(&self, key: &str, if_version: Option<u64>) -> Result<Option<u64>> {
@@ -280,7 +394,12 @@ impl Fence {
         self.ask("delete", params).map(|deleted: Deleted| deleted.version)
     }
 
-    fn ask<T: DeserializeOwned>(&self, method: &str, mut params: Params) -> Result<T> {
+    fn pages<T>(&self, method: &'static str, params: Params) -> Pages<T> {
+        let params = Params { token: self.token.map(Int), holder: self.holder, ..params };
+        Pages::new(self.client.clone(), method, params)
+    }
+
+    pub(super) fn ask<T: DeserializeOwned>(&self, method: &str, mut params: Params) -> Result<T> {
         params.token = self.token.map(Int);
         params.holder = self.holder;
         self.client.ask(method, params)
@@ -345,6 +464,21 @@ impl Client {
         self.free().set_raw(key, json, if_version)
     }
 
+    /// A key that nobody guards, to set with a TTL, bound to this session, or under a condition.
+    pub fn put<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Put {
+        self.free().put(key, value)
+    }
+
+    /// As [`put`](Client::put), with JSON text that is kept as it is.
+    pub fn put_raw(&self, key: &str, json: &str) -> Put {
+        self.free().put_raw(key, json)
+    }
+
+    /// A transaction on keys that nobody guards. With guarded ones: [`Fence::transaction`].
+    pub fn transaction(&self) -> Transaction {
+        self.free().transaction()
+    }
+
     /// Deletes a key that nobody guards. Gives the version removed, if there was one.
     ///
     /// # Errors
@@ -377,22 +511,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with `not_found`; others as [`Error`] says.
     pub fn read_file(&self, file: &str, offset: u64, limit: Option<u64>) -> Result<FileChunk> {
-        let params = Params {
-            file: Some(file.into()),
-            offset: Some(Int(offset)),
-            limit: limit.map(Int),
-            ..Params::default()
-        };
-        let page: FilePage = self.ask("read_file", params)?;
-        let data = match (page.data, page.data_b64) {
-            (Some(text), _) => text.into_bytes(),
-            (None, Some(text)) => STANDARD.decode(text).map_err(|error| Error::Protocol {
-                method: "read_file".into(),
-                message: format!("`data_b64` is not base64: {error}"),
-            })?,
-            (None, None) => Vec::new(),
-        };
-        Ok(FileChunk { data, length: page.length, eof: page.eof })
+        self.free().read_file(file, offset, limit)
     }
 
     /// Reads a file to its end, in as many requests as that takes: what is appended meanwhile may be in it or not.
@@ -400,15 +519,7 @@ impl Client {
     /// # Errors
     /// As [`read_file`](Client::read_file).
     pub fn read_all(&self, file: &str) -> Result<Vec<u8>> {
-        let mut data = Vec::new();
-        loop {
-            let chunk = self.read_file(file, data.len() as u64, None)?;
-            let empty = chunk.data.is_empty();
-            data.extend_from_slice(&chunk.data);
-            if chunk.eof || empty {
-                return Ok(data);
-            }
-        }
+        self.free().read_all(file)
     }
 
     /// Length, generation and checksum of a file.
@@ -416,7 +527,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with `not_found`; others as [`Error`] says.
     pub fn file_info(&self, file: &str) -> Result<FileInfo> {
-        self.ask("file_info", Params { file: Some(file.into()), ..Params::default() })
+        self.free().file_info(file)
     }
 
     /// The files whose names begin with `prefix`.
@@ -458,6 +569,17 @@ impl Client {
     /// The grants on locks whose names begin with `prefix`.
     pub fn list_grants(&self, prefix: &str) -> Pages<GrantItem> {
         self.list("list_grants", prefix)
+    }
+
+    /// The waits in line for locks whose names begin with `prefix`, in the order of their arrival, each with whom it waits
+    /// for: together the graph of who waits for whom.
+    pub fn list_waits(&self, prefix: &str) -> Pages<WaitItem> {
+        self.list("list_waits", prefix)
+    }
+
+    /// The locks that are waited for most, the first of them first. The server keeps figures of at most 128 locks.
+    pub fn list_contention(&self) -> Pages<ContentionItem> {
+        Pages::new(self.clone(), "list_contention", Params::default())
     }
 
     /// The sessions.
@@ -504,7 +626,16 @@ impl Client {
     }
 }
 
-fn to_raw<T: Serialize + ?Sized>(value: &T) -> Result<Box<RawValue>> {
+fn set_params(key: &str, value: Box<RawValue>, if_version: Option<u64>) -> Params {
+    Params { key: Some(key.into()), value: Some(value), if_version: if_version.map(Int), ..Params::default() }
+}
+
+fn raw_json(json: &str) -> Result<Box<RawValue>> {
+    RawValue::from_string(json.trim().to_owned())
+        .map_err(|error| Error::Invalid(format!("the value is not JSON: {error}")))
+}
+
+pub(super) fn to_raw<T: Serialize + ?Sized>(value: &T) -> Result<Box<RawValue>> {
     serde_json::value::to_raw_value(value)
         .map_err(|error| Error::Invalid(format!("the value cannot be written as JSON: {error}")))
 }

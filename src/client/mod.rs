@@ -34,16 +34,18 @@ mod tenure;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod transaction;
 mod watch;
 
 pub use crate::command::Mode;
 pub use blocked::Blocked;
 pub use conversion::{Conversion, Converted};
 pub use error::Error;
-pub use guard::{Attempt, Guard, LockRequest};
+pub use guard::{Attempt, Committed, Guard, LockRequest};
 pub use handover::{Asking, Offer, TakeOver};
-pub use keys::{Entry, Fence, FileChunk, Pages};
+pub use keys::{Entry, Fence, FileChunk, Pages, Put};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
+pub use transaction::Transaction;
 pub use watch::Watch;
 
 use crate::identity::{Nonce, SessionId};

@@ -215,10 +215,10 @@ impl Core {
         self.answer(&answer)?
     }
 
-    /// For the drop of a guard.
-    pub(super) fn release_on_drop(&self, tenure: &Arc<Tenure>) {
+    /// For the drop of a guard; `abandon` throws away what is staged under the grant.
+    pub(super) fn release_on_drop(&self, tenure: &Arc<Tenure>, abandon: bool) {
         let lost = tenure.loss().is_some();
-        let method = if lost { "abandon" } else { "release_lock" };
+        let method = if lost || abandon { "abandon" } else { "release_lock" };
         match self.begin(method, Params::default(), Some(Arc::clone(tenure)), None, None) {
             Ok(answer) if !lost && std::thread::current().id() != self.thread => {
                 drop(answer.recv_timeout(DROP_WAIT));

@@ -166,6 +166,7 @@ impl Node {
             ahead: blocked.ahead.as_ref().map(wire::ahead_shown),
             queue_total: blocked.queue_total,
             estimate_ms: blocked.estimate_ms,
+            queue_max: Some(self.state.limits().lock_waits),
         };
         let mut bytes = Vec::new();
         wire::encode_notification(&mut bytes, "pending", &pending);

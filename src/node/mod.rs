@@ -21,6 +21,8 @@
 mod admission;
 mod answers;
 mod assembly;
+mod explain;
+mod hand_offs;
 mod reads;
 mod telling;
 mod watches;
@@ -40,6 +42,7 @@ use crate::state::State;
 use crate::time::Time;
 use crate::wire::{self, Element, Id, Method, encode_error, encode_result};
 use assembly::{Assemblies, Place, Slot};
+use hand_offs::HandOffs;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -216,6 +219,7 @@ pub struct Node {
     peers: HashMap<SessionId, Peer>,
     assemblies: Assemblies,
     tellings: Tellings,
+    hand_offs: HandOffs,
     watches: Watches,
     file_tags: HashMap<u64, FileTag>,
     last_file_tag: u64,
@@ -268,6 +272,7 @@ impl Node {
             peers: HashMap::new(),
             assemblies: Assemblies::default(),
             tellings: Tellings::default(),
+            hand_offs: HandOffs::default(),
             watches: Watches::default(),
             file_tags: HashMap::new(),
             last_file_tag: 0,
@@ -588,11 +593,13 @@ impl Node {
             let untold =
                 self.state.session(session).map(|session| session.untold_waits().collect::<Vec<_>>());
             for id in untold.unwrap_or_default() {
-                self.tellings.begin(session, id, now);
+                self.tellings.begin_late(session, id, now);
             }
         }
         for id in &request.got {
-            self.tellings.end(session, *id);
+            if let Some(since) = self.tellings.heard(session, *id) {
+                self.hand_offs.note(&self.state, session, *id, now.max(self.heard).us_since(since));
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use super::assembly::{Place, Slot};
 use super::{FILE_READS_MAX, FileTag, FileWork, Node};
 use crate::identity::{SessionId, Token};
 use crate::kind::Refusal;
-use crate::limits::REPLY_PAGE;
+use crate::limits::{REPLY_PAGE, WAITS_LOOKED_AT};
 use crate::name::Name;
 use crate::outcome::Loss;
 use crate::state::{File, Grant, Key, KeySeen, LockView, StagedFile, not_found};
@@ -84,6 +84,14 @@ impl Node {
                 let items =
                     grants.map(|(token, grant)| (token.to_string(), self.grant_item(now, token, grant)));
                 let page = fill(items, &page, self.state.op());
+                self.reply(place, &page);
+            }
+            Method::ListWaits { page } => {
+                let page = self.waits_page(now, &page);
+                self.reply(place, &page);
+            }
+            Method::ListContention { page } => {
+                let page = self.contention_page(now, &page);
                 self.reply(place, &page);
             }
             Method::ListSessions { page } => {
@@ -305,17 +313,26 @@ impl Node {
             holders_total: view.as_ref().map_or(0, |view| view.holders_total),
             queue: Vec::new(),
             queue_total: view.as_ref().map_or(0, |view| view.queue_total),
+            queue_max: Some(self.state.limits().lock_waits),
+            closed_ms: view.as_ref().map(|view| view.closed_ms).filter(|closed_ms| *closed_ms > 0),
+            contention: self.state.contention(key).map(|figures| self.contention_shown(now, key, figures)),
             next: None,
             op: self.state.op(),
         };
         info.holders = view.map_or_else(Vec::new, |view| self.holders_shown(now, &view));
-        // The cursor is the `op` of the last wait shown: a place in line moves, the order of arrival does not.
-        let after = page.cursor.as_deref().and_then(|cursor| cursor.parse::<u64>().ok()).unwrap_or(0);
+        // The cursor names the last wait shown: a place in line moves, the order of arrival does not. Conversions stand
+        // before all others, so theirs are marked.
+        let after = page.cursor.as_deref().and_then(place_of).unwrap_or((false, 0));
         let mut bytes = info.holders.iter().map(json_len).sum::<usize>();
-        let line = self.state.line(key, now).enumerate().filter(|(_, (op, _))| *op > after);
-        let mut last = after;
+        let line = self
+            .state
+            .line(key, now)
+            .enumerate()
+            .filter(|(_, (op, wait))| (wait.converts.is_none(), *op) > after);
+        let (mut last, mut looked) = (after, 0);
         for (index, (op, wait)) in line {
             let session = self.state.session(wait.session).expect("a wait has a session");
+            let blocked = self.state.why_waiting(op, now).expect("a wait in line is there");
             let shown = WaiterShown {
                 position: index as u64 + 1,
                 client: session.client,
@@ -326,15 +343,24 @@ impl Node {
                 wait: wait.id,
                 waited_ms: now.ms_since(wait.since),
                 wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
+                reason: Some(blocked.reason),
+                key: blocked.key.filter(|in_the_way| in_the_way != key).map(|key| key.to_string()),
+                converts: wait.converts,
+                estimate_ms: blocked.estimate_ms,
             };
             let more = json_len(&shown);
             let full = page.limit.is_some_and(|limit| info.queue.len() as u64 >= limit);
+            // To say why one waits can mean to look at all holders of its locks.
+            let full = full || looked >= WAITS_LOOKED_AT;
             if full || !page_bytes(bytes, more) && !info.queue.is_empty() {
-                info.next = Some(wire::encode_cursor(&last.to_string()));
+                let (waits, op) = last;
+                let cursor = if waits { op.to_string() } else { format!("c{op}") };
+                info.next = Some(wire::encode_cursor(&cursor));
                 break;
             }
+            looked += 1 + self.state.looks_of(&wait.asks);
             bytes += more;
-            last = op;
+            last = (wait.converts.is_none(), op);
             info.queue.push(shown);
         }
         info
@@ -476,6 +502,14 @@ impl Node {
     }
 }
 
+/// The place in line that a cursor of `get_lock_info` names: whether it is behind the conversions, and its command.
+fn place_of(cursor: &str) -> Option<(bool, u64)> {
+    match cursor.strip_prefix('c') {
+        Some(op) => Some((false, op.parse().ok()?)),
+        None => Some((true, cursor.parse().ok()?)),
+    }
+}
+
 /// The reply to `ping`.
 pub(super) fn ping() -> wire::Ping {
     wire::Ping { server: "tenure".into(), server_version: env!("CARGO_PKG_VERSION").into() }
@@ -553,7 +587,11 @@ fn key_shown(now: Time, name: &str, seen: KeySeen<'_>) -> KeyItem {
 }
 
 /// Fills a page: as many items as fit a frame and the limit, at least one, with a cursor if there are more.
-fn fill<T: Serialize>(items: impl Iterator<Item = (String, T)>, ask: &PageAsk, op: u64) -> Page<T> {
+pub(super) fn fill<T: Serialize>(
+    items: impl Iterator<Item = (String, T)>,
+    ask: &PageAsk,
+    op: u64,
+) -> Page<T> {
     let mut page = Page { items: Vec::new(), next: None, op };
     let (mut bytes, mut last) = (0, String::new());
     for (name, item) in items {

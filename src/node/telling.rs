@@ -18,14 +18,32 @@ pub(super) struct Tellings {
 struct Telling {
     next: Time,
     gap_ms: u64,
+    /// When the wait was answered; unknown if that was before this server started.
+    since: Option<Time>,
 }
 
 impl Tellings {
-    /// Begins to tell the outcome of a wait; the first copy is due at once.
+    /// Begins to tell the outcome that a wait has got now; the first copy is due at once.
     pub(super) fn begin(&mut self, session: SessionId, id: u64, now: Time) {
+        self.open(session, id, now, Some(now));
+    }
+
+    /// Begins to tell the outcome that a wait got before this server started.
+    pub(super) fn begin_late(&mut self, session: SessionId, id: u64, now: Time) {
+        self.open(session, id, now, None);
+    }
+
+    fn open(&mut self, session: SessionId, id: u64, now: Time, since: Option<Time>) {
         self.end(session, id);
-        self.open.insert((session, id), Telling { next: now, gap_ms: FIRST_GAP_MS });
+        self.open.insert((session, id), Telling { next: now, gap_ms: FIRST_GAP_MS, since });
         self.queue.insert((now, session, id));
+    }
+
+    /// The reply has arrived: since when it was told, if it was told and that is known.
+    pub(super) fn heard(&mut self, session: SessionId, id: u64) -> Option<Time> {
+        let since = self.open.get(&(session, id)).and_then(|telling| telling.since);
+        self.end(session, id);
+        since
     }
 
     /// A copy was sent: the next one is due after the gap, which doubles.
@@ -38,7 +56,7 @@ impl Tellings {
         }
     }
 
-    /// The reply has arrived, or there is nobody to tell.
+    /// There is nothing or nobody to tell any more.
     pub(super) fn end(&mut self, session: SessionId, id: u64) {
         if let Some(telling) = self.open.remove(&(session, id)) {
             self.queue.remove(&(telling.next, session, id));

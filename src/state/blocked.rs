@@ -66,7 +66,7 @@ impl State {
             key,
             ahead: ahead.map(|op| self.ahead(op, asks, now)),
             queue_total: queue_total.unwrap_or(0) as u64,
-            estimate_ms: None,
+            estimate_ms: self.estimate_ms(asks, converts, place, now),
         }
     }
 

@@ -170,6 +170,7 @@ impl State {
             lease_ms: grant.terms.lease_ms,
             again,
             hold_left_ms: grant.hold_deadline.map(|deadline| deadline.ms_until(self.head.at)),
+            atomic: false,
         }
     }
 
@@ -232,6 +233,7 @@ impl State {
         self.forget_offer(token);
         self.drop_section(token);
         let grant = self.grants.remove(&token).expect("a grant ends once");
+        self.note_tenure(&grant);
         for due in grant.dues(token) {
             self.due.remove(&due);
         }
@@ -249,6 +251,7 @@ impl State {
         self.head.last_token += 1;
         let token = self.head.last_token;
         let mut grant = self.grants.remove(&old).expect("a grant is there to be renumbered");
+        self.note_tenure(&grant);
         for due in grant.dues(old) {
             self.due.remove(&due);
         }

@@ -74,7 +74,11 @@ impl State {
         if grant.asked.is_some() {
             effects.push(Effect::Asked { session, token });
         }
-        Ok(self.granted(token, grant, false))
+        let mut outcome = self.granted(token, grant, false);
+        if let Outcome::Granted { atomic, .. } = &mut outcome {
+            *atomic = grant.terms.atomic;
+        }
+        Ok(outcome)
     }
 
     /// Whether the caller may take the grant over without knowing the session that holds it.

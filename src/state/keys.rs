@@ -371,3 +371,240 @@ pub(super) fn version_mismatch(name: &Name, version: Op, asked: Op) -> Refusal {
     };
     Refusal::new(Kind::VersionMismatch, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Ask, Call, Command, Compare, EndReason, Life, Patience, Request, Terms};
+    use crate::identity::Nonce;
+    use crate::limits::Limits;
+    use std::collections::BTreeSet;
+
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+    /// Numbers from a seed.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, n: u64) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            ((mixed ^ (mixed >> 27)) >> 11) % n
+        }
+
+        fn one<T: Copy>(&mut self, of: &[T]) -> Option<T> {
+            if of.is_empty() { None } else { Some(of[self.below(of.len() as u64) as usize]) }
+        }
+    }
+
+    /// A key as anybody would write it down: it is over at its deadline or with its session, unless somebody holds its lock
+    /// from before on.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct Plain {
+        version: Op,
+        deadline: Option<Time>,
+        bound: Option<SessionId>,
+    }
+
+    struct Run {
+        state: State,
+        plain: BTreeMap<String, Plain>,
+        live: BTreeSet<SessionId>,
+        at: Time,
+        next: BTreeMap<SessionId, u64>,
+    }
+
+    impl Run {
+        fn new() -> Run {
+            let mut run = Run {
+                state: State::new(),
+                plain: BTreeMap::new(),
+                live: BTreeSet::new(),
+                at: Time::ZERO,
+                next: BTreeMap::new(),
+            };
+            let durability = run.state.head.durability;
+            run.apply(Command::NewTerm { term: 1, limits: Limits::default(), durability, raised: false });
+            run
+        }
+
+        fn apply(&mut self, command: Command) -> Outcome {
+            self.pass();
+            let outcome = self.state.apply(self.state.op() + 1, self.at, &command, &mut Vec::new());
+            self.pass();
+            outcome
+        }
+
+        /// What is over by now goes.
+        fn pass(&mut self) {
+            let (state, live, at) = (&self.state, &self.live, self.at);
+            self.plain.retain(|name, key| {
+                let over = key.deadline.is_some_and(|deadline| deadline <= at)
+                    || key.bound.is_some_and(|session| !live.contains(&session));
+                let held = state.live_grants(0, at).any(|(_, grant)| {
+                    grant.asks.iter().any(|ask| ask.mode == Mode::Exclusive && ask.key.as_str() == name)
+                });
+                !over || held
+            });
+        }
+
+        fn ask(&mut self, session: SessionId, call: Call) -> Outcome {
+            let id = self.next.entry(session).or_default();
+            *id += 1;
+            let (id, ack) = (*id, *id);
+            self.apply(Command::Request(Request { session, id, ack, got: Vec::new(), call }))
+        }
+
+        fn check(&mut self) {
+            self.pass();
+            let found: BTreeMap<String, Plain> = self
+                .state
+                .keys("", None, self.at)
+                .map(|(name, key)| {
+                    let bound = key.bound.map(|client| {
+                        let known = self.state.clients.get(&client);
+                        // A session that is forgotten: any that is not live will do.
+                        known.copied().unwrap_or(SessionId(0))
+                    });
+                    (name.to_string(), Plain { version: key.version, deadline: key.deadline, bound })
+                })
+                .collect();
+            let plain = self.plain.iter().map(|(name, key)| {
+                let known = |id: &SessionId| self.state.sessions.contains_key(id);
+                let bound = key.bound.map(|id| if known(&id) { id } else { SessionId(0) });
+                (name.clone(), Plain { bound, ..key.clone() })
+            });
+            assert_eq!(found, plain.collect());
+            let bytes: u64 = self.state.keys.iter().map(|(name, key)| weight(name, &key.value)).sum();
+            assert_eq!(self.state.key_bytes, bytes);
+            // Whatever is derived is derived again, to the last deadline.
+            let again = State::from_parts(self.state.parts()).unwrap();
+            assert_eq!(format!("{:#?}", again), format!("{:#?}", self.state));
+        }
+
+        fn step(&mut self, dice: &mut Dice) {
+            if dice.below(3) == 0 {
+                self.at = self.at.after_ms(100 * dice.below(30));
+            }
+            let sessions: Vec<_> = self.live.iter().copied().collect();
+            let name = Name::new(NAMES[dice.below(4) as usize]).unwrap();
+            let Some(session) = dice.one(&sessions).filter(|_| dice.below(12) > 0) else {
+                let (session, nonce) =
+                    (SessionId(u128::from(self.state.op()) + 1), Nonce(self.state.op().into()));
+                let name = String::new();
+                let open = Command::OpenSession { nonce, session, name, label: String::new(), ttl_ms: 1_000 };
+                self.live.insert(session);
+                self.apply(open);
+                return;
+            };
+            let tokens: Vec<_> = self.state.grants.keys().copied().collect();
+            let token = dice.one(&tokens).filter(|_| dice.below(3) > 0);
+            let holder = token.and_then(|token| self.state.grants.get(&token)).map(|grant| grant.session);
+            let life = Life {
+                ttl_ms: (dice.below(2) == 0).then(|| 100 * (1 + dice.below(40))),
+                bound: dice.below(3) == 0,
+            };
+            match dice.below(10) {
+                0 => {
+                    self.apply(Command::Tick);
+                }
+                1 => {
+                    self.pass();
+                    self.live.remove(&session);
+                    self.apply(Command::EndSession { session, term: 1, reason: EndReason::Killed });
+                }
+                2 | 3 => {
+                    let lease_ms = (dice.below(2) == 0).then(|| 100 * (1 + dice.below(30)));
+                    self.ask(
+                        session,
+                        Call::Acquire {
+                            asks: vec![Ask { key: name, mode: Mode::Exclusive }],
+                            wait: [Patience::Try, Patience::Forever, Patience::Millis(500)]
+                                [dice.below(3) as usize],
+                            owner: String::new(),
+                            terms: Terms { lease_ms, ..Terms::default() },
+                        },
+                    );
+                }
+                4 => {
+                    if let Some(token) = token {
+                        self.ask(session, Call::Release { token, holder });
+                    }
+                }
+                5 => {
+                    let if_version = self.plain.get(name.as_str()).map(|key| key.version);
+                    let delete = Call::Delete { key: name.clone(), if_version, token, holder };
+                    if let Outcome::Deleted { version, .. } = self.ask(session, delete) {
+                        assert_eq!(version, self.plain.remove(name.as_str()).map(|key| key.version));
+                    }
+                }
+                6 | 7 => {
+                    let version = self.plain.get(name.as_str()).map_or(0, |key| key.version);
+                    let compare = vec![Compare { key: name.clone(), version }];
+                    let other = Name::new(if name.as_str() == "a" { "b" } else { "a" }).unwrap();
+                    let change = |key: &Name, value| Change { key: key.clone(), value, life };
+                    let apply = vec![change(&name, Some("1".into())), change(&other, Some("22".into()))];
+                    let outcome = self.ask(session, Call::Transaction { compare, apply, token, holder });
+                    match outcome {
+                        Outcome::Applied { version, .. } => {
+                            for name in [name, other] {
+                                self.wrote(&name, version, life, holder.unwrap_or(session));
+                            }
+                        }
+                        Outcome::Refused(refusal) => assert_ne!(refusal.kind, Kind::VersionMismatch),
+                        other => panic!("{other:?}"),
+                    }
+                }
+                _ => {
+                    let if_version = self.plain.get(name.as_str()).map_or(0, |key| key.version);
+                    let value = "333".into();
+                    let set = Call::Set {
+                        key: name.clone(),
+                        value,
+                        if_version: Some(if_version),
+                        life,
+                        token,
+                        holder,
+                    };
+                    match self.ask(session, set) {
+                        Outcome::Set { version, .. } => {
+                            self.wrote(&name, version, life, holder.unwrap_or(session));
+                        }
+                        Outcome::Refused(refusal) => assert_ne!(refusal.kind, Kind::VersionMismatch),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+
+        fn wrote(&mut self, name: &Name, version: Op, life: Life, session: SessionId) {
+            let deadline = life.ttl_ms.map(|ms| self.at.after_ms(ms));
+            let bound = life.bound.then_some(session);
+            self.plain.insert(name.to_string(), Plain { version, deadline, bound });
+        }
+    }
+
+    #[test]
+    fn keys_live_as_long_as_they_were_set_for_and_a_snapshot_knows_it_to_the_last_deadline() {
+        for seed in 0..150 {
+            let (mut run, mut dice) = (Run::new(), Dice(seed));
+            for step in 0..200 {
+                let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    run.step(&mut dice);
+                    run.check();
+                }));
+                assert!(ran.is_ok(), "seed {seed}, step {step}");
+            }
+            // Once everybody has gone, nothing is left but what was to stay.
+            for session in std::mem::take(&mut run.live) {
+                run.apply(Command::EndSession { session, term: 1, reason: EndReason::Closed });
+            }
+            run.at = run.at.after_ms(10_000_000);
+            while run.state.has_deadlines() {
+                run.apply(Command::Tick);
+            }
+            run.check();
+            assert!(run.state.keys.values().all(|key| key.deadline.is_none() && key.bound.is_none()));
+        }
+    }
+}

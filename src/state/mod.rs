@@ -12,12 +12,13 @@
 //!   effect and is told the same.
 //!
 //! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
-//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `guards` (who may write what),
-//! `keys`, `transactions`, `files`, `sections` (what is staged under atomic grants), `history` (what happened lately, for
-//! whoever watches), and `parts` (what a snapshot holds).
+//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `contention` (what is waited for
+//! most), `guards` (who may write what), `keys`, `transactions`, `files`, `sections` (what is staged under atomic grants),
+//! `history` (what happened lately, for whoever watches), and `parts` (what a snapshot holds).
 
 mod blocked;
 mod breaks;
+mod contention;
 mod convert;
 mod deadlock;
 mod files;
@@ -35,6 +36,7 @@ mod taken;
 mod transactions;
 mod waits;
 
+pub use contention::Figures;
 pub use files::{File, not_found};
 pub use grants::Grant;
 pub use history::{GrantEnd, KeyEnd, WatchEvent, What};
@@ -88,6 +90,8 @@ pub struct State {
     unserved: BTreeSet<Name>,
     /// Ended sessions, by number, that still have grants or waits to clean up.
     leaving: BTreeSet<u64>,
+    /// Which locks are waited for most.
+    contention: contention::Contention,
 }
 
 /// What a deadline in log time ends.
@@ -147,6 +151,7 @@ impl State {
             due: BTreeSet::new(),
             unserved: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            contention: contention::Contention::default(),
         }
     }
 
@@ -429,6 +434,8 @@ impl State {
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
             history: self.history_parts(),
+            contention: self.contention.parts(),
+            holds: self.contention.hold_parts(),
         }
     }
 
@@ -459,6 +466,7 @@ impl State {
             state.add_file(part)?;
         }
         state.add_events(parts.history)?;
+        state.contention = contention::Contention::from_parts(parts.contention, parts.holds)?;
         state.check_sessions()?;
         Ok(state)
     }

@@ -35,6 +35,10 @@ pub struct Parts {
     pub files: Vec<FilePart>,
     /// What happened lately, in the order in which it did.
     pub history: Vec<WatchEvent>,
+    /// Locks that are waited for most, in the order of their names.
+    pub contention: Vec<ContentionPart>,
+    /// Other locks that were held lately, the oldest first.
+    pub holds: Vec<HoldPart>,
 }
 
 /// What a state has one of.
@@ -281,4 +285,42 @@ pub struct FilePart {
     pub checksum: u32,
     /// Why it is closed to appends, if it is.
     pub fault: Option<String>,
+}
+
+/// Figures of a lock that is or was waited for, see [`Figures`](super::Figures).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContentionPart {
+    /// The lock.
+    pub key: Name,
+    /// How much it was waited for, with what it took over from the name that gave way, as of `hour`.
+    pub weight: u64,
+    /// The hour of log time in which the weight was last counted.
+    pub hour: u64,
+    /// Since when the other figures are counted.
+    pub since: Time,
+    /// Waits that began.
+    pub waits: u64,
+    /// Waits that ended.
+    pub waits_ended: u64,
+    /// For how long those stood in line, in microseconds.
+    pub waited_us: u64,
+    /// Tenures that ended.
+    pub tenures: u64,
+    /// How long those were, in microseconds.
+    pub held_us: u64,
+    /// How long a tenure usually is, in microseconds.
+    pub hold_us: Option<u64>,
+    /// Most waits that stood in its line at once.
+    pub longest_queue: u64,
+}
+
+/// How long a lock is usually held for which nobody waited lately.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldPart {
+    /// The lock.
+    pub key: Name,
+    /// In microseconds.
+    pub hold_us: u64,
 }

@@ -24,6 +24,11 @@ impl Taken {
         }
     }
 
+    /// Slots taken, as the sum of weights.
+    pub(super) fn slots(self) -> u64 {
+        self.slots
+    }
+
     pub(super) fn add(&mut self, mode: Mode) {
         match mode {
             Mode::Exclusive => self.exclusive += 1,

@@ -51,6 +51,12 @@ pub(super) fn mode_of(asks: &[Ask], key: &Name) -> Mode {
 }
 
 impl State {
+    /// Waits that live at `now`, after the one that began with that command, in the order of their arrival.
+    pub fn live_waits(&self, after: Op, now: Time) -> impl Iterator<Item = (Op, &Wait)> {
+        let waits = self.waits.range(after.saturating_add(1)..).map(|(op, wait)| (*op, wait));
+        waits.filter(move |(_, wait)| self.wait_lives(wait, now))
+    }
+
     pub(super) fn wait_lives(&self, wait: &Wait, now: Time) -> bool {
         wait.deadline.is_none_or(|deadline| now < deadline) && self.sessions[&wait.session].is_live()
     }
@@ -110,6 +116,7 @@ impl State {
                 self.join_converting(token, op);
             }
         }
+        self.note_wait(wanted.asks);
         Ok(Outcome::Waiting(Box::new(self.why_waiting(op, self.head.at).expect("it waits"))))
     }
 
@@ -133,6 +140,7 @@ impl State {
     /// Gives a wait its final outcome.
     pub(super) fn settle(&mut self, wait: &Wait, outcome: Outcome, effects: &mut Vec<Effect>) {
         self.note(&outcome);
+        self.note_wait_end(wait);
         let session = self.sessions.get_mut(&wait.session).expect("a wait has a session");
         session.end_wait(wait.id, &wait.owner, outcome);
         effects.push(Effect::Settled { session: wait.session, id: wait.id });
@@ -144,7 +152,7 @@ impl State {
         let wait = self.leave_line(op);
         let outcome = match reason {
             Reason::Cancelled => cancelled(),
-            _ => Outcome::NotGranted(Box::new(Blocked { reason, ..blocked })),
+            _ => Outcome::NotGranted(Box::new(Blocked { reason, estimate_ms: None, ..blocked })),
         };
         self.settle(&wait, outcome, effects);
     }

@@ -264,6 +264,16 @@ pub enum Method {
         /// On behalf of which grant.
         under: Under,
     },
+    /// `list_waits`
+    ListWaits {
+        /// Which.
+        page: PageAsk,
+    },
+    /// `list_contention`
+    ListContention {
+        /// Which.
+        page: PageAsk,
+    },
     /// `watch`
     Watch {
         /// What, and from where.
@@ -613,15 +623,20 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
             reader.only(&["key", "cursor", "limit"])?;
             Ok(Method::GetLockInfo { key: reader.key()?, page: reader.page()? })
         }
-        "list_locks" | "list_grants" | "list_sessions" | "list_files" => {
+        "list_locks" | "list_grants" | "list_waits" | "list_sessions" | "list_files" => {
             reader.only(&["prefix", "cursor", "limit"])?;
             let page = reader.page()?;
             Ok(match name {
                 "list_locks" => Method::ListLocks { page },
                 "list_grants" => Method::ListGrants { page },
+                "list_waits" => Method::ListWaits { page },
                 "list_sessions" => Method::ListSessions { page },
                 _ => Method::ListFiles { page },
             })
+        }
+        "list_contention" => {
+            reader.only(&["cursor", "limit"])?;
+            Ok(Method::ListContention { page: reader.page()? })
         }
         "get" => {
             reader.only(&["key", "token", "holder"])?;
@@ -657,9 +672,6 @@ fn read(name: &str, id: &Id, params: Params) -> Result<Request, Refusal> {
         "watch" => {
             reader.only(&["prefix", "after", "cursor", "wait_ms", "limit"])?;
             Ok(Method::Watch { ask: reader.watch()? })
-        }
-        "list_waits" | "list_contention" => {
-            Err(Refusal::new(Kind::Unsupported, format!("{name} is not built in this version of the server")))
         }
         _ => Err(Refusal::new(
             Kind::UnknownMethod,

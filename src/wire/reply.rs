@@ -41,7 +41,7 @@ pub fn encode_outcome(out: &mut Vec<u8>, id: &Id, outcome: &Outcome) {
         Outcome::Opened { session, client, ttl_ms } => {
             encode_result(out, id, &result::Opened { session: *session, client: *client, ttl_ms: *ttl_ms });
         }
-        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms } => {
+        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms, atomic } => {
             let acquired = Acquired {
                 granted: Some(true),
                 token: Some(*token),
@@ -49,6 +49,7 @@ pub fn encode_outcome(out: &mut Vec<u8>, id: &Id, outcome: &Outcome) {
                 op: Some(*op),
                 lease_ms: *lease_ms,
                 hold_left_ms: *hold_left_ms,
+                atomic: *atomic,
                 again: *again,
                 ..Acquired::default()
             };

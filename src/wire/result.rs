@@ -143,6 +143,9 @@ pub struct Pending {
     /// In how many milliseconds it may be served, if that can be guessed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate_ms: Option<u64>,
+    /// How many may wait in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_max: Option<u64>,
 }
 
 /// An earlier request in the way of another.
@@ -206,6 +209,9 @@ pub struct Acquired {
     /// What was left when it was granted until it ends whatever is renewed, in milliseconds, if it has such a bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_left_ms: Option<u64>,
+    /// In the reply to `take_over`: what is written under it is staged until its release.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub atomic: bool,
     /// The owner had this very grant before it asked.
     #[serde(default, skip_serializing_if = "is_false")]
     pub again: bool,
@@ -318,6 +324,18 @@ pub struct WaiterShown {
     /// When it gives up, in milliseconds from now, if ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_left_ms: Option<u64>,
+    /// Why it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The lock that is in its way, if it is another one: it asks for several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The grant that it converts, if it is a conversion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub converts: Option<u64>,
+    /// In how many milliseconds it may be served, if that can be guessed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate_ms: Option<u64>,
 }
 
 /// `release_lock`, `abandon`
@@ -404,11 +422,58 @@ pub struct LockInfo {
     pub queue: Vec<WaiterShown>,
     /// How many wait.
     pub queue_total: u64,
+    /// How many may wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_max: Option<u64>,
+    /// For how long it stays closed to everybody, in milliseconds: its last tenure did not end with a release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_ms: Option<u64>,
+    /// How much it was waited for lately, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contention: Option<ContentionShown>,
     /// Where the next page of the queue begins, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
     /// The command up to which this is the state.
     pub op: u64,
+}
+
+/// How much a lock was waited for, since it came into the sketch that the server keeps of such locks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentionShown {
+    /// For how long it has been counted, in milliseconds.
+    pub counted_ms: u64,
+    /// Waits that began.
+    pub waits: u64,
+    /// Waits that ended, with a grant or without.
+    pub waits_ended: u64,
+    /// For how long those stood in line, together, in microseconds.
+    pub waited_us: u64,
+    /// Most waits that stood in its line at once.
+    pub longest_queue: u64,
+    /// Tenures that ended.
+    pub tenures: u64,
+    /// How long those were, together, in microseconds.
+    pub held_us: u64,
+    /// How long a tenure usually is, the latest counting most, in microseconds, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_us: Option<u64>,
+    /// Grants to waits, since the start of the server, that are known to have arrived.
+    pub hand_offs: u64,
+    /// How long those took, together, from the commit of the grant to the client's word that it has it, in microseconds.
+    pub hand_off_us: u64,
+}
+
+/// An item of `list_contention`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentionItem {
+    /// The lock.
+    pub key: String,
+    /// How many wait for it now.
+    pub queue_total: u64,
+    /// How much it was waited for.
+    #[serde(flatten)]
+    pub contention: ContentionShown,
 }
 
 /// A page of a list.
@@ -447,6 +512,77 @@ pub struct GrantItem {
     /// Who holds them; its `mode` is that of the first.
     #[serde(flatten)]
     pub holder: HolderShown,
+}
+
+/// An item of `list_waits`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WaitItem {
+    /// The command that put it in line.
+    pub op: u64,
+    /// The public number of its session.
+    pub client: u64,
+    /// The session's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The owner inside it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
+    /// The label of the request.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// The id of the request.
+    pub wait: u64,
+    /// The locks that it asks for.
+    pub keys: Vec<KeyShown>,
+    /// The grant that it converts, if it is a conversion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub converts: Option<u64>,
+    /// The place in the longest of its lines, from 1.
+    pub position: u64,
+    /// Why it waits.
+    pub reason: Reason,
+    /// The first of its locks that is in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Whom it waits for, at most 8.
+    #[serde(default, rename = "for", skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<WaitsFor>,
+    /// For how long it has waited, in milliseconds.
+    pub waited_ms: u64,
+    /// When it gives up, in milliseconds from now, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_left_ms: Option<u64>,
+    /// In how many milliseconds it may be served, if that can be guessed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate_ms: Option<u64>,
+}
+
+/// Somebody for whom a wait waits: a holder, or an earlier request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitsFor {
+    /// The public number of the session.
+    pub client: u64,
+    /// The session's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The owner inside it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
+    /// The label of the grant or of the request.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// The lock over which it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The grant in the way, if it is a holder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<u64>,
+    /// It is an earlier request in line.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ahead: bool,
+    /// The grant that the earlier request converts, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub converts: Option<u64>,
 }
 
 /// An item of `list_sessions`.

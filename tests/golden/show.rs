@@ -123,7 +123,9 @@ fn error_line(error: &Value, names: &Names) -> String {
 
 /// `name=value` for each member, in the order of their names.
 fn members(members: &Map<String, Value>, names: &Names, without: &[&str]) -> String {
-    let shown = members.iter().filter(|(name, _)| !without.contains(&name.as_str()));
+    // The cap on waits is shown where a script has set it.
+    let shown = members.iter().filter(|(name, value)| *name != "queue_max" || **value != 100_000);
+    let shown = shown.filter(|(name, _)| !without.contains(&name.as_str()));
     let shown: Vec<_> = shown
         .map(|(name, value)| match (name.as_str(), value) {
             ("client", Value::Number(number)) => {

@@ -83,7 +83,7 @@ pub(crate) fn told(outcome: &Outcome) -> Out {
         Outcome::Done => Out::Done,
         Outcome::Void => Out::Void,
         Outcome::Opened { session, client, .. } => Out::Opened { session, client },
-        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms: _ } => {
+        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms: _, atomic: _ } => {
             Out::Granted { token, key: asks[0].key.to_string(), op, lease_ms, again }
         }
         Outcome::Waiting(blocked) => Out::Waiting {

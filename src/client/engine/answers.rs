@@ -165,8 +165,13 @@ impl Engine {
                 if not_holder {
                     self.lose(now, token, LostCause::Gone);
                 }
-                self.remove_grant(token);
-                self.events.push_back(Event::Released { token });
+                // A section that cannot take effect now is still there, and so is its grant.
+                let refused =
+                    |error: &ErrorShown| ["limit", "file_fault", "bad_name"].contains(&&*error.data.kind);
+                if !reply.as_ref().is_err_and(|error| refused(error)) {
+                    self.remove_grant(token);
+                    self.events.push_back(Event::Released { token });
+                }
                 self.end_with(tag, reply);
             }
             Purpose::Renew { token, lease_ms } => {
