@@ -60,18 +60,22 @@ impl Event {
                         LossReason::TakenOver => "another session took it over",
                     };
                     let locks = names(loss.keys.iter());
+                    let note = if loss.note.is_empty() { String::new() } else { format!(" ({})", loss.note) };
                     lines.push(format!(
-                        "op {op} {}, token {} of {locks}: lost, {reason}",
+                        "op {op} {}, token {} of {locks}: lost, {reason}{note}",
                         client(state, *session),
                         loss.token
                     ));
                 }
-                Effect::Opened { .. }
-                | Effect::Ended { .. }
-                | Effect::Renewed
-                | Effect::Asked { .. }
-                | Effect::Offered { .. }
-                | Effect::File(_) => {}
+                Effect::Asked { session, token } => {
+                    let (client, under) = (client(state, *session), under(state, *token));
+                    lines.push(format!("op {op} {client}{under}: is asked to release it"));
+                }
+                Effect::Offered { session, token } => {
+                    let (client, under) = (client(state, *session), under(state, *token));
+                    lines.push(format!("op {op} {client}{under}: may take it over"));
+                }
+                Effect::Opened { .. } | Effect::Ended { .. } | Effect::Renewed | Effect::File(_) => {}
             }
         }
         lines

@@ -35,6 +35,10 @@ pub enum Outcome {
         lease_ms: Option<u64>,
         /// Whether the owner had it already.
         again: bool,
+        /// What is left, at the command, until it ends whatever is renewed, in milliseconds; none if it has no such bound.
+        hold_left_ms: Option<u64>,
+        /// Whether it is an atomic one, where that is told: to who takes it over, and did not ask for it so.
+        atomic: bool,
     },
     /// The acquire stands in line. Never kept: the final outcome takes its place.
     Waiting(Box<Blocked>),
@@ -218,6 +222,7 @@ pub struct Loss {
 
 /// That the holder of a grant is asked to let go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Asked {
     /// The number of the session that asks.
     pub client: u64,
@@ -225,6 +230,18 @@ pub struct Asked {
     pub reason: Arc<str>,
     /// When the grant will be broken, if ever.
     pub deadline: Option<Time>,
+    /// The command that asked, or that gave the grant to the session that holds it now.
+    pub op: Op,
+}
+
+/// That another session may take a grant over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// The number of that session.
+    pub client: u64,
+    /// The command that offered it.
+    pub op: Op,
 }
 
 /// Why a grant ended without a release.

@@ -404,7 +404,7 @@ mod tests {
     use crate::command::{Ask, Durability, EndReason, Mode, Terms};
     use crate::identity::{Nonce, SessionId};
     use crate::limits::Limits;
-    use crate::outcome::Outcome;
+    use crate::outcome::{Asked, Offer, Outcome};
     use crate::state::{ReplyPart, SectionPart, StagedFilePart, StagedKeyPart, What};
     use crate::time::Time;
     use std::sync::Arc;
@@ -458,6 +458,14 @@ mod tests {
             op: 12,
             since: Time::from_millis(6),
             deadline: None,
+            hold_deadline: Some(Time::from_millis(60)),
+            asked: Some(Asked {
+                client: 1,
+                reason: Arc::from("r"),
+                deadline: Some(Time::from_millis(50)),
+                op: 12,
+            }),
+            offered: Some(Offer { client: 1, op: 13 }),
             section: Some(SectionPart {
                 keys: vec![
                     StagedKeyPart {

@@ -860,3 +860,39 @@ fn a_watch_prints_what_happens_line_by_line_and_ends_cleanly() {
     bench.fails(1, &["watch", "k/", "--after", "999999"]);
     bench.fails(64, &["watch", "k/", "--after", "1", "--place", &place]);
 }
+
+#[test]
+fn a_lock_goes_from_hand_to_hand_and_an_operator_takes_it_away() {
+    let bench = Bench::start();
+    let other = tempfile::tempdir().unwrap();
+    let home = other.path().join("kept");
+    let first = bench.token(&["acquire", "a"]);
+    // Somebody else waits for the offer, in another home: it does not know the session that holds the lock.
+    let mut taking = bench.command(&["take-over", "a", "--wait", "30s"]);
+    let mut taking =
+        taking.env("TENURE_HOME", &home).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(taking.stderr.take().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    let number = line.strip_prefix("client ").and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+    bench.ok(&["hand-over", "a", "--to", &number]);
+    let taken = taking.wait_with_output().unwrap();
+    assert!(taken.status.success(), "{}", told(&taken));
+    let second: u64 = String::from_utf8(taken.stdout).unwrap().trim().parse().unwrap();
+    assert!(second > first);
+    assert!(bench.fails(76, &["release", "a"]).contains("lost"));
+    // The same user takes over what one of its commands left held, without an offer.
+    let taken = bench.command(&["take-over", "a"]).env("TENURE_HOME", &home).output().unwrap();
+    assert!(taken.status.success(), "{}", told(&taken));
+    bench.ok(&["ask-release", "a", "--reason", "deploy", "--deadline", "1h"]);
+    let explained = bench.ok(&["explain", "a"]);
+    assert!(explained.contains("asked to let go") && explained.contains("deploy"), "{explained}");
+    let broken = bench.json(&["break", "a", "--reason", "deploy"]);
+    assert_eq!(broken["broken"], true);
+    assert!(bench.fails(1, &["break", "a", "--reason", "again"]).contains("held by nobody"));
+    assert!(bench.fails(1, &["break", "--token", "1", "--reason", "again"]).contains("no live grant"));
+    bench.fails(75, &["take-over", "a", "--wait", "no"]);
+    bench.ok(&["acquire", "a", "--max-hold", "1h", "--lock-delay", "1s"]);
+    assert!(bench.ok(&["explain", "a"]).contains("more at most"));
+    bench.ok(&["release", "a"]);
+}

@@ -733,3 +733,79 @@ fn a_watch_says_what_it_cannot_tell_and_ends() {
     closing.close().unwrap();
     assert!(matches!(waiting.join().unwrap(), Error::Closed | Error::Unreachable { .. }));
 }
+
+#[test]
+fn a_grant_goes_from_guard_to_guard_and_the_first_one_hears_why_it_is_lost() {
+    let server = server();
+    let (alice, bob) = (Client::connect(server.address).unwrap(), Client::connect(server.address).unwrap());
+    let first = alice.lock("a").label("first").acquire().unwrap();
+    let offers = bob.offers().unwrap();
+    let token = first.token().unwrap();
+    assert_eq!(bob.take_over(token).take().unwrap_err().kind(), Some(Kind::NotHolder));
+    first.offer_to(bob.session().unwrap().client).unwrap();
+    let offer = offers.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!((offer.token, offer.label.as_str(), offer.keys[0].key.as_str()), (token, "first", "a"));
+    let second = bob.take_over(offer.token).label("second").take().unwrap();
+    assert!(second.token().unwrap() > token);
+    let lost = first.wait_lost(Duration::from_secs(10)).unwrap();
+    assert_eq!(lost.cause, LostCause::Told { reason: "taken_over".into(), note: String::new() });
+    assert!(matches!(first.set_own(&1), Err(Error::Lost(_))));
+    second.set_own(&2).unwrap();
+    // Who knows the session of the holder needs no offer.
+    let held = second.token().unwrap();
+    let third = alice.take_over(held).holder(bob.session().unwrap().session).take().unwrap();
+    assert!(matches!(second.release(), Err(Error::Lost(_))));
+    third.release().unwrap();
+}
+
+#[test]
+fn a_holder_is_asked_to_let_go_and_then_broken_and_told_the_reason() {
+    let server = server();
+    let (holder, operator) =
+        (Client::connect(server.address).unwrap(), Client::connect(server.address).unwrap());
+    let guard = holder.lock("a").acquire().unwrap();
+    let token = guard.token().unwrap();
+    let (told, heard) = mpsc::channel();
+    guard.on_asked(move |asking| told.send(asking.reason.clone()).unwrap());
+    operator.ask_release(token, "when you can", None).unwrap();
+    let asked = guard.asked();
+    let asking = asked.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!((asking.reason.as_str(), asking.left()), ("when you can", None));
+    assert_eq!(asking.client, operator.session().unwrap().client);
+    operator.ask_release(token, "now", Some(Duration::from_millis(1_500))).unwrap();
+    let asking = asked.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(asking.left().unwrap() <= Duration::from_millis(1_500));
+    assert_eq!([heard.recv().unwrap(), heard.recv().unwrap()], ["when you can", "now"]);
+    let lost = guard.wait_lost(Duration::from_secs(10)).unwrap();
+    assert_eq!(lost.cause, LostCause::Told { reason: "broken".into(), note: "now".into() });
+    assert!(asked.recv().is_err(), "nothing is asked of what is lost");
+
+    let guard = holder.lock("a").acquire().unwrap();
+    operator.break_lock(guard.token().unwrap(), "stuck").unwrap();
+    let lost = guard.wait_lost(Duration::from_secs(10)).unwrap();
+    assert_eq!(lost.cause, LostCause::Told { reason: "broken".into(), note: "stuck".into() });
+    assert_eq!(operator.break_lock(token, "again").unwrap_err().kind(), Some(Kind::NotFound));
+}
+
+#[test]
+fn a_guard_is_lost_at_its_longest_tenure_and_the_next_one_waits_for_the_lock_delay() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let begun = std::time::Instant::now();
+    let guard = client
+        .lock("a")
+        .max_hold(Duration::from_millis(500))
+        .lock_delay(Duration::from_secs(1))
+        .lease(Duration::from_secs(60))
+        .acquire()
+        .unwrap();
+    assert!(guard.remaining() <= Duration::from_millis(400));
+    let lost = guard.wait_lost(Duration::from_secs(10)).unwrap();
+    assert_eq!(lost.cause, LostCause::HeldTooLong);
+    let Ok(Attempt::Refused(blocked)) = client.lock("a").owner("other").try_acquire() else {
+        panic!("granted in its lock-delay")
+    };
+    assert!(matches!(blocked.reason, tenure::outcome::Reason::LockDelay | tenure::outcome::Reason::Held));
+    client.lock("a").owner("other").wait(Duration::from_secs(10)).acquire().unwrap().release().unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(1_400), "{:?}", begun.elapsed());
+}

@@ -7,7 +7,7 @@ use super::locks::{Most, holder_words, push_label, who};
 use super::output::{Format, items_at_most, printable};
 use std::fmt::Write as _;
 use tenure::outcome::Reason;
-use tenure::wire::{ContentionItem, ContentionShown, LockInfo, WaitItem, WaiterShown, WaitsFor};
+use tenure::wire::{ContentionItem, ContentionShown, HolderShown, LockInfo, WaitItem, WaiterShown, WaitsFor};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Explain {
@@ -63,6 +63,23 @@ fn explain_lock(context: &Context, name: &str, limit: Option<u64>) -> Result<()>
     context.output().one(&info, &plain)
 }
 
+/// What may end a tenure beside its lease, one line each.
+fn ends_words(holder: &HolderShown) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(left) = holder.hold_left_ms {
+        lines.push(format!("    for {} more at most, whatever is renewed", show_ms(left)));
+    }
+    if let Some(asked) = &holder.asked {
+        let broken = asked.left_ms.map_or(String::new(), |left| format!(", broken in {}", show_ms(left)));
+        let reason = printable(&asked.reason);
+        lines.push(format!("    asked to let go by client {}: \"{reason}\"{broken}", asked.client));
+    }
+    if let Some(client) = holder.offered {
+        lines.push(format!("    offered to client {client}"));
+    }
+    lines
+}
+
 /// The words for people.
 fn explained(info: &LockInfo) -> String {
     let mut lines = Vec::new();
@@ -80,6 +97,7 @@ fn explained(info: &LockInfo) -> String {
         }
         push_label(&mut line, &holder.label);
         lines.push(line);
+        lines.extend(ends_words(holder));
     }
     if info.holders_total > info.holders.len() as u64 {
         lines.push(format!("  and {} more", info.holders_total - info.holders.len() as u64));
@@ -266,7 +284,8 @@ mod tests {
         let info: LockInfo = serde_json::from_value(json!({
             "key": "deploy", "locked": true, "holders_total": 1, "queue_total": 4, "op": 9,
             "holders": [{"client": 3, "name": "ci", "label": "night\u{1b}", "mode": "exclusive", "token": 17,
-                         "held_ms": 2_100, "lease_left_ms": 9_000}],
+                         "held_ms": 2_100, "lease_left_ms": 9_000, "hold_left_ms": 60_000, "offered": 8,
+                         "asked": {"client": 9, "reason": "deploy\u{1b}", "left_ms": 1_500}}],
             "queue": [{"position": 1, "client": 5, "owner": "t1", "mode": "exclusive", "wait": 2, "waited_ms": 300,
                        "wait_left_ms": 9_700, "reason": "held", "estimate_ms": 1_400},
                       {"position": 2, "client": 6, "mode": "exclusive", "wait": 1, "waited_ms": 10},
@@ -280,6 +299,9 @@ mod tests {
         let expected = "\
 deploy is held
   by client 3 (ci) for 2.1s, exclusive, token 17, 9s left, label \"night\\u{1b}\"
+    for 1m more at most, whatever is renewed
+    asked to let go by client 9: \"deploy\\u{1b}\", broken in 1.5s
+    offered to client 8
 4 wait
   1. client 5 (/t1) for 300ms, exclusive, gives up in 9.7s: held by token 17, its turn in about 1.4s
   2. client 6 for 10ms, exclusive, without limit

@@ -2,10 +2,10 @@
 
 use super::context::Context;
 use super::exit::{Failure, LOST, NOT_ACQUIRED, REFUSED, Result};
-use super::keep::Kept;
+use super::keep::{Keep, Kept};
 use super::modes::{Asked, quoted};
 use super::output::printable;
-use super::{duration, parse_ttl, parse_wait};
+use super::{duration, parse_delay, parse_ttl, parse_wait};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use tenure::client::{Attempt, Blocked, Client, Error, Guard, Mode};
+use tenure::client::{Attempt, Blocked, Client, Error, Guard, LockRequest, Mode};
 use tenure::kind::Kind;
 use tenure::outcome::Reason;
 use tenure::wire::{HolderShown, LockItem, Params, Pending};
@@ -43,12 +43,38 @@ pub(crate) struct Acquire {
     /// A lease of the grant's own on top: it ends after that, whatever keeps the session alive, unless renewed.
     #[arg(long, env = "TENURE_LEASE", value_name = "DURATION", value_parser = parse_ttl)]
     lease: Option<Duration>,
+    #[command(flatten)]
+    bounds: Bounds,
     /// A note for those who ask who holds it.
     #[arg(long, env = "TENURE_LABEL", value_name = "TEXT", default_value = "")]
     label: String,
     /// The exit code if it was not acquired.
     #[arg(short = 'E', long, env = "TENURE_CONFLICT_EXIT_CODE", value_name = "CODE", default_value_t = NOT_ACQUIRED)]
     conflict_exit_code: u8,
+}
+
+/// What a grant is to be like at its end.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Bounds {
+    /// The lock is held for so long at most, whatever is renewed.
+    #[arg(long, env = "TENURE_MAX_HOLD", value_name = "DURATION", value_parser = parse_ttl)]
+    pub(crate) max_hold: Option<Duration>,
+    /// For so long nobody is granted the lock after any end of the tenure but a release.
+    #[arg(long, env = "TENURE_LOCK_DELAY", value_name = "DURATION", value_parser = parse_delay)]
+    pub(crate) lock_delay: Option<Duration>,
+}
+
+impl Bounds {
+    /// Asks for a lock with these bounds.
+    pub(crate) fn ask(self, mut request: LockRequest) -> LockRequest {
+        if let Some(longest) = self.max_hold {
+            request = request.max_hold(longest);
+        }
+        if let Some(delay) = self.lock_delay {
+            request = request.lock_delay(delay);
+        }
+        request
+    }
 }
 
 /// How long to stand in line.
@@ -153,17 +179,8 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
     let held = guard.locks();
     let mut kept = Kept::new(server, &names, token, &client.session()?);
     kept.lease_ms = args.lease.map(|lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
-    if let Err(failure) = keep.store(&kept) {
-        let _ = guard.release();
-        context.finish(&client);
-        return Err(failure);
-    }
-    let left = guard.into_token().and_then(|_| client.detach());
-    if let Err(error) = left {
-        keep.forget(&kept)?;
-        return Err(error.into());
-    }
-    let life = args.lease.map_or(args.ttl, |lease| lease.min(args.ttl));
+    leave_held(context, &keep, &client, guard, &kept)?;
+    let life = [args.lease, args.bounds.max_hold].into_iter().flatten().fold(args.ttl, Duration::min);
     context.detail(&format!(
         "{} held with token {token} for {} unless renewed",
         are(&names),
@@ -174,6 +191,27 @@ pub(crate) fn acquire(context: &Context, args: &Acquire) -> Result<()> {
         "lease_ms": kept.lease_ms,
     });
     context.output().one(&shown, &token.to_string())
+}
+
+/// Writes a grant down and leaves its session open.
+pub(crate) fn leave_held(
+    context: &Context,
+    keep: &Keep,
+    client: &Client,
+    guard: Guard,
+    kept: &Kept,
+) -> Result<()> {
+    if let Err(failure) = keep.store(kept) {
+        let _ = guard.release();
+        context.finish(client);
+        return Err(failure);
+    }
+    let left = guard.into_token().and_then(|_| client.detach());
+    if let Err(error) = left {
+        keep.forget(kept)?;
+        return Err(error.into());
+    }
+    Ok(())
 }
 
 /// A client with a session that is there for one grant.
@@ -209,6 +247,7 @@ pub(crate) fn stand_in_line(
     if let Some(lease) = args.lease {
         request = request.lease(lease);
     }
+    request = args.bounds.ask(request);
     request = match args.wait() {
         Wait::No => request,
         Wait::Within(limit) => request.wait(limit),
@@ -427,7 +466,7 @@ pub(crate) fn renew(context: &Context, args: &Renew) -> Result<()> {
 }
 
 /// `--token` finds a grant by its token; the name says which one was meant. And names together are those of one grant.
-fn same_name(kept: &Kept, name: &str) -> Result<()> {
+pub(crate) fn same_name(kept: &Kept, name: &str) -> Result<()> {
     if kept.all().iter().any(|held| held == name) {
         return Ok(());
     }

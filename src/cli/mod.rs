@@ -12,6 +12,7 @@ mod duration;
 mod exit;
 mod explain;
 mod files;
+mod handover;
 mod keep;
 mod keys;
 mod locks;
@@ -96,6 +97,14 @@ enum Command {
     Release(locks::Release),
     /// Keep a lock that `acquire` left held; print how long it lives from now.
     Renew(locks::Renew),
+    /// Offer a lock that `acquire` left held to another session, or take the offer back.
+    HandOver(handover::HandOver),
+    /// Take over a lock that another session holds, without a moment in which it is free, and leave it held; print its token.
+    TakeOver(handover::TakeOver),
+    /// Ask the holder of a lock to let go, by a deadline or not. Only from the machine of the server.
+    AskRelease(handover::AskRelease),
+    /// Take a lock away from its holder. Only from the machine of the server.
+    Break(handover::Break),
     /// List the locks that are held or waited for.
     Locks(locks::Locks),
     /// Tell who holds a lock since when, and who waits in which place and why; or of all waits who waits for whom.
@@ -163,6 +172,10 @@ fn run(cli: Cli) -> exit::Result<()> {
         Command::Convert(args) => locks::convert(&context, args),
         Command::Release(args) => locks::release(&context, args),
         Command::Renew(args) => locks::renew(&context, args),
+        Command::HandOver(args) => handover::hand_over(&context, args),
+        Command::TakeOver(args) => handover::take_over(&context, args),
+        Command::AskRelease(args) => handover::ask_release(&context, args),
+        Command::Break(args) => handover::break_lock(&context, args),
         Command::Locks(args) => locks::locks(&context, args),
         Command::Explain(args) => explain::explain(&context, args),
         Command::Top(args) => explain::top(&context, args),
@@ -244,6 +257,15 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
     Err("a lease is 100ms to 24h long".into())
 }
 
+/// A delay or a deadline: up to 24 h, or none of it.
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    let delay = duration::parse_duration(text)?;
+    if delay <= Duration::from_millis(TTL_MAX_MS) {
+        return Ok(delay);
+    }
+    Err("it is at most 24h".into())
+}
+
 /// A TTL of a key: 100 ms to 365 days.
 fn parse_key_ttl(text: &str) -> Result<Duration, String> {
     let ttl = duration::parse_duration(text)?;
@@ -312,6 +334,7 @@ mod tests {
         assert!(parse_wait("31d").is_err());
         assert!(parse_ttl("99ms").is_err() && parse_ttl("100ms").is_ok());
         assert!(parse_ttl("24h").is_ok() && parse_ttl("25h").is_err());
+        assert!(parse_delay("0s").is_ok() && parse_delay("24h").is_ok() && parse_delay("25h").is_err());
         assert!(parse_timeout("0s").is_err() && parse_timeout("2s").is_ok());
     }
 }

@@ -1,7 +1,7 @@
 //! Asking for a lock, and the guard that stands for the grant.
 
 use super::tenure::Tenure;
-use super::{Blocked, Client, Conversion, Error, Fence, FileChunk, GrantState, LostGrant, Result};
+use super::{Asking, Blocked, Client, Conversion, Error, Fence, FileChunk, GrantState, LostGrant, Result};
 use crate::command::Mode;
 use crate::wire::{
     Acquired, Appended, FileChanged, FileInfo, Int, KeyAsk, KeyMode, KeyShown, Params, Pending, Released,
@@ -104,6 +104,20 @@ impl LockRequest {
         self
     }
 
+    /// Ends the grant after so long, whatever is renewed. In whole milliseconds, 100 ms to 24 h. The guard counts from when
+    /// the grant can have been made at the earliest, and takes it for lost at 80 %, as with a lease.
+    pub fn max_hold(mut self, longest: Duration) -> LockRequest {
+        self.params.max_hold_ms = Some(Int(millis(longest)));
+        self
+    }
+
+    /// Keeps the locks closed for so long after any end of the grant but a release, so that nobody is granted them while
+    /// what this holder did last is still on its way. In whole milliseconds, at most 24 h.
+    pub fn lock_delay(mut self, delay: Duration) -> LockRequest {
+        self.params.lock_delay_ms = Some(Int(millis(delay)));
+        self
+    }
+
     /// Makes the grant an atomic section: what is written through the guard is staged, seen through the guard alone, and takes
     /// effect all at once with [`commit`](Guard::commit), or not at all. Dropping the guard rolls it back.
     pub fn atomic(mut self) -> LockRequest {
@@ -161,7 +175,7 @@ impl LockRequest {
                 Err(Error::AlreadyHeld { tokens: vec![token], wait: None })
             }
             (Some(true), Some(_), Some(tenure)) => {
-                Ok(Attempt::Granted(Guard { client: self.client, tenure, held: true, atomic }))
+                Ok(Attempt::Granted(Guard::new(self.client, tenure, atomic)))
             }
             (Some(true), ..) => Err(Error::Protocol {
                 method: "acquire_lock".into(),
@@ -220,6 +234,10 @@ pub struct Guard {
 }
 
 impl Guard {
+    pub(super) fn new(client: Client, tenure: Arc<Tenure>, atomic: bool) -> Guard {
+        Guard { client, tenure, held: true, atomic }
+    }
+
     /// The fencing token, to be carried by everything that the lock protects.
     ///
     /// # Errors
@@ -270,6 +288,40 @@ impl Guard {
     /// call the client from it.
     pub fn on_change(&self, call: impl Fn(GrantState) + Send + 'static) {
         self.tenure.on_change(Box::new(call));
+    }
+
+    /// That somebody asks to have the lock, if so: the newest asking.
+    pub fn asking(&self) -> Option<Asking> {
+        self.tenure.asking()
+    }
+
+    /// A channel that gives each asking to let go, at once the one that stands. It closes when the grant ends. What does not
+    /// fit it is dropped.
+    pub fn asked(&self) -> Receiver<Asking> {
+        self.tenure.asked()
+    }
+
+    /// Calls back for each asking to let go, at once for the one that stands, later from the client's background thread:
+    /// return soon, and do not call the client from it.
+    pub fn on_asked(&self, call: impl Fn(&Asking) + Send + 'static) {
+        self.tenure.on_asked(Box::new(call));
+    }
+
+    /// Offers the grant to the session with that public number, in the place of an earlier offer. It stays held here until
+    /// the other takes it ([`Client::take_over`]); then this guard is lost, with the reason `taken_over`.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; [`Error::Refused`] with `not_found` if there is no such live session; others as [`Error`] says.
+    pub fn offer_to(&self, client: u64) -> Result<()> {
+        self.fence()?.offer_to(client).map_err(|error| self.explain(error))
+    }
+
+    /// Takes an offer back. It may have been taken in the meantime: then this guard is lost.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; others as [`Error`] says.
+    pub fn take_offer_back(&self) -> Result<()> {
+        self.fence()?.take_offer_back().map_err(|error| self.explain(error))
     }
 
     /// The same token as a [`Fence`], for all that can be done under it.
@@ -489,7 +541,7 @@ impl Drop for Guard {
 }
 
 /// The owner of the calling thread, one for each thread of the process.
-fn thread_owner() -> String {
+pub(super) fn thread_owner() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     thread_local!(static MINE: Cell<u64> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed)));
     format!("t{}", MINE.get())

@@ -4,9 +4,9 @@ use super::guard::millis;
 use super::{Client, Conversion, Error, Mode, Result, Transaction};
 use crate::identity::SessionId;
 use crate::wire::{
-    Appended, Cleaned, ContentionItem, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, Heartbeat,
-    Int, KeyAsk, KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released, Renewed,
-    SessionItem, Status, WaitItem, Written,
+    Appended, Cleaned, ContentionItem, Deleted, FileChanged, FileInfo, FilePage, Got, GrantItem, HandedOver,
+    Heartbeat, Int, KeyAsk, KeyItem, Killed, LockInfo, LockItem, Locked, Page, Params, Ping, Released,
+    Renewed, SessionItem, Status, WaitItem, Written,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -153,6 +153,27 @@ impl<T: DeserializeOwned> Iterator for Pages<T> {
 }
 
 impl Fence {
+    /// Offers the grant to the session with that public number, in the place of an earlier offer.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `not_holder`, or with `not_found` if there is no such live session; others as [`Error`] says.
+    pub fn offer_to(&self, client: u64) -> Result<()> {
+        self.hand_over(Some(client))
+    }
+
+    /// Takes an offer back.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `not_holder`, also if the grant was taken over in the meantime; others as [`Error`] says.
+    pub fn take_offer_back(&self) -> Result<()> {
+        self.hand_over(None)
+    }
+
+    fn hand_over(&self, client: Option<u64>) -> Result<()> {
+        let params = Params { client: client.map(Int), ..Params::default() };
+        self.ask::<HandedOver>("hand_over", params).map(|_| ())
+    }
+
     pub(super) fn new(client: Client, token: Option<u64>, holder: Option<SessionId>) -> Fence {
         Fence { client, token, holder }
     }

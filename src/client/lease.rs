@@ -36,12 +36,19 @@ pub struct LostGrant {
 /// Why a grant is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LostCause {
-    /// The server said so, with this reason, as in `lease_expired`.
-    Told(String),
+    /// The server said so.
+    Told {
+        /// The reason, as in `lease_expired`, `broken` or `taken_over`.
+        reason: String,
+        /// What whoever ended it said of it; may be empty.
+        note: String,
+    },
     /// No answer proved it for 80 % of the session's TTL: the server may have given it to another by now.
     Unproven,
     /// Its own lease is over, or so nearly that it cannot be relied on.
     LeaseOver,
+    /// It was held for as long as it may be, or so nearly that it cannot be relied on.
+    HeldTooLong,
     /// The session has ended.
     SessionEnded,
     /// The server no longer counts it as held: somebody else released it.
@@ -52,9 +59,13 @@ impl fmt::Display for LostGrant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the grant {} of {} is lost: ", self.token, self.keys.join(", "))?;
         match &self.cause {
-            LostCause::Told(reason) => write!(f, "the server ended it ({reason})"),
+            LostCause::Told { reason, note } if note.is_empty() => {
+                write!(f, "the server ended it ({reason})")
+            }
+            LostCause::Told { reason, note } => write!(f, "the server ended it ({reason}: {note})"),
             LostCause::Unproven => f.write_str("no answer has proved it for too long"),
             LostCause::LeaseOver => f.write_str("its lease is over and was not renewed"),
+            LostCause::HeldTooLong => f.write_str("it was held for as long as it may be"),
             LostCause::SessionEnded => f.write_str("its session has ended"),
             LostCause::Gone => f.write_str("the server no longer counts it as held"),
         }

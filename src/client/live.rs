@@ -240,7 +240,7 @@ fn a_grant_taken_away_by_an_operator_is_lost_within_a_heartbeat() {
     let guard = client.lock("a").acquire().unwrap();
     fake.model.lock().unwrap().take_away("a");
     let lost = guard.wait_lost(Duration::from_secs(5)).unwrap();
-    assert_eq!(lost.cause, LostCause::Told("broken".into()));
+    assert_eq!(lost.cause, LostCause::Told { reason: "broken".into(), note: String::new() });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::datagram;
 use crate::identity::SessionId;
 use crate::limits::DATAGRAM_MAX;
-use crate::wire::{ErrorData, ErrorShown, KeyShown, ModeShown, Params, Pending};
+use crate::wire::{AskedShown, ErrorData, ErrorShown, KeyShown, ModeShown, OfferedShown, Params, Pending};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -119,11 +119,13 @@ pub(super) enum Incoming {
         /// All of it, if this library understands it.
         shown: Option<Box<Pending>>,
     },
-    /// A grant ended.
-    Lost {
+    /// A grant ended, or its holder is asked to let go.
+    About {
         /// The grant.
         token: u64,
     },
+    /// A grant of another session may be taken over.
+    Offered,
 }
 
 #[derive(Deserialize)]
@@ -147,7 +149,7 @@ struct PendingShown {
 }
 
 #[derive(Deserialize)]
-struct LostNotice {
+struct AboutNotice {
     token: u64,
 }
 
@@ -171,10 +173,11 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Incoming> {
                 let all = serde_json::from_str(params).ok();
                 Some(Incoming::Pending { client: shown.client, id: shown.id, shown: all })
             }
-            "lost" => {
-                let lost: LostNotice = serde_json::from_str(params).ok()?;
-                Some(Incoming::Lost { token: lost.token })
+            "lost" | "asked" => {
+                let about: AboutNotice = serde_json::from_str(params).ok()?;
+                Some(Incoming::About { token: about.token })
             }
+            "offered" => Some(Incoming::Offered),
             _ => None,
         };
     }
@@ -213,6 +216,7 @@ pub(super) struct AcquiredShown {
     pub(super) keys: Vec<KeyHeld>,
     pub(super) op: u64,
     pub(super) lease_ms: Option<u64>,
+    pub(super) hold_left_ms: Option<u64>,
     pub(super) reason: Option<String>,
 }
 
@@ -241,9 +245,15 @@ impl KeyHeld {
 #[derive(Debug, Deserialize)]
 pub(super) struct BeatShown {
     pub(super) op: u64,
+    #[serde(default)]
+    pub(super) log_op: Option<u64>,
     pub(super) held: u64,
     #[serde(default)]
     pub(super) lost: Vec<LostShown>,
+    #[serde(default)]
+    pub(super) asked: Vec<AskedShown>,
+    #[serde(default)]
+    pub(super) offered: Vec<OfferedShown>,
     #[serde(default)]
     pub(super) more: bool,
 }
@@ -254,6 +264,18 @@ pub(super) struct LostShown {
     pub(super) op: u64,
     pub(super) token: u64,
     pub(super) reason: String,
+    #[serde(default)]
+    pub(super) note: String,
+}
+
+impl BeatShown {
+    /// The last command that this page tells of: where the next one goes on.
+    pub(super) fn last(&self) -> u64 {
+        let lost = self.lost.iter().map(|lost| lost.op);
+        let asked = self.asked.iter().map(|asked| asked.op);
+        let offered = self.offered.iter().map(|offered| offered.op);
+        lost.chain(asked).chain(offered).max().unwrap_or(0)
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod conversion;
 pub mod engine;
 mod error;
 mod guard;
+mod handover;
 mod keys;
 mod lease;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use blocked::Blocked;
 pub use conversion::{Conversion, Converted};
 pub use error::Error;
 pub use guard::{Attempt, Committed, Guard, LockRequest};
+pub use handover::{Asking, Offer, TakeOver};
 pub use keys::{Entry, Fence, FileChunk, Pages, Put};
 pub use lease::{GrantState, LostCause, LostGrant, Span};
 pub use transaction::Transaction;
@@ -48,7 +50,7 @@ pub use watch::Watch;
 
 use crate::identity::{Nonce, SessionId};
 use crate::wire::{KeyAsk, Params, Pending};
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use serde_json::value::RawValue;
 use socket::{Answer, Core};
 use std::fmt;
@@ -208,6 +210,16 @@ impl Client {
     /// As [`Builder::connect`]; [`Error::SessionEnded`] without [`Builder::reopen`].
     pub fn session(&self) -> Result<Detached> {
         self.core.session()
+    }
+
+    /// A channel that gives each grant that this session is offered, those of before included, as far as they are
+    /// remembered. What does not fit it is dropped. It closes when the session ends: offers are made to the session's
+    /// number. The session is opened if need be.
+    ///
+    /// # Errors
+    /// As [`session`](Client::session).
+    pub fn offers(&self) -> Result<Receiver<Offer>> {
+        self.core.offers()
     }
 
     /// Asks for a lock; see [`LockRequest`].

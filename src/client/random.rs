@@ -488,6 +488,8 @@ fn run(seed: u64) {
                         | Event::Changed { .. }
                         | Event::Lease { .. }
                         | Event::Released { .. }
+                        | Event::Asked(_)
+                        | Event::Offered(_)
                         | Event::Ended { .. }
                         | Event::Closed { .. } => {}
                     }

@@ -5,6 +5,7 @@
 //! never overlap, so an answer meant for one is none to another.
 
 use super::engine::{Answered, CallId, Config, Engine, Event, Failure, Stage};
+use super::handover::Offer;
 use super::lease::Span;
 use super::tenure::{Clock, Tenure};
 use super::{Builder, Detached, Error, Result, guard};
@@ -12,13 +13,13 @@ use crate::identity::Nonce;
 use crate::limits::DATAGRAM_MAX;
 use crate::time::Time;
 use crate::wire::{Int, Params, Pending};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use log::{debug, info, warn};
 use mio::net::UdpSocket;
 use mio::{Events, Interest, Poll, Token, Waker};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,9 @@ const CLOSE_WAIT: Duration = Duration::from_millis(500);
 
 /// Datagrams read in one turn, so that a flood does not keep timers and callers waiting.
 const TURN_DATAGRAMS: usize = 512;
+
+/// Offers that are remembered for whoever asks later, and that wait in the channel of a listener.
+const OFFERS_KEPT: usize = 64;
 
 /// Commands taken in one turn.
 const TURN_COMMANDS: usize = 512;
@@ -97,6 +101,7 @@ enum Command {
         reply: Sender<Result<Detached>>,
     },
     Server(SocketAddr),
+    Offers(Sender<Offer>),
     Detach,
     Close {
         within: Duration,
@@ -124,6 +129,8 @@ impl Core {
             waiting: BTreeMap::new(),
             session_waiters: Vec::new(),
             closing: Vec::new(),
+            offers: VecDeque::new(),
+            offer_watchers: Vec::new(),
             send_error: None,
             buffer: vec![0; DATAGRAM_MAX + 1],
         };
@@ -153,6 +160,13 @@ impl Core {
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.send(Command::Session { within: self.deadline, reply })?;
         self.answer(&answer)?
+    }
+
+    pub(super) fn offers(&self) -> Result<Receiver<Offer>> {
+        self.session()?;
+        let (sender, receiver) = crossbeam_channel::bounded(OFFERS_KEPT);
+        self.send(Command::Offers(sender))?;
+        Ok(receiver)
     }
 
     pub(super) fn close(&self) -> Result<()> {
@@ -310,6 +324,9 @@ struct Driver {
     waiting: BTreeMap<CallId, Waiter>,
     session_waiters: Vec<(Time, Sender<Result<Detached>>)>,
     closing: Vec<Sender<bool>>,
+    /// What the current session was offered last.
+    offers: VecDeque<Offer>,
+    offer_watchers: Vec<Sender<Offer>>,
     /// Why the last datagram could not be sent.
     send_error: Option<String>,
     buffer: Vec<u8>,
@@ -406,6 +423,13 @@ impl Driver {
                     }
                     self.server = server;
                 }
+                Command::Offers(watcher) => {
+                    for offer in &self.offers {
+                        // The channel has room for all that are kept.
+                        drop(watcher.try_send(offer.clone()));
+                    }
+                    self.offer_watchers.push(watcher);
+                }
                 Command::Detach => return None,
                 Command::Close { within, reply } => {
                     self.closing.push(reply);
@@ -491,6 +515,26 @@ impl Driver {
                     tenure.lose(lost);
                 }
             }
+            Event::Asked(asking) => {
+                info!(
+                    "client {} asks that the grant {} is released: {}",
+                    asking.client, asking.token, asking.reason
+                );
+                if let Some(tenure) = session.tenures.get(&asking.token) {
+                    tenure.ask(asking);
+                }
+            }
+            Event::Offered(offer) => {
+                debug!("client {} offers the grant {}", offer.client, offer.token);
+                // Whoever is slow to listen misses some, and whoever is gone wants to know nothing.
+                self.offer_watchers.retain(|watcher| {
+                    !matches!(watcher.try_send(offer.clone()), Err(TrySendError::Disconnected(_)))
+                });
+                if self.offers.len() == OFFERS_KEPT {
+                    self.offers.pop_front();
+                }
+                self.offers.push_back(offer);
+            }
             Event::Released { token } => {
                 if let Some(tenure) = session.tenures.remove(&token) {
                     tenure.released();
@@ -502,6 +546,8 @@ impl Driver {
             }
             Event::Ended { why } => {
                 warn!("the session at {} has ended: {why}", self.server);
+                self.offers.clear();
+                self.offer_watchers.clear();
                 self.answer_session_waiters();
             }
             // Those of sessions that had ended before say nothing about the last.
@@ -522,7 +568,8 @@ impl Driver {
             Ok(Answered { raw, granted }) => {
                 let tenure = granted.map(|granted| {
                     let clock = Arc::clone(&session.clock);
-                    let tenure = Arc::new(Tenure::new(granted.token, granted.keys, clock, granted.span));
+                    let tenure = Tenure::new(granted.token, granted.keys, clock, granted.span, granted.hold);
+                    let tenure = Arc::new(tenure);
                     session.tenures.insert(granted.token, Arc::clone(&tenure));
                     tenure
                 });

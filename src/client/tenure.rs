@@ -1,10 +1,11 @@
 //! What a guard and the background thread share about one grant.
 
+use super::handover::Asking;
 use super::lease::{GrantState, LostCause, LostGrant, Span};
 use super::socket::boot_time;
 use crate::time::Time;
 use crate::wire::KeyShown;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,8 +49,13 @@ pub(super) struct Tenure {
     keys: Vec<String>,
     session: Arc<Clock>,
     lease: Clock,
+    /// What the bound on the tenure allows; never moves.
+    hold: Span,
     shared: Mutex<Shared>,
 }
+
+/// Askings that wait in a channel for a listener. The newest stands, so a few are enough.
+const ASKINGS_KEPT: usize = 16;
 
 #[derive(Default)]
 struct Shared {
@@ -59,6 +65,9 @@ struct Shared {
     told: Option<GrantState>,
     watchers: Vec<Sender<LostGrant>>,
     callbacks: Vec<Box<dyn Fn(GrantState) + Send>>,
+    asking: Option<Asking>,
+    askers: Vec<Sender<Asking>>,
+    asking_callbacks: Vec<Box<dyn Fn(&Asking) + Send>>,
 }
 
 impl fmt::Debug for Tenure {
@@ -71,10 +80,16 @@ impl fmt::Debug for Tenure {
 }
 
 impl Tenure {
-    pub(super) fn new(token: u64, locks: Vec<KeyShown>, session: Arc<Clock>, lease: Span) -> Tenure {
+    pub(super) fn new(
+        token: u64,
+        locks: Vec<KeyShown>,
+        session: Arc<Clock>,
+        lease: Span,
+        hold: Span,
+    ) -> Tenure {
         let keys = locks.iter().map(|lock| lock.key.clone()).collect();
         let shared = Mutex::new(Shared { locks, ..Shared::default() });
-        Tenure { token: AtomicU64::new(token), keys, session, lease: Clock::new(lease), shared }
+        Tenure { token: AtomicU64::new(token), keys, session, lease: Clock::new(lease), hold, shared }
     }
 
     pub(super) fn token(&self) -> u64 {
@@ -116,8 +131,11 @@ impl Tenure {
         let lease = self.lease.span();
         let mut shared = self.shared();
         if shared.loss.is_none() && !shared.over && self.span().state(now) == GrantState::Lost {
-            let over = lease.state(now) == GrantState::Lost;
-            let cause = if over { LostCause::LeaseOver } else { LostCause::Unproven };
+            let cause = match (self.hold.state(now), lease.state(now)) {
+                (GrantState::Lost, _) => LostCause::HeldTooLong,
+                (_, GrantState::Lost) => LostCause::LeaseOver,
+                _ => LostCause::Unproven,
+            };
             shared.lose(LostGrant { token: self.token(), keys: self.keys.clone(), cause });
         }
         shared.loss.clone()
@@ -139,6 +157,49 @@ impl Tenure {
         self.shared().callbacks.push(call);
     }
 
+    pub(super) fn asking(&self) -> Option<Asking> {
+        self.shared().asking.clone()
+    }
+
+    pub(super) fn asked(&self) -> Receiver<Asking> {
+        let (sender, receiver) = crossbeam_channel::bounded(ASKINGS_KEPT);
+        let mut shared = self.shared();
+        if let Some(asking) = &shared.asking {
+            // The channel is new and has room.
+            drop(sender.try_send(asking.clone()));
+        }
+        if shared.loss.is_none() && !shared.over {
+            shared.askers.push(sender);
+        }
+        receiver
+    }
+
+    pub(super) fn on_asked(&self, call: Box<dyn Fn(&Asking) + Send>) {
+        if let Some(asking) = self.asking() {
+            call(&asking);
+        }
+        self.shared().asking_callbacks.push(call);
+    }
+
+    /// Somebody asks the holder to let go. Calls back, from the background thread.
+    pub(super) fn ask(&self, asking: Asking) {
+        let mut shared = self.shared();
+        shared.asking = Some(asking.clone());
+        // Whoever is slow to listen misses some, and whoever is gone wants to know nothing.
+        let full =
+            |sent: &Result<(), TrySendError<Asking>>| matches!(sent, Ok(()) | Err(TrySendError::Full(_)));
+        shared.askers.retain(|asker| full(&asker.try_send(asking.clone())));
+        // Called without the lock held, so that a callback may ask the guard.
+        let callbacks = std::mem::take(&mut shared.asking_callbacks);
+        drop(shared);
+        for call in &callbacks {
+            call(&asking);
+        }
+        let mut shared = self.shared();
+        let newer = std::mem::replace(&mut shared.asking_callbacks, callbacks);
+        shared.asking_callbacks.extend(newer);
+    }
+
     /// The server or the engine says that it is lost.
     pub(super) fn lose(&self, loss: LostGrant) {
         self.shared().lose(loss);
@@ -151,6 +212,8 @@ impl Tenure {
         shared.over = true;
         shared.watchers.clear();
         shared.callbacks.clear();
+        shared.askers.clear();
+        shared.asking_callbacks.clear();
     }
 
     pub(super) fn set_lease(&self, span: Span) {
@@ -175,7 +238,7 @@ impl Tenure {
     }
 
     fn span(&self) -> Span {
-        self.session.span().and(self.lease.span())
+        self.session.span().and(self.lease.span()).and(self.hold)
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -193,6 +256,7 @@ impl Shared {
             // A watcher that is gone wants to know nothing.
             drop(watcher.try_send(loss.clone()));
         }
+        self.askers.clear();
         self.loss = Some(loss);
     }
 }

@@ -501,7 +501,7 @@ fn a_loss_that_a_heartbeat_lists_is_told_at_once_and_needs_no_abandon() {
     let beat = beat_of(&hand.pass(TTL_MS / 3));
     let lost = json!([{"op": 8, "token": 5, "keys": ["a"], "reason": "lease_expired"}]);
     hand.result(&beat.id, json!({"op": 8, "held": 0, "lost": lost}));
-    assert_eq!(hand.losses(), [(5, LostCause::Told("lease_expired".into()))]);
+    assert_eq!(hand.losses(), [(5, LostCause::Told { reason: "lease_expired".into(), note: String::new() })]);
     let sent = hand.pass(TTL_MS / 3);
     assert!(of(&sent, "abandon").is_empty());
     assert_eq!(beat_of(&sent).params["after"], json!(8));
@@ -588,7 +588,8 @@ fn after_a_wait_a_lease_is_renewed_before_the_grant_is_handed_out() {
     hand.pending(1);
     for _ in 0..3 {
         let beat = beat_of(&hand.pass(TTL_MS / 3));
-        hand.result(&beat.id, json!({"op": 2, "held": 0}));
+        // What the server had taken in then may be the very command that makes the grant.
+        hand.result(&beat.id, json!({"op": 2, "log_op": 5, "held": 0}));
     }
     hand.result(&json!(1), granted(5, Some(2_000)));
     assert!(hand.done(call).is_none(), "nobody knows here when its lease began");
@@ -950,5 +951,165 @@ fn an_upgrade_lost_before_its_own_answer_came_is_a_loss_of_the_guard() {
     hand.result(&beat.id, json!({"op": 10, "held": 1, "lost": lost}));
     assert!(hand.losses().is_empty(), "nothing is known of 9 yet");
     hand.result(&json!(2), granted(9, None));
-    assert_eq!(hand.losses(), [(9, LostCause::Told("broken".into()))]);
+    assert_eq!(hand.losses(), [(9, LostCause::Told { reason: "broken".into(), note: String::new() })]);
+}
+
+/// A grant of the lock `a` that ends some time after it was made, whatever is renewed.
+fn bounded(token: u64, hold_ms: u64) -> Value {
+    let mut value = granted(token, None);
+    value["hold_left_ms"] = json!(hold_ms);
+    value
+}
+
+fn asked(op: u64, token: u64, reason: &str, left_ms: u64) -> Value {
+    json!({"op": op, "token": token, "keys": ["a"], "client": 9, "reason": reason, "left_ms": left_ms})
+}
+
+fn offered(op: u64, token: u64) -> Value {
+    let keys = json!([{"key": "a", "mode": "exclusive"}]);
+    json!({"op": op, "token": token, "keys": keys, "client": 9, "name": "n"})
+}
+
+impl Hand {
+    fn askings(&self) -> Vec<(u64, String)> {
+        let asked = |event: &Event| match event {
+            Event::Asked(asking) => Some((asking.token, asking.reason.clone())),
+            _ => None,
+        };
+        self.events.iter().filter_map(asked).collect()
+    }
+
+    fn offers(&self) -> Vec<u64> {
+        let offered = |event: &Event| match event {
+            Event::Offered(offer) => Some(offer.token),
+            _ => None,
+        };
+        self.events.iter().filter_map(offered).collect()
+    }
+}
+
+#[test]
+fn a_grant_is_lost_at_its_longest_tenure_whatever_is_renewed() {
+    let mut hand = Hand::open();
+    let call = hand.call("acquire_lock", acquire("a", None), Some(10_000));
+    let sent = hand.sent();
+    hand.result(&sent[0].id, bounded(5, 5_000));
+    assert!(hand.done(call).unwrap().is_ok());
+    let renew = Params { token: Some(Int(5)), lease_ms: Some(Int(60_000)), ..Params::default() };
+    hand.call("renew_lease", renew, Some(10_000));
+    let sent = hand.sent();
+    hand.result(&of(&sent, "renew_lease")[0].id.clone(), json!({"lease_left_ms": 5_000}));
+    let beat = beat_of(&hand.pass(3_999));
+    hand.result(&beat.id, json!({"op": 6, "held": 1}));
+    assert_eq!((hand.state(5), hand.losses()), (Some(GrantState::AtRisk), vec![]));
+    let sent = hand.pass(1);
+    assert_eq!(hand.losses(), [(5, LostCause::HeldTooLong)], "at 80 % of 5 s");
+    assert_eq!(of(&sent, "abandon").len(), 1);
+}
+
+#[test]
+fn after_a_wait_the_longest_tenure_counts_from_the_last_heartbeat_that_came_before_the_grant() {
+    let mut hand = Hand::open();
+    let params = Params { max_hold_ms: Some(Int(10_000)), ..acquire("a", FOREVER) };
+    let call = hand.call("acquire_lock", params, None);
+    hand.sent();
+    hand.pending(1);
+    // While it stands in line, heartbeats go out as often as the copies that ask after it.
+    let mut beats = Vec::new();
+    for _ in 0..10 {
+        let sent = hand.pass(PROBE_MS * 5 / 4);
+        for beat in of(&sent, "heartbeat") {
+            hand.result(&beat.id, json!({"op": 2, "held": 0}));
+            beats.push(beat.at);
+        }
+    }
+    assert!(beats.len() >= 8, "{beats:?}");
+    let last = *beats.last().unwrap();
+    // This one came when what makes the grant was on its way already.
+    let sent = hand.pass(PROBE_MS * 5 / 2);
+    hand.result(&beat_of(&sent).id, json!({"op": 2, "log_op": 5, "held": 0}));
+    hand.result(&json!(1), bounded(5, 10_000));
+    let answered = hand.done(call).unwrap().unwrap();
+    assert_eq!(answered.granted.unwrap().hold.lost, last.after_ms(8_000));
+}
+
+#[test]
+fn a_grant_whose_longest_tenure_may_be_over_when_its_answer_comes_is_never_handed_out() {
+    let mut hand = Hand::open();
+    let call = hand.call("acquire_lock", acquire("a", FOREVER), None);
+    hand.sent();
+    hand.pending(1);
+    let beat = beat_of(&hand.pass(TTL_MS / 3));
+    hand.result(&beat.id, json!({"op": 9, "held": 0}));
+    hand.result(&json!(1), bounded(5, 3_000));
+    assert!(
+        matches!(hand.done(call), Some(Err(Failure::Lost(lost))) if lost.cause == LostCause::HeldTooLong)
+    );
+    assert_eq!(of(&hand.sent(), "abandon").len(), 1);
+}
+
+#[test]
+fn a_holder_hears_once_of_each_asking_and_its_deadline_counts_from_the_heartbeat() {
+    let mut hand = Hand::open();
+    hand.grant(5, None);
+    hand.receive(&json!({"jsonrpc": "2.0", "method": "asked", "params": asked(8, 5, "now", 1_000)}));
+    assert!(hand.askings().is_empty(), "a notification is a hint only");
+    let beat = beat_of(&hand.sent());
+    hand.pass(100);
+    hand.result(&beat.id, json!({"op": 8, "held": 1, "asked": [asked(8, 5, "now", 1_000)]}));
+    assert_eq!(hand.askings(), [(5, "now".into())]);
+    let Some(Event::Asked(asking)) = hand.events.last() else { panic!("{:?}", hand.events) };
+    assert_eq!(asking.deadline, Some(beat.at.after_ms(1_000)));
+    // Told again, by the answer to a heartbeat that was on its way; then a newer one.
+    let beat = beat_of(&hand.pass(TTL_MS / 3));
+    assert_eq!(beat.params["after"], json!(8));
+    hand.result(&beat.id, json!({"op": 9, "held": 1, "asked": [asked(8, 5, "now", 10)]}));
+    let beat = beat_of(&hand.pass(TTL_MS / 3));
+    hand.result(&beat.id, json!({"op": 10, "held": 1, "asked": [asked(10, 5, "newer", 10)]}));
+    assert_eq!(hand.askings(), [(5, "now".into()), (5, "newer".into())]);
+}
+
+#[test]
+fn an_asking_that_comes_before_the_grants_own_answer_is_told_behind_it() {
+    let mut hand = Hand::open();
+    let call = hand.call("acquire_lock", acquire("a", FOREVER), None);
+    hand.sent();
+    hand.pending(1);
+    let beat = beat_of(&hand.pass(TTL_MS / 3));
+    hand.result(&beat.id, json!({"op": 8, "held": 1, "asked": [asked(8, 5, "early", 1_000)]}));
+    assert!(hand.askings().is_empty());
+    hand.result(&json!(1), granted(5, None));
+    assert!(hand.done(call).unwrap().is_ok());
+    assert_eq!(hand.askings(), [(5, "early".into())]);
+}
+
+#[test]
+fn each_offer_is_told_once_and_a_full_page_goes_on_behind_the_greatest_op() {
+    let mut hand = Hand::open();
+    hand.receive(&json!({"jsonrpc": "2.0", "method": "offered", "params": offered(8, 5)}));
+    let beat = beat_of(&hand.sent());
+    hand.result(
+        &beat.id,
+        json!({"op": 20, "held": 0, "offered": [offered(8, 5), offered(9, 6)], "more": true}),
+    );
+    let beat = beat_of(&hand.sent());
+    assert_eq!(beat.params["after"], json!(9));
+    hand.result(&beat.id, json!({"op": 20, "held": 0, "offered": [offered(9, 6), offered(11, 5)]}));
+    assert_eq!(hand.offers(), [5, 6, 5]);
+}
+
+#[test]
+fn a_take_over_makes_a_grant_and_is_taken_back_when_it_is_given_up() {
+    let mut hand = Hand::open();
+    let params = Params { token: Some(Int(5)), owner: Some("me".into()), ..Params::default() };
+    let call = hand.call("take_over", params.clone(), Some(10_000));
+    let sent = hand.sent();
+    hand.result(&sent[0].id, granted(6, None));
+    assert_eq!(hand.done(call).unwrap().unwrap().granted.unwrap().token, 6);
+    let call = hand.call("take_over", params, Some(1_000));
+    let sent = hand.pass(1_000);
+    let cancel = of(&sent, "cancel_wait")[0].clone();
+    assert_eq!(cancel.params["wait"], json!(call.number()));
+    hand.result(&cancel.id, granted(7, None));
+    assert!(hand.done(call).unwrap().unwrap().granted.is_some(), "within its grace it is handed out");
 }

@@ -44,6 +44,15 @@ impl Node {
             event::requested(&self.state, session, &request.method)
         );
         match request.method {
+            Method::Logged { call: Call::BreakLock { .. } | Call::AskRelease { .. }, .. }
+            | Method::KillSession { .. }
+            | Method::ListSessions { .. }
+                if !is_loopback(from) =>
+            {
+                let text = "this method is for operators: send it from the server's own machine";
+                let refusal = Refusal::new(Kind::Forbidden, text);
+                self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
+            }
             Method::Logged { id, ack, call } => {
                 let session = session.expect("the wire asks for the session of a logged request");
                 let request = Request { session, id, ack, got: request.got, call };
@@ -82,11 +91,6 @@ impl Node {
                 let term = self.state.head().term;
                 let command = Command::EndSession { session, term, reason: EndReason::Closed };
                 self.submit_for(now, place, command, Asked::Close, refusal);
-            }
-            Method::KillSession { .. } | Method::ListSessions { .. } if !is_loopback(from) => {
-                let text = "this method is for operators: send it from the server's own machine";
-                let refusal = Refusal::new(Kind::Forbidden, text);
-                self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
             }
             Method::KillSession { client } => {
                 let session = self

@@ -3,10 +3,11 @@
 use super::assembly::Place;
 use super::{Asked, FileWork, Node, Tag, reads};
 use crate::identity::{Op, SessionId};
-use crate::outcome::{Effect, Outcome};
+use crate::outcome::{Effect, LossReason, Outcome};
 use crate::state::Standing;
 use crate::time::Time;
 use crate::wire::{self, Id, encode_outcome, encode_result};
+use serde::Serialize;
 use std::net::SocketAddr;
 
 impl Node {
@@ -20,12 +21,12 @@ impl Node {
                 }
             }
             Effect::Lost { session, loss } => {
-                self.count("grants_expired");
-                if let Some(peer) = self.peers.get(&session) {
-                    let mut bytes = Vec::new();
-                    wire::encode_notification(&mut bytes, "lost", &reads::lost_shown(&loss));
-                    self.send(peer.address, peer.sealed, bytes);
-                }
+                self.count(match loss.reason {
+                    LossReason::LeaseExpired | LossReason::HeldTooLong => "grants_expired",
+                    LossReason::Broken => "grants_broken",
+                    LossReason::TakenOver => "grants_taken_over",
+                });
+                self.notify(session, "lost", &reads::lost_shown(&loss));
             }
             Effect::Opened { session } => {
                 let ttl_ms = self.state.session(session).expect("it was opened").ttl_ms;
@@ -43,8 +44,27 @@ impl Node {
                     self.leases.begin(session, ttl_ms, now);
                 }
             }
-            Effect::Asked { .. } | Effect::Offered { .. } => {}
+            Effect::Asked { session, token } => {
+                if let Some(asked) = self.asked_shown(now, token) {
+                    self.notify(session, "asked", &asked);
+                }
+            }
+            Effect::Offered { session, token } => {
+                if let Some(offered) = self.offered_shown(now, token) {
+                    self.notify(session, "offered", &offered);
+                }
+            }
             Effect::File(effect) => self.file_work.push_back(FileWork::Apply(effect)),
+        }
+    }
+
+    /// Sends a hint to where a session was last heard of.
+    fn notify<T: Serialize>(&mut self, session: SessionId, method: &str, params: &T) {
+        if let Some(peer) = self.peers.get(&session) {
+            let (address, sealed) = (peer.address, peer.sealed);
+            let mut bytes = Vec::new();
+            wire::encode_notification(&mut bytes, method, params);
+            self.send(address, sealed, bytes);
         }
     }
 

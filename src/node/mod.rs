@@ -619,6 +619,11 @@ impl Node {
         }
     }
 
+    /// The last place in the log that is given, or will be to what was gathered: what comes now gets a later one.
+    fn given_op(&self) -> Op {
+        self.last_op + self.gathered.len() as u64
+    }
+
     fn gather(&mut self, now: Time, command: Command, tag: Tag) {
         self.last_at = self.last_at.max(now);
         self.gathered_bytes += command.weight();

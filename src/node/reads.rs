@@ -11,9 +11,9 @@ use crate::outcome::Loss;
 use crate::state::{File, Grant, Key, KeySeen, LockView, StagedFile, not_found};
 use crate::time::Time;
 use crate::wire::{
-    self, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LifeShown, LockInfo, LockItem, Lost,
-    Method, Page, PageAsk, SessionItem, Status, Under, WaiterShown, encode_error, encode_result,
-    holder_shown, page_bytes,
+    self, AskedShown, AskerShown, FileInfo, FilePage, Got, GrantItem, Heartbeat, KeyItem, LifeShown,
+    LockInfo, LockItem, Lost, Method, OfferedShown, Page, PageAsk, SessionItem, Status, Under, WaiterShown,
+    encode_error, encode_result, holder_shown, page_bytes,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -182,32 +182,92 @@ impl Node {
 
     fn heartbeat(&mut self, now: Time, place: Place, session: Option<SessionId>, after: u64) {
         let id = session.expect("the wire asks for the session of a heartbeat");
-        let Some(session) = self.state.session(id).filter(|session| session.is_live()) else {
+        if self.state.session(id).is_none_or(|session| !session.is_live()) {
             return self.refuse(place, &no_session());
-        };
+        }
         if self.leases.is_lapsing(id, now) {
             return self.assemblies.silence(place);
         }
+        let news = self.news(now, id, after);
+        self.reply(place, &news);
+    }
+
+    /// What a session has to know that happened after command `after`, as much as fits a page.
+    fn news(&self, now: Time, id: SessionId, after: u64) -> Heartbeat {
         let mut reply = Heartbeat {
             op: self.state.op(),
+            log_op: Some(self.given_op()).filter(|op| *op > self.state.op()),
             held: self.state.held_by(id, now),
             lost: Vec::new(),
+            asked: Vec::new(),
+            offered: Vec::new(),
             more: false,
         };
+        let session = self.state.session(id).expect("the caller has looked it up");
+        let mut losses = session.losses_after(after).peekable();
+        let mut asked = session.asked_after(after).peekable();
+        let mut offers = session.offers_after(after).peekable();
         let mut bytes = 0;
-        for loss in session.losses_after(after) {
-            let lost = lost_shown(loss);
-            let more = json_len(&lost);
-            // The client goes on behind an op, so the losses of one op are told together.
-            let goes_on = reply.lost.last().is_some_and(|last| last.op == lost.op);
-            if !goes_on && !page_bytes(bytes, more) {
+        // The client goes on behind an op, so what one op did to it is told together.
+        while let Some(op) = [
+            losses.peek().map(|loss| loss.op),
+            asked.peek().map(|(op, _)| *op),
+            offers.peek().map(|(op, _)| *op),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        {
+            let lost: Vec<Lost> =
+                std::iter::from_fn(|| losses.next_if(|loss| loss.op == op)).map(lost_shown).collect();
+            let asked: Vec<AskedShown> = std::iter::from_fn(|| asked.next_if(|(of, _)| *of == op))
+                .filter_map(|(_, token)| self.asked_shown(now, token))
+                .collect();
+            let offered: Vec<OfferedShown> = std::iter::from_fn(|| offers.next_if(|(of, _)| *of == op))
+                .filter_map(|(_, token)| self.offered_shown(now, token))
+                .collect();
+            let more = json_len(&lost) + json_len(&asked) + json_len(&offered);
+            if !page_bytes(bytes, more) {
                 reply.more = true;
                 break;
             }
             bytes += more;
-            reply.lost.push(lost);
+            reply.lost.extend(lost);
+            reply.asked.extend(asked);
+            reply.offered.extend(offered);
         }
-        self.reply(place, &reply);
+        reply
+    }
+
+    /// That the holder of a live grant is asked to let go, if it is.
+    pub(super) fn asked_shown(&self, now: Time, token: Token) -> Option<AskedShown> {
+        let grant = self.state.live_grant(token, now)?;
+        let asked = grant.asked.as_ref()?;
+        Some(AskedShown {
+            op: asked.op,
+            token,
+            keys: grant.asks.iter().map(|ask| ask.key.to_string()).collect(),
+            client: asked.client,
+            reason: asked.reason.to_string(),
+            left_ms: asked.deadline.map(|deadline| deadline.ms_until(now)),
+        })
+    }
+
+    /// A live grant that is offered to somebody, if it is.
+    pub(super) fn offered_shown(&self, now: Time, token: Token) -> Option<OfferedShown> {
+        let grant = self.state.live_grant(token, now)?;
+        let holder = self.state.session(grant.session)?;
+        Some(OfferedShown {
+            op: grant.offered?.op,
+            token,
+            keys: wire::keys_shown(&grant.asks),
+            client: holder.client,
+            name: holder.name.to_string(),
+            owner: grant.owner.to_string(),
+            label: grant.terms.label.to_string(),
+            lease_ms: grant.terms.lease_ms,
+            hold_left_ms: grant.hold_deadline.map(|deadline| deadline.ms_until(now)),
+        })
     }
 
     fn status(&self, now: Time) -> Status {
@@ -315,6 +375,9 @@ impl Node {
                 let session = self.state.session_of(holder.client).expect("a holder has a session");
                 let left = self.leases.left_ms(session, now);
                 shown.lease_left_ms = [shown.lease_left_ms, left].into_iter().flatten().min();
+                if let Some(grant) = self.state.live_grant(holder.token, now) {
+                    self.show_ends(now, grant, &mut shown);
+                }
                 shown
             })
             .collect()
@@ -334,7 +397,23 @@ impl Node {
         let mut holder = holder_shown(&self.state.holder(token, grant, &grant.asks[0].key, now));
         let left = self.leases.left_ms(grant.session, now);
         holder.lease_left_ms = [holder.lease_left_ms, left].into_iter().flatten().min();
+        self.show_ends(now, grant, &mut holder);
         GrantItem { keys: wire::keys_shown(&grant.asks), holder }
+    }
+
+    /// What may end a grant beside its lease, and who may take it over: for people who look.
+    fn show_ends(&self, now: Time, grant: &Grant, shown: &mut wire::HolderShown) {
+        shown.hold_left_ms = grant.hold_deadline.map(|deadline| deadline.ms_until(now));
+        shown.asked = grant.asked.as_ref().map(|asked| AskerShown {
+            client: asked.client,
+            reason: asked.reason.to_string(),
+            left_ms: asked.deadline.map(|deadline| deadline.ms_until(now)),
+        });
+        let live = |client: &u64| {
+            let session = self.state.session_of(*client).and_then(|id| self.state.session(id));
+            session.is_some_and(|session| session.is_live())
+        };
+        shown.offered = grant.offered.map(|offer| offer.client).filter(live);
     }
 
     fn session_item(&self, now: Time, id: SessionId, session: &crate::state::Session) -> SessionItem {

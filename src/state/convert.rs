@@ -67,7 +67,7 @@ impl State {
         if asks.iter().all(|ask| self.admits_conversion(token, ask, None)) {
             self.change_modes(token, &asks);
             let before = token;
-            let token = self.retoken(before);
+            let token = self.retoken(before, |_| {});
             self.record_conversion(before, token, &asks);
             return Ok(self.converted(token, false));
         }
@@ -121,21 +121,14 @@ impl State {
         let wait = self.leave_line(op);
         let before = wait.converts.expect("it converts a grant");
         self.change_modes(before, &wait.asks);
-        let token = self.retoken(before);
+        let token = self.retoken(before, |_| {});
         self.record_conversion(before, token, &wait.asks);
         let outcome = self.converted(token, false);
         self.settle(&wait, outcome, effects);
     }
 
     fn converted(&self, token: Token, again: bool) -> Outcome {
-        let grant = &self.grants[&token];
-        Outcome::Granted {
-            token,
-            asks: grant.asks.clone(),
-            op: grant.op,
-            lease_ms: grant.terms.lease_ms,
-            again,
-        }
+        self.granted(token, &self.grants[&token], again)
     }
 
     /// Gives locks of a grant other modes, for which there is room.

@@ -7,7 +7,7 @@ use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
 use crate::name::Name;
-use crate::outcome::{Effect, Holder, Loss, LossReason, Outcome};
+use crate::outcome::{Asked, Effect, Holder, Loss, LossReason, Offer, Outcome};
 use crate::state::parts::GrantPart;
 use crate::time::Time;
 use std::ops::Bound;
@@ -30,6 +30,12 @@ pub struct Grant {
     pub since: Time,
     /// When its own lease runs out.
     pub deadline: Option<Time>,
+    /// When it ends whatever is renewed.
+    pub hold_deadline: Option<Time>,
+    /// That its holder is asked to let go, if so.
+    pub asked: Option<Asked>,
+    /// The session that may take it over, if one may.
+    pub offered: Option<Offer>,
     /// The wait that converts it, if one does.
     pub(super) conversion: Option<Op>,
     /// What is staged under it, if anything is.
@@ -40,6 +46,34 @@ impl Grant {
     /// How it holds a lock, which is one of its own.
     pub fn mode_of(&self, key: &Name) -> Mode {
         mode_of(&self.asks, key)
+    }
+
+    /// What of its lease and its longest tenure is left at `now`, in milliseconds, if it has either.
+    pub fn lease_left_ms(&self, now: Time) -> Option<u64> {
+        [self.deadline, self.hold_deadline].into_iter().flatten().min().map(|deadline| deadline.ms_until(now))
+    }
+
+    /// When it ends by itself, and why: the earliest of its deadlines.
+    pub(super) fn end(&self) -> Option<(Time, LossReason)> {
+        let broken = self.asked.as_ref().and_then(|asked| asked.deadline);
+        let ends = [
+            (self.deadline, LossReason::LeaseExpired),
+            (self.hold_deadline, LossReason::HeldTooLong),
+            (broken, LossReason::Broken),
+        ];
+        // Of several at one moment the first: in the order in which `Due` has them.
+        ends.into_iter().filter_map(|(at, reason)| Some((at?, reason))).min_by_key(|(at, _)| *at)
+    }
+
+    /// Its deadlines, as they stand among what is due.
+    pub(super) fn dues(&self, token: Token) -> impl Iterator<Item = (Time, Due)> + use<> {
+        let broken = self.asked.as_ref().and_then(|asked| asked.deadline);
+        let dues = [
+            (self.deadline, Due::Lease(token)),
+            (self.hold_deadline, Due::Hold(token)),
+            (broken, Due::Break(token)),
+        ];
+        dues.into_iter().filter_map(|(at, due)| Some((at?, due)))
     }
 }
 
@@ -74,12 +108,12 @@ impl State {
             mode: grant.mode_of(key),
             token,
             held_ms: now.ms_since(grant.since),
-            lease_left_ms: grant.deadline.map(|deadline| deadline.ms_until(now)),
+            lease_left_ms: grant.lease_left_ms(now),
         }
     }
 
     pub(super) fn grant_lives(&self, grant: &Grant, now: Time) -> bool {
-        grant.deadline.is_none_or(|deadline| now < deadline) && self.sessions[&grant.session].is_live()
+        grant.end().is_none_or(|(at, _)| now < at) && self.sessions[&grant.session].is_live()
     }
 
     /// Makes a grant to a newcomer who is open everywhere.
@@ -102,30 +136,42 @@ impl State {
         asks: &[Ask],
     ) -> (Token, Outcome) {
         self.head.last_token += 1;
-        let (token, op) = (self.head.last_token, self.head.op);
-        let deadline = terms.lease_ms.map(|ms| self.head.at.after_ms(ms));
-        if let Some(deadline) = deadline {
-            self.due.insert((deadline, Due::Lease(token)));
-        }
+        let (token, at) = (self.head.last_token, self.head.at);
+        let grant = Grant {
+            session: id,
+            owner: shared_text(owner),
+            terms: own_terms(terms),
+            asks: asks.to_vec(),
+            op: self.head.op,
+            since: at,
+            deadline: terms.lease_ms.map(|ms| at.after_ms(ms)),
+            hold_deadline: terms.max_hold_ms.map(|ms| at.after_ms(ms)),
+            asked: None,
+            offered: None,
+            conversion: None,
+            section: None,
+        };
+        self.due.extend(grant.dues(token));
         let session = self.sessions.get_mut(&id).expect("a grant goes to a session that asks");
         assert!(session.is_live(), "a grant would go to an ended session");
         session.grants.insert(token);
-        self.grants.insert(
-            token,
-            Grant {
-                session: id,
-                owner: shared_text(owner),
-                terms: own_terms(terms),
-                asks: asks.to_vec(),
-                op,
-                since: self.head.at,
-                deadline,
-                conversion: None,
-                section: None,
-            },
-        );
+        let outcome = self.granted(token, &grant, false);
+        self.grants.insert(token, grant);
         self.record_grant(token);
-        (token, Outcome::Granted { token, asks: asks.to_vec(), op, lease_ms: terms.lease_ms, again: false })
+        (token, outcome)
+    }
+
+    /// The answer to whoever has that grant now.
+    pub(super) fn granted(&self, token: Token, grant: &Grant, again: bool) -> Outcome {
+        Outcome::Granted {
+            token,
+            asks: grant.asks.clone(),
+            op: grant.op,
+            lease_ms: grant.terms.lease_ms,
+            again,
+            hold_left_ms: grant.hold_deadline.map(|deadline| deadline.ms_until(self.head.at)),
+            atomic: false,
+        }
     }
 
     pub(super) fn end_or_expire(&mut self, token: Token, effects: &mut Vec<Effect>) {
@@ -136,23 +182,35 @@ impl State {
         }
     }
 
-    /// Ends a grant whose own lease ran out, and remembers the loss for its client.
+    /// Ends a grant one of whose deadlines has passed, and remembers the loss for its client.
     pub(super) fn expire_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
         let grant = &self.grants[&token];
-        let id = grant.session;
-        let loss = Loss {
-            op: self.head.op,
-            token,
-            keys: grant.asks.iter().map(|ask| ask.key.clone()).collect(),
-            reason: LossReason::LeaseExpired,
-            note: Arc::default(),
+        let (_, reason) = grant.end().expect("a grant that ends by itself has a deadline");
+        let note = match (reason, &grant.asked) {
+            (LossReason::Broken, Some(asked)) => asked.reason.clone(),
+            _ => Arc::default(),
         };
+        self.lose_grant(token, reason, note, effects);
+        self.end_grant(token, reason.into(), effects);
+    }
+
+    /// Tells the session of a grant that it loses it, and remembers that for its client. The caller ends the grant.
+    pub(super) fn lose_grant(
+        &mut self,
+        token: Token,
+        reason: LossReason,
+        note: Arc<str>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let grant = &self.grants[&token];
+        let keys = grant.asks.iter().map(|ask| ask.key.clone()).collect();
+        let loss = Loss { op: self.head.op, token, keys, reason, note };
+        let id = grant.session;
         let session = self.sessions.get_mut(&id).expect("a grant has a session");
         if session.is_live() {
             session.lose(loss.clone());
             effects.push(Effect::Lost { session: id, loss });
         }
-        self.end_grant(token, GrantEnd::LeaseExpired, effects);
     }
 
     /// Ends a grant in any way but a release: its locks stay closed for its lock-delay, and are then handed on.
@@ -171,11 +229,13 @@ impl State {
         if let Some(op) = self.grants[&token].conversion {
             self.grant_ended(op, effects);
         }
+        self.forget_asked(token);
+        self.forget_offer(token);
         self.drop_section(token);
         let grant = self.grants.remove(&token).expect("a grant ends once");
         self.note_tenure(&grant);
-        if let Some(deadline) = grant.deadline {
-            self.due.remove(&(deadline, Due::Lease(token)));
+        for due in grant.dues(token) {
+            self.due.remove(&due);
         }
         self.sessions.get_mut(&grant.session).expect("a grant has a session").grants.remove(&token);
         for ask in &grant.asks {
@@ -184,19 +244,24 @@ impl State {
         grant
     }
 
-    /// Gives a grant the next token: it goes on as another tenure, of what it has now. The locks' holders follow.
-    pub(super) fn retoken(&mut self, old: Token) -> Token {
+    /// Gives a grant the next token: it goes on as another tenure, of what `change` makes of it. The locks' holders follow.
+    /// An asking goes along; an offer does not, since it named the old token.
+    pub(super) fn retoken(&mut self, old: Token, change: impl FnOnce(&mut Grant)) -> Token {
+        self.forget_offer(old);
         self.head.last_token += 1;
         let token = self.head.last_token;
         let mut grant = self.grants.remove(&old).expect("a grant is there to be renumbered");
         self.note_tenure(&grant);
-        if let Some(deadline) = grant.deadline {
-            self.due.remove(&(deadline, Due::Lease(old)));
-            self.due.insert((deadline, Due::Lease(token)));
+        for due in grant.dues(old) {
+            self.due.remove(&due);
         }
         let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
         session.grants.remove(&old);
-        session.grants.insert(token);
+        if let Some(asked) = &mut grant.asked {
+            session.asked.remove(&(asked.op, old));
+            // Its holder hears of it again, under the new token.
+            asked.op = self.head.op;
+        }
         for ask in &grant.asks {
             let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
             let place = lock.holders.binary_search(&old).expect("a grant holds each of its locks");
@@ -204,7 +269,12 @@ impl State {
             lock.holders.push(token);
         }
         (grant.op, grant.since) = (self.head.op, self.head.at);
+        change(&mut grant);
+        self.due.extend(grant.dues(token));
+        let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
+        session.grants.insert(token);
         self.grants.insert(token, grant);
+        self.note_asked(token);
         token
     }
 
@@ -248,8 +318,10 @@ impl State {
             self.due.remove(&(old, Due::Lease(token)));
         }
         grant.terms.lease_ms = Some(lease_ms);
+        // A bound on the whole tenure stands where it is.
+        let left = grant.lease_left_ms(self.head.at).expect("it has a lease now");
         self.due.insert((deadline, Due::Lease(token)));
-        Ok(Outcome::Renewed { lease_left_ms: lease_ms })
+        Ok(Outcome::Renewed { lease_left_ms: left })
     }
 
     /// The grant that the caller acts on: live at `now`, and of the session that asks or that it names as `holder`.
@@ -283,6 +355,9 @@ impl State {
             op: grant.op,
             since: grant.since,
             deadline: grant.deadline,
+            hold_deadline: grant.hold_deadline,
+            asked: grant.asked.clone(),
+            offered: grant.offered,
             section: grant.section.as_ref().map(|section| section.part()),
         }
     }
@@ -305,8 +380,11 @@ impl State {
             lock.held.add(ask.mode);
             lock.holders.push(token);
         }
-        if let Some(deadline) = part.deadline {
-            self.due.insert((deadline, Due::Lease(token)));
+        let last = |client: u64, op: Op| client > self.head.last_client || op > self.head.op;
+        if part.asked.as_ref().is_some_and(|asked| last(asked.client, asked.op))
+            || part.offered.is_some_and(|offer| last(offer.client, offer.op))
+        {
+            return Err(fault("it was asked back by, or offered to, a session that never was"));
         }
         self.sessions.get_mut(&session).expect("it has a number").grants.insert(token);
         let mut grant = Grant {
@@ -317,15 +395,21 @@ impl State {
             op: part.op,
             since: part.since,
             deadline: part.deadline,
+            hold_deadline: part.hold_deadline,
+            asked: part.asked,
+            offered: part.offered,
             conversion: None,
             section: None,
         };
         if let Some(section) = part.section {
             self.add_section(section, &mut grant).map_err(|text| fault(&text))?;
         }
-        match self.grants.insert(token, grant) {
-            None => Ok(()),
-            Some(_) => Err(fault("it stands twice")),
+        self.due.extend(grant.dues(token));
+        if self.grants.insert(token, grant).is_some() {
+            return Err(fault("it stands twice"));
         }
+        self.note_asked(token);
+        self.note_offer(token);
+        Ok(())
     }
 }

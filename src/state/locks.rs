@@ -156,14 +156,7 @@ impl State {
                 if self.grants[&token].asks == wanted.asks
                     && self.grants[&token].terms.atomic == wanted.terms.atomic =>
             {
-                let grant = &self.grants[&token];
-                Ok(Some(Outcome::Granted {
-                    token,
-                    asks: grant.asks.clone(),
-                    op: grant.op,
-                    lease_ms: grant.terms.lease_ms,
-                    again: true,
-                }))
+                Ok(Some(self.granted(token, &self.grants[&token], true)))
             }
             _ => {
                 let text = "this owner holds some of these locks already; release them first, or name another `owner`";

@@ -17,12 +17,14 @@
 //! `history` (what happened lately, for whoever watches), and `parts` (what a snapshot holds).
 
 mod blocked;
+mod breaks;
 mod contention;
 mod convert;
 mod deadlock;
 mod files;
 mod grants;
 mod guards;
+mod handover;
 mod history;
 mod keys;
 mod lines;
@@ -105,6 +107,10 @@ enum Due {
     Gone(u64),
     /// The TTL of a key whose lock nobody holds exclusively.
     Key(Name),
+    /// The longest tenure of a grant.
+    Hold(Token),
+    /// The patience of whoever asked the holder of a grant to let go.
+    Break(Token),
 }
 
 impl Default for State {
@@ -293,10 +299,16 @@ impl State {
                 };
                 self.convert(&wanted, *wait, effects)
             }
-            Call::HandOver { .. } => Err(unsupported("hand_over")),
-            Call::TakeOver { .. } => Err(unsupported("take_over")),
-            Call::BreakLock { .. } => Err(unsupported("break_lock")),
-            Call::AskRelease { .. } => Err(unsupported("ask_release")),
+            Call::HandOver { token, holder, client } => {
+                self.hand_over(session, *holder, *token, *client, effects)
+            }
+            Call::TakeOver { token, holder, owner, label } => {
+                self.take_over(session, *holder, *token, owner, label, effects)
+            }
+            Call::BreakLock { token, reason } => self.break_lock(*token, reason, effects),
+            Call::AskRelease { token, reason, deadline_ms } => {
+                self.ask_release(session, *token, reason, *deadline_ms, effects)
+            }
             Call::Transaction { compare, apply, token, holder } => {
                 let Some(token) = self.stages(session, *holder, *token) else {
                     return self.transaction(session, *holder, *token, compare, apply);
@@ -336,7 +348,7 @@ impl State {
                 Some((time, _)) if *time <= self.head.at => {
                     let (_, due) = self.due.pop_first().expect("it was looked at");
                     match due {
-                        Due::Lease(token) => {
+                        Due::Lease(token) | Due::Hold(token) | Due::Break(token) => {
                             cleaned += 1;
                             self.expire_grant(token, effects);
                         }
@@ -458,10 +470,6 @@ impl State {
         state.check_sessions()?;
         Ok(state)
     }
-}
-
-fn unsupported(name: &str) -> Refusal {
-    Refusal::new(Kind::Unsupported, format!("{name} is not built in this version of the server"))
 }
 
 /// The refusal of a token.

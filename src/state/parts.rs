@@ -7,7 +7,7 @@ use crate::command::{Ask, Durability, EndReason, Terms};
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
-use crate::outcome::{Loss, Outcome};
+use crate::outcome::{Asked, Loss, Offer, Outcome};
 use crate::state::WatchEvent;
 use crate::time::Time;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -145,6 +145,12 @@ pub struct GrantPart {
     pub since: Time,
     /// When its own lease runs out.
     pub deadline: Option<Time>,
+    /// When it ends whatever is renewed.
+    pub hold_deadline: Option<Time>,
+    /// That its holder is asked to let go, if so.
+    pub asked: Option<Asked>,
+    /// The session that may take it over, if one may.
+    pub offered: Option<Offer>,
     /// What is staged under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section: Option<SectionPart>,

@@ -45,6 +45,10 @@ pub struct Session {
     /// Keys that are bound to it, but those whose lock somebody holds exclusively.
     pub(super) bound: BTreeSet<Name>,
     losses: VecDeque<Loss>,
+    /// Its grants that it is asked to release, by the command that asked.
+    pub(super) asked: BTreeSet<(Op, Token)>,
+    /// Grants of others that it may take over, by the command that offered them.
+    pub(super) offers: BTreeSet<(Op, Token)>,
 }
 
 /// How many replies are kept, and how many bytes they take.
@@ -127,6 +131,17 @@ impl Session {
     /// Grants it lost after command `after`, in order.
     pub fn losses_after(&self, after: Op) -> impl Iterator<Item = &Loss> {
         self.losses.iter().filter(move |loss| loss.op > after)
+    }
+
+    /// Its grants that it was asked to release after command `after`, in that order, with the commands.
+    pub fn asked_after(&self, after: Op) -> impl Iterator<Item = (Op, Token)> + '_ {
+        self.asked.range((after.saturating_add(1), 0)..).copied()
+    }
+
+    /// Grants that it was offered after command `after`, in that order, with the commands. Whose session has ended since
+    /// is not left out: nobody can take it any more.
+    pub fn offers_after(&self, after: Op) -> impl Iterator<Item = (Op, Token)> + '_ {
+        self.offers.range((after.saturating_add(1), 0)..).copied()
     }
 
     /// Where request `id` with that fingerprint stands.
@@ -400,6 +415,8 @@ impl State {
                 grants: BTreeSet::new(),
                 bound: BTreeSet::new(),
                 losses: VecDeque::new(),
+                asked: BTreeSet::new(),
+                offers: BTreeSet::new(),
             },
         );
         effects.push(Effect::Opened { session: id });
@@ -530,6 +547,8 @@ impl State {
             grants: BTreeSet::new(),
             bound: BTreeSet::new(),
             losses: part.losses.into(),
+            asked: BTreeSet::new(),
+            offers: BTreeSet::new(),
         };
         for reply in part.replies {
             session.reply_bytes += reply.outcome.weight();

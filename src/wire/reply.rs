@@ -41,13 +41,15 @@ pub fn encode_outcome(out: &mut Vec<u8>, id: &Id, outcome: &Outcome) {
         Outcome::Opened { session, client, ttl_ms } => {
             encode_result(out, id, &result::Opened { session: *session, client: *client, ttl_ms: *ttl_ms });
         }
-        Outcome::Granted { token, asks, op, lease_ms, again } => {
+        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms, atomic } => {
             let acquired = Acquired {
                 granted: Some(true),
                 token: Some(*token),
                 keys: keys_shown(asks),
                 op: Some(*op),
                 lease_ms: *lease_ms,
+                hold_left_ms: *hold_left_ms,
+                atomic: *atomic,
                 again: *again,
                 ..Acquired::default()
             };
@@ -106,6 +108,9 @@ pub fn holder_shown(holder: &Holder) -> HolderShown {
         token: holder.token,
         held_ms: holder.held_ms,
         lease_left_ms: holder.lease_left_ms,
+        hold_left_ms: None,
+        asked: None,
+        offered: None,
     }
 }
 

@@ -34,14 +34,70 @@ pub struct Opened {
 pub struct Heartbeat {
     /// The last command applied: what the reply speaks of.
     pub op: u64,
+    /// The last place in the log that was given when the heartbeat came, if that is beyond `op`: what has a later one was
+    /// asked for later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_op: Option<u64>,
     /// Grants that the session holds.
     pub held: u64,
     /// Grants lost after the `after` of the request, in the order of their ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<Lost>,
-    /// Whether there are more losses than fit; ask again with the last `op` as `after`.
+    /// Grants that the session was asked to release after that `after`, in the order of the askings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<AskedShown>,
+    /// Grants of other sessions that it was offered after that `after`, in the order of the offers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub offered: Vec<OfferedShown>,
+    /// Whether there are more of these than fit; ask again with the greatest `op` of them as `after`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub more: bool,
+}
+
+/// That the holder of a grant is asked to let go: in the reply to a heartbeat, and as the notification `asked`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedShown {
+    /// The command that asked.
+    pub op: u64,
+    /// The grant.
+    pub token: u64,
+    /// Its locks.
+    pub keys: Vec<String>,
+    /// The public number of the session that asks.
+    pub client: u64,
+    /// Why.
+    pub reason: String,
+    /// In how many milliseconds the grant will be broken, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_ms: Option<u64>,
+}
+
+/// A grant that the session may take over: in the reply to a heartbeat, and as the notification `offered`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedShown {
+    /// The command that offered it.
+    pub op: u64,
+    /// The grant.
+    pub token: u64,
+    /// Its locks.
+    pub keys: Vec<KeyShown>,
+    /// The public number of the session that holds it.
+    pub client: u64,
+    /// That session's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The owner inside it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
+    /// The grant's label.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// The grant's own lease in milliseconds, which begins anew when it is taken over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u64>,
+    /// In how many milliseconds it ends whatever is renewed, if it has such a bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_left_ms: Option<u64>,
 }
 
 /// A grant that ended without a release: in the reply to a heartbeat, and as the notification `lost`.
@@ -150,6 +206,12 @@ pub struct Acquired {
     /// The grant's own lease in milliseconds, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ms: Option<u64>,
+    /// What was left when it was granted until it ends whatever is renewed, in milliseconds, if it has such a bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_left_ms: Option<u64>,
+    /// In the reply to `take_over`: what is written under it is staged until its release.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub atomic: bool,
     /// The owner had this very grant before it asked.
     #[serde(default, skip_serializing_if = "is_false")]
     pub again: bool,
@@ -213,6 +275,27 @@ pub struct HolderShown {
     /// What is left without a sign of life or a renewal, in milliseconds. In an outcome: of the grant's own lease only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_left_ms: Option<u64>,
+    /// What is left until the grant ends whatever is renewed, in milliseconds. Not in an outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_left_ms: Option<u64>,
+    /// That it is asked to let go. Not in an outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<AskerShown>,
+    /// The public number of the session that may take the grant over. Not in an outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered: Option<u64>,
+}
+
+/// Who asks a holder to let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskerShown {
+    /// The public number of its session.
+    pub client: u64,
+    /// Why.
+    pub reason: String,
+    /// In how many milliseconds the grant will be broken, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_ms: Option<u64>,
 }
 
 /// A wait in line.

@@ -138,7 +138,7 @@ pub(crate) fn told(outcome: &Outcome) -> Out {
         Outcome::Done => Out::Done,
         Outcome::Void => Out::Void,
         Outcome::Opened { session, client, .. } => Out::Opened { session, client },
-        Outcome::Granted { token, asks, op, lease_ms, again } => {
+        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms: _, atomic: _ } => {
             Out::Granted { token, asks, op, lease_ms, again }
         }
         Outcome::Waiting(blocked) => Out::Waiting(Why::of(&blocked)),

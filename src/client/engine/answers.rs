@@ -1,14 +1,16 @@
 //! What answers mean.
 
 use super::{
-    Alarm, BEAT, Beat, Call, CallId, EARLY_LOSSES_MAX, Engine, Event, Failure, GRACE_MS, Grant, Makes,
-    PROBE_MS, Proving, Purpose, RETRY_MAX_MS, Stage,
+    Alarm, BEAT, Beat, Call, CallId, EARLY_LOSSES_MAX, Engine, Event, Failure, GRACE_MS, Grant, MARKS_KEPT,
+    Makes, PROBE_MS, Proving, Purpose, RETRY_MAX_MS, Stage,
 };
+use crate::client::handover::{Asking, Offer};
 use crate::client::lease::{GrantState, LostCause, LostGrant, Span};
 use crate::client::message::{AcquiredShown, BeatShown, KeyHeld, OpenedShown, Tag};
 use crate::time::Time;
-use crate::wire::{ErrorShown, Int, KeyShown, Params, Pending};
+use crate::wire::{AskedShown, ErrorShown, Int, KeyShown, OfferedShown, Params, Pending};
 use serde_json::value::RawValue;
+use std::time::Duration;
 
 impl Engine {
     pub(super) fn on_pending(&mut self, now: Time, client: u64, id: u64, shown: Option<Box<Pending>>) {
@@ -191,6 +193,9 @@ impl Engine {
         if !self.early_losses.is_empty() && !self.calls.values().any(acquiring) {
             self.early_losses.clear();
         }
+        if !self.early_asked.is_empty() && !self.calls.values().any(acquiring) {
+            self.early_asked.clear();
+        }
     }
 
     pub(super) fn on_opened(&mut self, now: Time, tag: Tag, reply: Result<Box<RawValue>, Box<ErrorShown>>) {
@@ -252,21 +257,91 @@ impl Engine {
         if matches!(self.stage, Stage::Open) {
             self.sends.set(BEAT, sent.after_us(ttl_us / 3).max(now));
         }
+        self.mark(shown.log_op.unwrap_or(shown.op), sent);
         for lost in &shown.lost {
+            let cause = LostCause::Told { reason: lost.reason.clone(), note: lost.note.clone() };
             if self.grants.contains_key(&lost.token) {
-                self.lose(now, lost.token, LostCause::Told(lost.reason.clone()));
+                self.lose(now, lost.token, cause);
             } else if self.early_losses.len() < EARLY_LOSSES_MAX {
-                self.early_losses.insert(lost.token, lost.reason.clone());
+                self.early_losses.insert(lost.token, cause);
             }
         }
+        for asked in &shown.asked {
+            self.on_asked(sent, asked);
+        }
+        for offered in &shown.offered {
+            self.on_offered(offered);
+        }
         if shown.more {
-            self.after = self.after.max(shown.lost.last().map_or(0, |lost| lost.op));
+            self.after = self.after.max(shown.last());
             self.beat(now);
         } else {
             self.after = self.after.max(shown.op);
             self.count(now, &shown);
         }
         self.prove(now, sent);
+    }
+
+    /// The holder of a grant is asked to let go; `sent`: when the heartbeat was sent that was answered so.
+    fn on_asked(&mut self, sent: Time, shown: &AskedShown) {
+        let asking = Asking {
+            token: shown.token,
+            client: shown.client,
+            reason: shown.reason.clone(),
+            op: shown.op,
+            deadline: shown.left_ms.map(|left| sent.after_ms(left)),
+        };
+        match self.grants.get_mut(&shown.token) {
+            Some(grant) => {
+                let known = grant.asked.as_ref().is_some_and(|known| known.op >= asking.op);
+                if known || grant.told == GrantState::Lost {
+                    return;
+                }
+                grant.asked = Some(asking.clone());
+                if grant.proving.is_none() {
+                    self.events.push_back(Event::Asked(asking));
+                }
+            }
+            None if self.early_asked.len() < EARLY_LOSSES_MAX => {
+                self.early_asked.insert(asking.token, asking);
+            }
+            None => {}
+        }
+    }
+
+    fn on_offered(&mut self, shown: &OfferedShown) {
+        // They come in their order, each until the client says that it knows; a command offers one grant.
+        if shown.op <= self.offers_told {
+            return;
+        }
+        self.offers_told = shown.op;
+        self.events.push_back(Event::Offered(Offer {
+            token: shown.token,
+            keys: shown.keys.clone(),
+            client: shown.client,
+            name: shown.name.clone(),
+            owner: shown.owner.clone(),
+            label: shown.label.clone(),
+            lease: shown.lease_ms.map(Duration::from_millis),
+        }));
+    }
+
+    /// Remembers that what has a place in the log behind `op` was asked for after `sent`.
+    fn mark(&mut self, op: u64, sent: Time) {
+        match self.marks.back_mut() {
+            Some((last, at)) if *last >= op => *at = sent.max(*at),
+            _ => self.marks.push_back((op, sent)),
+        }
+        if self.marks.len() > MARKS_KEPT {
+            self.marks.pop_front();
+        }
+    }
+
+    /// The earliest moment at which the command `op` can have been asked for that was caused by a request first sent at
+    /// `sent`.
+    fn began(&self, sent: Time, op: u64) -> Time {
+        let mark = self.marks.iter().rev().find(|(given, _)| *given < op);
+        mark.map_or(sent, |(_, at)| sent.max(*at))
     }
 
     /// With nothing held at all, what this client believes in was ended by somebody else, or by more losses than the
@@ -376,8 +451,8 @@ impl Engine {
         let (asked, deadline) = (call.asked, call.deadline);
         let keys: Vec<KeyShown> = shown.keys.into_iter().map(KeyHeld::shown).collect();
         let names: Vec<String> = keys.iter().map(|lock| lock.key.clone()).collect();
-        if let Some(reason) = self.early_losses.remove(&token) {
-            let lost = LostGrant { token, keys: names, cause: LostCause::Told(reason) };
+        if let Some(cause) = self.early_losses.remove(&token) {
+            let lost = LostGrant { token, keys: names, cause };
             return self.end(tag, Err(Failure::Lost(lost)));
         }
         if !matches!(self.stage, Stage::Open) {
@@ -390,10 +465,13 @@ impl Engine {
             self.drop_call(tag);
             return self.spawn_release(now, "release_lock", token, names);
         }
-        let lease = shown.lease_ms.map_or(Span::ENDLESS, |lease_ms| Span::proven(sent, lease_ms));
-        // After a wait nobody knows here when the lease began; a quarter of it is what a caller may find used up.
+        let began = self.began(sent, shown.op);
+        let span = |ms: Option<u64>| ms.map_or(Span::ENDLESS, |ms| Span::proven(began, ms));
+        let (lease, hold) = (span(shown.lease_ms), span(shown.hold_left_ms));
+        // After a wait nobody knows here when exactly the lease began; a quarter of it is what a caller may find used up.
         let renewing =
-            shown.lease_ms.is_some_and(|lease_ms| now.us_since(sent) > lease_ms.saturating_mul(250));
+            shown.lease_ms.is_some_and(|lease_ms| now.us_since(began) > lease_ms.saturating_mul(250));
+        let asked = self.early_asked.remove(&token);
         let proving = Some(Proving { call: tag, raw: raw.clone(), renewing });
         self.drop_call(tag);
         self.proving.insert(token);
@@ -402,6 +480,8 @@ impl Engine {
             owner,
             op: shown.op,
             lease,
+            hold,
+            asked,
             told: GrantState::Safe,
             cause: None,
             proving,

@@ -32,13 +32,19 @@ impl Engine {
     pub(super) fn hand_out(&mut self, now: Time, token: u64) {
         let session = self.span.state(now);
         let Some(grant) = self.grants.get_mut(&token) else { return };
+        if grant.proving.is_some() && grant.hold.state(now) == GrantState::Lost {
+            return self.lose(now, token, LostCause::HeldTooLong);
+        }
+        // A bound on the tenure is no question of proof: what is left of it is given, little as it may be.
         let ready = session == GrantState::Safe && grant.lease.state(now) == GrantState::Safe;
         let Some(proving) = grant.proving.take_if(|proving| ready && !proving.renewing) else { return };
-        let granted = Granted { token, keys: grant.keys.clone(), span: grant.lease };
+        let granted = Granted { token, keys: grant.keys.clone(), span: grant.lease, hold: grant.hold };
+        let asked = grant.asked.clone();
         self.proving.remove(&token);
         self.alarms.clear(Alarm::Prove(token));
         let answered = Answered { raw: proving.raw, granted: Some(granted) };
         self.tell_done(proving.call, Ok(answered));
+        self.events.extend(asked.map(Event::Asked));
         self.look_at(now, token);
     }
 
@@ -99,8 +105,14 @@ impl Engine {
             }
         }
         self.events.push_back(Event::Converted { from, token, keys });
+        if let Some(asking) = self.early_asked.remove(&token) {
+            if let Some(grant) = self.grants.get_mut(&token) {
+                grant.asked = Some(asking.clone());
+            }
+            self.events.push_back(Event::Asked(asking));
+        }
         match self.early_losses.remove(&token) {
-            Some(reason) => self.lose(now, token, LostCause::Told(reason)),
+            Some(cause) => self.lose(now, token, cause),
             None => self.look_at(now, token),
         }
     }
@@ -125,11 +137,14 @@ impl Engine {
         if grant.told == GrantState::Lost || grant.proving.is_some() {
             return;
         }
-        let lease = grant.lease.state(now);
-        match session.max(lease) {
+        let own = grant.own();
+        match session.max(own.state(now)) {
             GrantState::Lost => {
-                let cause =
-                    if lease == GrantState::Lost { LostCause::LeaseOver } else { LostCause::Unproven };
+                let cause = match (grant.hold.state(now), grant.lease.state(now)) {
+                    (GrantState::Lost, _) => LostCause::HeldTooLong,
+                    (_, GrantState::Lost) => LostCause::LeaseOver,
+                    _ => LostCause::Unproven,
+                };
                 return self.lose(now, token, cause);
             }
             state if state != grant.told => {
@@ -138,7 +153,7 @@ impl Engine {
             }
             GrantState::Safe | GrantState::AtRisk => {}
         }
-        if let Some(at) = grant.lease.next(now) {
+        if let Some(at) = own.next(now) {
             self.alarms.set(Alarm::Lease(token), at);
         }
     }
@@ -176,9 +191,12 @@ impl Engine {
         let releasing =
             |call: &Call| matches!(call.purpose, Purpose::Release { token: of, .. } if of == token);
         match cause {
-            LostCause::Unproven | LostCause::LeaseOver if self.calls.values().any(releasing) => {}
-            LostCause::Unproven | LostCause::LeaseOver => self.spawn_release(now, "abandon", token, keys),
-            LostCause::Told(_) | LostCause::SessionEnded | LostCause::Gone => self.remove_grant(token),
+            LostCause::Unproven | LostCause::LeaseOver | LostCause::HeldTooLong
+                if self.calls.values().any(releasing) => {}
+            LostCause::Unproven | LostCause::LeaseOver | LostCause::HeldTooLong => {
+                self.spawn_release(now, "abandon", token, keys);
+            }
+            LostCause::Told { .. } | LostCause::SessionEnded | LostCause::Gone => self.remove_grant(token),
         }
     }
 

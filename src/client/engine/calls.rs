@@ -85,9 +85,10 @@ impl Engine {
     pub(super) fn purpose(&self, method: &str, params: &Params) -> Purpose {
         let own = params.token.filter(|_| params.holder.is_none()).map(|token| token.0);
         match (method, own) {
-            ("acquire_lock" | "convert_lock", _) => {
+            // A take-over is as good as a request for a lock: it makes a grant, and must not leave one that nobody knows of.
+            ("acquire_lock" | "take_over" | "convert_lock", _) => {
                 let (makes, keys, owner) = match (method, own) {
-                    ("acquire_lock", _) => (Makes::New, keys_of(params), params.owner.clone()),
+                    ("acquire_lock" | "take_over", _) => (Makes::New, keys_of(params), params.owner.clone()),
                     // It asks for nothing that a release on its way could hold up: the grant has these locks.
                     (_, None) => (Makes::Foreign, Vec::new(), None),
                     (_, Some(token)) => {
@@ -96,7 +97,8 @@ impl Engine {
                     }
                 };
                 let waits = !matches!(params.wait_ms, None | Some(WaitMs(Some(Int(0)))));
-                Purpose::Acquire { makes, keys, owner, waits, pending: false, cancel: None }
+                let bounded = params.max_hold_ms.is_some();
+                Purpose::Acquire { makes, keys, owner, waits, pending: false, bounded, cancel: None }
             }
             ("release_lock" | "abandon", Some(token)) => {
                 let keys = self.grants.get(&token).map(|grant| grant.names()).unwrap_or_default();

@@ -28,6 +28,7 @@ mod calls;
 mod ends;
 mod send;
 
+use crate::client::handover::{Asking, Offer};
 use crate::client::lease::{GrantState, LostCause, LostGrant, Span};
 use crate::client::message::{self, Incoming, OpenedShown, Tag};
 use crate::client::timers::Timers;
@@ -59,6 +60,9 @@ const BEAT: Tag = Tag::Beat(0);
 
 /// Losses of tokens not heard of yet that are remembered while requests for locks are out.
 const EARLY_LOSSES_MAX: usize = 1_024;
+
+/// Answered heartbeats that are remembered to tell when a grant was made at the earliest.
+const MARKS_KEPT: usize = 64;
 
 /// What a session is opened with.
 #[derive(Clone, Debug)]
@@ -139,6 +143,10 @@ pub enum Event {
     },
     /// A grant is lost, for good.
     Lost(LostGrant),
+    /// Somebody asks that a grant is released.
+    Asked(Asking),
+    /// A grant of another session may be taken over.
+    Offered(Offer),
     /// A grant was released, or nothing is known of it any more after the server's word that it is not held.
     Released {
         /// The grant.
@@ -174,6 +182,8 @@ pub struct Granted {
     pub keys: Vec<KeyShown>,
     /// What its own lease allows.
     pub span: Span,
+    /// What the bound on its tenure allows.
+    pub hold: Span,
 }
 
 /// Why a call has no result.
@@ -259,7 +269,14 @@ pub struct Engine {
     grants: BTreeMap<u64, Grant>,
     /// Of these: what no call was given yet.
     proving: BTreeSet<u64>,
-    early_losses: BTreeMap<u64, String>,
+    early_losses: BTreeMap<u64, LostCause>,
+    early_asked: BTreeMap<u64, Asking>,
+    /// The last command of which an offer was told.
+    offers_told: u64,
+    /// Of answered heartbeats: the last place in the log that was given then, and when they were sent. What has a later
+    /// place was asked for after that.
+    marks: VecDeque<(u64, Time)>,
+    last_beat: Option<Time>,
     /// The send of the last request that is known to have found the session alive, and what that allows.
     proven: Option<Time>,
     span: Span,
@@ -330,6 +347,8 @@ enum Purpose {
         waits: bool,
         /// It is known to stand in line.
         pending: bool,
+        /// The grant ends some time after it is made whatever is renewed: it matters when that is.
+        bounded: bool,
         /// The request that takes it back.
         cancel: Option<Tag>,
     },
@@ -366,6 +385,10 @@ struct Grant {
     op: u64,
     /// What its own lease allows.
     lease: Span,
+    /// What the bound on its tenure allows, which nothing renews.
+    hold: Span,
+    /// That its release is asked for, if so.
+    asked: Option<Asking>,
     /// What was last told.
     told: GrantState,
     /// Why it is lost, if it is.
@@ -408,6 +431,10 @@ impl Engine {
             grants: BTreeMap::new(),
             proving: BTreeSet::new(),
             early_losses: BTreeMap::new(),
+            early_asked: BTreeMap::new(),
+            offers_told: 0,
+            marks: VecDeque::new(),
+            last_beat: None,
             proven: None,
             span: Span::ENDLESS,
             looked: GrantState::Safe,
@@ -527,12 +554,13 @@ impl Engine {
         self.heard = true;
         match incoming {
             Incoming::Pending { client, id, shown } => self.on_pending(now, client, id, shown),
-            Incoming::Lost { token } => {
+            Incoming::About { token } => {
                 // A hint, and anybody could send it: the heartbeat's answer decides.
                 if self.grants.get(&token).is_some_and(|grant| grant.told != GrantState::Lost) {
                     self.beat(now);
                 }
             }
+            Incoming::Offered => self.beat(now),
             Incoming::Reply(Tag::Beat(number), reply) => self.on_beat(now, number, reply),
             Incoming::Reply(tag, reply) => match self.calls.contains_key(&tag) {
                 true => self.on_reply(now, tag, reply),
@@ -623,7 +651,7 @@ impl Engine {
         let grant = self.grants.get(&token)?;
         Some(match grant.told {
             GrantState::Lost => GrantState::Lost,
-            GrantState::Safe | GrantState::AtRisk => self.span.and(grant.lease).state(now),
+            GrantState::Safe | GrantState::AtRisk => self.span.and(grant.own()).state(now),
         })
     }
 
@@ -640,6 +668,13 @@ impl Engine {
     /// Whether nothing is on its way that somebody waits for.
     pub fn is_idle(&self) -> bool {
         self.events.is_empty() && !self.calls.values().any(|call| call.asked) && self.proving.is_empty()
+    }
+}
+
+impl Grant {
+    /// What its lease and the bound on its tenure allow.
+    fn own(&self) -> Span {
+        self.lease.and(self.hold)
     }
 }
 
@@ -685,6 +720,8 @@ fn is_logged(method: &str) -> bool {
             | "abandon"
             | "renew_lease"
             | "convert_lock"
+            | "hand_over"
+            | "take_over"
             | "break_lock"
             | "ask_release"
             | "set"

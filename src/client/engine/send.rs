@@ -28,11 +28,16 @@ impl Engine {
             call.got_named = got;
         }
         call.copies = call.copies.saturating_add(1);
+        // Only an answered heartbeat tells how long a grant may have stood when its answer comes.
+        let marks = matches!(call.purpose, Purpose::Acquire { pending: true, bounded: true, .. });
         let bytes = message::encode(tag, &call.method, &mut call.params, self.heard);
         if let (Purpose::Renew { token, lease_ms }, 1) = (&call.purpose, call.copies) {
             // From here on the server may have set the lease to the new end, and this client cannot know.
             let (token, span) = (*token, Span::proven(now, *lease_ms));
             self.set_lease(now, token, |lease| lease.and(span));
+        }
+        if marks && self.last_beat.is_none_or(|last| now >= last.after_ms(PROBE_MS)) {
+            self.beat(now);
         }
         bytes
     }
@@ -79,6 +84,7 @@ impl Engine {
             _ => return None,
         };
         let number = self.next_echo();
+        self.last_beat = Some(now);
         self.beats.insert(number, Beat { sent: now, cookie_number: self.cookie_number });
         if self.beats.len() > BEATS_KEPT {
             self.beats.pop_first();
