@@ -416,7 +416,8 @@ impl Model {
                 let held = self.holders(to, self.at);
                 let free = held.iter().all(|(_, mode)| matches!(mode, Mode::Slot { .. }))
                     && !self.is_closed(to, self.at);
-                if !held.iter().any(own) && !free {
+                let staged = held.iter().any(|(grant, _)| self.is_staged_append(grant.token, to));
+                if staged || !held.iter().any(own) && !free {
                     return Err(refused("guarded", ""));
                 }
                 let out = self.rotate(file, to)?;
