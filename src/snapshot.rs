@@ -494,7 +494,7 @@ mod tests {
             bound: (i == 2).then_some(1),
         });
         let file = FilePart { file: name("logs/f"), generation: 13, length: 2, checksum: 7, fault: None };
-        let set = WatchEvent { op: 12, name: name("k0"), what: crate::state::What::KeySet { version: 12 } };
+        let set = WatchEvent { op: 12, name: name("k0"), what: What::KeySet { version: 12 } };
         let act = FileAct::Write { offset: 0, data: Arc::from(&b"\xff\0"[..]) };
         let effects = [act, FileAct::Delete, FileAct::Rotate { to: name("g") }].map(|act| FileEffect {
             op: 13,

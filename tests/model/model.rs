@@ -486,7 +486,7 @@ impl Model {
                 let client = self.sessions[&me].client;
                 let deadline = deadline_ms.map(|ms| Time::from_micros(self.at + ms * 1_000));
                 self.grant_mut(*token).asked =
-                    Some(Asked { client, reason: reason.as_str().into(), deadline });
+                    Some(Asked { client, reason: reason.as_str().into(), deadline, op: self.op });
                 Ok(Out::ReleaseAsked { deadline_ms: *deadline_ms })
             }
             Call::Transaction { .. }
