@@ -43,6 +43,10 @@ pub(crate) struct Acquire {
     /// A lease of the grant's own on top: it ends after that, whatever keeps the session alive, unless renewed.
     #[arg(long, env = "TENURE_LEASE", value_name = "DURATION", value_parser = parse_ttl)]
     lease: Option<Duration>,
+    /// Stage what is written under the lock: it takes effect together at the release, or not at all. `run` releases only if
+    /// the command exits with 0, and throws it away otherwise.
+    #[arg(long)]
+    pub(crate) atomic: bool,
     /// A note for those who ask who holds it.
     #[arg(long, env = "TENURE_LABEL", value_name = "TEXT", default_value = "")]
     label: String,
@@ -75,6 +79,9 @@ pub(crate) struct Release {
     /// The lock; of several that were acquired together, one or more. They are released together.
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
+    /// Throw away what was staged under a lock that was acquired with --atomic.
+    #[arg(long)]
+    abandon: bool,
     #[command(flatten)]
     token: Token,
 }
@@ -208,6 +215,9 @@ pub(crate) fn stand_in_line(
     let mut request = client.lock_all(locks.iter().cloned()).owner("").label(args.label.clone());
     if let Some(lease) = args.lease {
         request = request.lease(lease);
+    }
+    if args.atomic {
+        request = request.atomic();
     }
     request = match args.wait() {
         Wait::No => request,
@@ -375,7 +385,10 @@ fn kept_of(context: &Context, names: &[String], token: Token) -> Result<Kept> {
 pub(crate) fn release(context: &Context, args: &Release) -> Result<()> {
     let kept = kept_of(context, &args.names, args.token)?;
     let client = context.client()?;
-    let released = context.under(&client, &kept, |fence| fence.release());
+    let released = context.under(&client, &kept, |fence| match args.abandon {
+        true => fence.abandon(),
+        false => fence.release(),
+    });
     if released.is_ok() {
         context.keep()?.forget(&kept)?;
         // Its session holds nothing now; if this fails, its TTL ends it.

@@ -35,10 +35,21 @@ pub(crate) struct Staged {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum What {
-    Set { key: String, value: String, life: Life },
-    Delete { key: String },
+    Set {
+        key: String,
+        value: String,
+        life: Life,
+    },
+    Delete {
+        key: String,
+    },
     /// With the length of the file before everything that is staged, and its generation if it is there.
-    Append { file: String, data: Vec<u8>, offset: u64, generation: Option<u64> },
+    Append {
+        file: String,
+        data: Vec<u8>,
+        offset: u64,
+        generation: Option<u64>,
+    },
 }
 
 impl What {
@@ -132,7 +143,8 @@ impl Model {
 
     /// The end of a session cleans up the keys that are bound to it, but those whose locks somebody holds.
     pub(crate) fn drop_bound_keys(&mut self, number: u64) {
-        let held = |name: &str| self.lines.grants.iter().any(|grant| grant.mode(name) == Some(Mode::Exclusive));
+        let held =
+            |name: &str| self.lines.grants.iter().any(|grant| grant.mode(name) == Some(Mode::Exclusive));
         let bound = |(name, key): &(&String, &MKey)| key.bound == Some(number) && !held(name);
         let bound: Vec<String> = self.keys.iter().filter(bound).map(|(name, _)| name.clone()).collect();
         self.drop_keys(|name, _| bound.iter().any(|bound| bound == name));
@@ -173,7 +185,13 @@ impl Model {
     }
 
     /// The same, and who asks for less with a conversion stages nothing any more.
-    fn may_stage(&self, me: SessionId, holder: Option<SessionId>, token: u64, key: &str) -> Result<bool, Out> {
+    fn may_stage(
+        &self,
+        me: SessionId,
+        holder: Option<SessionId>,
+        token: u64,
+        key: &str,
+    ) -> Result<bool, Out> {
         let staged = self.holds(me, holder, token, key)?;
         let conversion = self.lines.waits.iter().find(|wait| wait.converts == Some(token));
         let asked = conversion.and_then(|wait| wait.mode(key));
@@ -283,10 +301,10 @@ impl Model {
         self.put(&mut view, what, self.op, client);
         let happened = match what {
             What::Set { .. } => Some(Happened::KeySet { version: self.op }),
-            What::Delete { key } => self.keys.get(key).map(|key| Happened::KeyDeleted {
-                version: key.version,
-                reason: KeyEnd::Deleted,
-            }),
+            What::Delete { key } => self
+                .keys
+                .get(key)
+                .map(|key| Happened::KeyDeleted { version: key.version, reason: KeyEnd::Deleted }),
             What::Append { file, data, .. } => {
                 let file = &view.files[file];
                 let length = file.bytes.len() as u64;
@@ -500,7 +518,8 @@ impl Model {
     pub(crate) fn apply_section(&mut self, token: u64) -> Result<u64, Out> {
         let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("it is mine").clone();
         let client = self.sessions[&grant.session].client;
-        let (keys, appends): (Vec<_>, Vec<_>) = grant.section.iter().partition(|staged| staged.what.is_of_key());
+        let (keys, appends): (Vec<_>, Vec<_>) =
+            grant.section.iter().partition(|staged| staged.what.is_of_key());
         let keys: Vec<What> = keys.into_iter().map(|staged| staged.what.clone()).collect();
         let mut view = self.view(None);
         keys.iter().for_each(|what| self.put(&mut view, what, self.op, client));
@@ -590,7 +609,9 @@ impl Model {
         staged.sort();
         staged.dedup();
         let of_file = before.filter(|staged| staged.what.name() == name).map(|staged| &staged.what);
-        let more: u64 = of_file.map(|what| if let What::Append { data, .. } = what { data.len() } else { 0 } as u64).sum();
+        let more: u64 = of_file
+            .map(|what| if let What::Append { data, .. } = what { data.len() } else { 0 } as u64)
+            .sum();
         let length = self.fits_file(&staged, staged.len() as u64, name, more + data.len() as u64)?;
         let generation = self.files.get(name).map(|file| file.generation);
         let what = What::Append { file: name.into(), data: data.to_vec(), offset: length, generation };

@@ -491,8 +491,10 @@ impl Model {
     fn change_modes(&mut self, token: u64, asks: &[Ask]) {
         let before = self.grant_mut(token).asks.clone();
         let exclusive = |asks: &[Ask], key: &str| mode(asks, key) == Some(Mode::Exclusive);
-        let begins = asks.iter().filter(|ask| exclusive(asks, &ask.key) && !exclusive(&before, &ask.key)).cloned();
-        let ends = asks.iter().filter(|ask| !exclusive(asks, &ask.key) && exclusive(&before, &ask.key)).cloned();
+        let begins =
+            asks.iter().filter(|ask| exclusive(asks, &ask.key) && !exclusive(&before, &ask.key)).cloned();
+        let ends =
+            asks.iter().filter(|ask| !exclusive(asks, &ask.key) && exclusive(&before, &ask.key)).cloned();
         self.change_hands(&begins.collect::<Vec<_>>());
         for held in &mut self.grant_mut(token).asks {
             if let Some(mode) = mode(asks, &held.key) {

@@ -305,15 +305,17 @@ impl Model {
                 self.clean_up();
                 self.tick()
             }
-            Command::FileFault { file: name, generation, reason } => match self.files.get_mut(name.as_str()) {
-                Some(file) if file.generation == *generation && !file.fault => {
-                    file.fault = true;
-                    let (generation, reason) = (*generation, reason.as_str().into());
-                    self.happened(name, What::FileFault { generation, reason });
-                    Out::Done
+            Command::FileFault { file: name, generation, reason } => {
+                match self.files.get_mut(name.as_str()) {
+                    Some(file) if file.generation == *generation && !file.fault => {
+                        file.fault = true;
+                        let (generation, reason) = (*generation, reason.as_str().into());
+                        self.happened(name, What::FileFault { generation, reason });
+                        Out::Done
+                    }
+                    _ => Out::Void,
                 }
-                _ => Out::Void,
-            },
+            }
             Command::Request(request) => self.request(request),
         };
         self.serve();
