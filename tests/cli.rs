@@ -96,7 +96,7 @@ impl Bench {
     }
 
     /// Waits until something is so. Not a measure of time: the limit only keeps a broken test from hanging.
-    fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+    fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let begin = Instant::now();
         while !is_so() {
             assert!(begin.elapsed() < Duration::from_secs(30), "never: {what}");
@@ -814,6 +814,51 @@ fn a_stopped_directory_is_shown_checked_and_restored() {
     assert_eq!(bench.ok(&["explain", "a"]), "a is free", "sessions were ended");
     assert!(bench.ok(&["set", "k", "2"]).parse::<u64>().unwrap() > version + (1 << 32));
     bench.fails(1, &["state", "check", fresh.path().to_str().unwrap()]);
+}
+
+#[test]
+fn a_watch_prints_what_happens_line_by_line_and_ends_cleanly() {
+    let mut bench = Bench::start();
+    let version = bench.ok(&["set", "k/a", "1"]);
+    let shown = bench.ok(&["watch", "k/", "--after", "0", "--count", "1", "-o", "json"]);
+    let event: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(event["event"], "key_set");
+    assert_eq!(event["version"].to_string(), version);
+    let spawn = |args: &[&str]| {
+        bench
+            .command(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    // Each line comes when it happens, also after a kill of the server.
+    let mut child = spawn(&["watch", "k/", "--after", &version, "-v"]);
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut next = || {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let second = bench.ok(&["set", "k/b", "2"]);
+    assert_eq!(next(), [&second, "key_set", "k/b", &format!("version={second}")]);
+    bench.kill_and_restart();
+    let third = bench.ok(&["delete", "k/b"]);
+    let line = next();
+    assert_eq!((line[1].as_str(), line[3].as_str()), ("key_deleted", format!("version={third}").as_str()));
+    // Ctrl-C ends it, with the place at which another goes on.
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", told(&output));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let place = stderr.split("--place ").nth(1).unwrap().trim().to_owned();
+    bench.ok(&["set", "k/c", "3"]);
+    let shown = bench.ok(&["watch", "k/", "--place", &place, "--count", "1"]);
+    assert!(shown.contains("k/c"), "{shown}");
+    bench.fails(1, &["watch", "k/", "--after", "999999"]);
+    bench.fails(64, &["watch", "k/", "--after", "1", "--place", &place]);
 }
 
 #[test]

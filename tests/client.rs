@@ -599,6 +599,142 @@ fn over_a_line_that_loses_and_doubles_upgrades_count_right_and_leave_nothing() {
 }
 
 #[test]
+fn a_watch_over_a_bad_line_and_kills_of_the_server_tells_each_version_once_and_in_order() {
+    let mut server = server();
+    let line = BadLine::to(server.address);
+    let lazy =
+        |address| Client::builder().deadline(Duration::from_secs(30)).lazy(true).connect(address).unwrap();
+    let watching = lazy(line.address);
+    let mut watch = watching.watch("k/");
+    let begun = watch.begin().unwrap();
+    let writing = lazy(server.address);
+    let (tell, told) = mpsc::channel();
+    let writer = std::thread::spawn(move || {
+        (0..150).for_each(|number| {
+            tell.send(writing.set(&format!("k/{}", number % 3), &number).unwrap()).unwrap()
+        });
+    });
+    let (mut written, mut seen) = (Vec::new(), Vec::new());
+    for round in 0..150 {
+        written.push(told.recv().unwrap());
+        if round % 50 == 30 {
+            server.restart().unwrap();
+        }
+    }
+    writer.join().unwrap();
+    for event in watch.by_ref().take(100) {
+        seen.push(event.unwrap());
+    }
+    // Another program goes on where this one was, in the middle of a page.
+    let place = watch.place().unwrap();
+    drop((watch, watching));
+    let mut other = lazy(line.address).watch("k/").resume(&place).unwrap();
+    seen.extend(other.by_ref().take(50).map(|event| event.unwrap()));
+    assert!(seen.iter().all(|event| event.event == "key_set" && event.op > begun));
+    assert_eq!(seen.iter().map(|event| event.version.unwrap()).collect::<Vec<_>>(), written);
+    assert_eq!(other.next_within(Duration::from_millis(50)).unwrap(), None);
+}
+
+#[test]
+fn a_watch_says_what_it_cannot_tell_and_ends() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let version = client.set("k", &1).unwrap();
+    let mut watch = client.watch("").after(version + 1_000_000);
+    let error = watch.next().unwrap().unwrap_err();
+    assert!(matches!(error, Error::Compacted { oldest: 0, .. }), "{error}");
+    assert_eq!(error.kind(), Some(Kind::Compacted));
+    assert!(watch.next().is_none() && matches!(watch.next_within(Duration::ZERO), Err(Error::Closed)));
+    assert!(matches!(client.watch("").resume("+x"), Err(Error::Invalid(_))));
+    // A place inside what one command did: one event of two was given.
+    let (mut several, guard) = (client.watch("a").after(version), client.lock("a1").acquire().unwrap());
+    assert_eq!(several.next().unwrap().unwrap().event, "lock_granted");
+    let place = several.place().unwrap();
+    guard.release().unwrap();
+    let events: Vec<_> =
+        client.watch("a").resume(&place).unwrap().take(1).map(|event| event.unwrap().event).collect();
+    assert_eq!(events, ["lock_released"]);
+    // A watch that waits ends with its client.
+    let closing = client.clone();
+    let waiting = std::thread::spawn(move || client.watch("nothing").next().unwrap().unwrap_err());
+    std::thread::sleep(Duration::from_millis(100));
+    closing.close().unwrap();
+    assert!(matches!(waiting.join().unwrap(), Error::Closed | Error::Unreachable { .. }));
+}
+
+#[test]
+fn an_atomic_guard_commits_all_or_nothing_and_reads_its_own_writes() {
+    let mut server = server();
+    let client = Client::connect(server.address).unwrap();
+    let other = Client::connect(server.address).unwrap();
+    other.set("a", &"old").unwrap();
+    let section = || client.lock_all(["a", "b", "log"]).atomic().acquire().unwrap();
+
+    let guard = section();
+    guard.set("a", &"new").unwrap();
+    guard.delete("b").unwrap();
+    let placed = guard.append_file("log", "one\n").unwrap();
+    assert!(placed.staged);
+    server.restart().unwrap();
+    guard.append_file("log", "two\n").unwrap();
+    assert_eq!(guard.get("a").unwrap().unwrap().parse::<String>().unwrap(), "new");
+    assert_eq!(guard.read_all("log").unwrap(), b"one\ntwo\n");
+    assert_eq!(guard.file_info("log").unwrap().length, 8);
+    assert_eq!(guard.fence().unwrap().prefix("").count(), 1);
+    assert_eq!(other.get_as::<String>("a").unwrap().as_deref(), Some("old"));
+    assert_eq!(other.read_all("log").unwrap_err().kind(), Some(Kind::NotFound));
+    let committed = guard.commit().unwrap();
+    assert_eq!(committed.writes, 4);
+    assert_eq!(other.get("a").unwrap().unwrap().version, committed.op);
+    assert_eq!(other.read_all("log").unwrap(), b"one\ntwo\n");
+
+    // Rolled back: by name, by a drop, by work that panics or fails on the way.
+    let guard = section();
+    guard.set("a", &"abandoned").unwrap();
+    guard.abandon().unwrap();
+    let guard = section();
+    guard.set("a", &"dropped").unwrap();
+    drop(guard);
+    let work = std::thread::spawn({
+        let client = client.clone();
+        move || {
+            let guard = client.lock("a").wait_forever().atomic().acquire().unwrap();
+            guard.set("a", &"half").unwrap();
+            std::panic::resume_unwind(Box::new("the work under the lock panics"));
+        }
+    });
+    assert!(work.join().is_err());
+    let guard = client.lock("a").wait_forever().acquire().unwrap();
+    assert_eq!(other.get_as::<String>("a").unwrap().as_deref(), Some("new"));
+    guard.release().unwrap();
+    client.lock("a").atomic().with(|guard| guard.set("a", &"with").unwrap()).unwrap();
+    assert_eq!(other.get_as::<String>("a").unwrap().as_deref(), Some("with"));
+}
+
+#[test]
+fn a_commit_that_is_refused_is_rolled_back_and_lets_go() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let other = Client::connect(server.address).unwrap();
+    let guard = client.lock_all(["a", "d/f"]).atomic().acquire().unwrap();
+    guard.set("a", &1).unwrap();
+    guard.append_file("d/f", "x").unwrap();
+    let taken = other.lock("d").acquire().unwrap();
+    taken.append("a file, where a directory was to be").unwrap();
+    assert_eq!(guard.commit().unwrap_err().kind(), Some(Kind::BadName));
+    drop(client.lock("a").wait(Duration::from_secs(10)).acquire().unwrap());
+    assert!(other.get("a").unwrap().is_none());
+    // Who tries by hand keeps the grant and what is staged.
+    taken.delete_file("d").unwrap();
+    let guard = client.lock_all(["a", "d/f"]).atomic().acquire().unwrap();
+    guard.append_file("d/f", "x").unwrap();
+    taken.append("again").unwrap();
+    assert_eq!(guard.fence().unwrap().release().unwrap_err().kind(), Some(Kind::BadName));
+    taken.delete_file("d").unwrap();
+    assert_eq!(guard.commit().unwrap().writes, 1);
+}
+
+#[test]
 fn a_grant_goes_from_guard_to_guard_and_the_first_one_hears_why_it_is_lost() {
     let server = server();
     let (alice, bob) = (Client::connect(server.address).unwrap(), Client::connect(server.address).unwrap());

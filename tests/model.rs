@@ -5,20 +5,25 @@
 //! that the model says, and so must every lock, line, key, file, loss and kept reply. Beside it run a twin, which is taken
 //! apart and built anew again and again, and a snapshot with the commands behind it, which replaces the state at a crash.
 //!
-//! `TENURE_COMMANDS=1000000` runs longer, `TENURE_SEED=…` repeats a run.
+//! `TENURE_COMMANDS=1000000` runs longer, `TENURE_SEED=…` repeats a run, `TENURE_FAMILIES=modes,delay` draws nothing but
+//! exclusive locks, keys, files and these families of commands.
 
+#[path = "model/keys.rs"]
+mod keys;
+#[path = "model/lines.rs"]
+mod lines;
 #[path = "model/model.rs"]
 mod model;
 #[path = "model/random.rs"]
 mod random;
 
-use model::{Model, told};
+use model::{Model, Seen, told};
 use random::Draw;
 use std::collections::{BTreeMap, VecDeque};
 use tenure::command::{Command, Request};
-use tenure::identity::{Op, SessionId};
+use tenure::identity::{Op, Position, SessionId};
 use tenure::outcome::{Effect, FileAct};
-use tenure::state::{Parts, Standing, State};
+use tenure::state::{KeySeen, Parts, Standing, State, What};
 use tenure::time::Time;
 
 /// How many commands a run has if nothing is said.
@@ -103,7 +108,7 @@ impl Run {
 
     fn step(&mut self, number: u64) {
         self.at = self.draw.time(self.at, self.state.next_due());
-        let command = self.draw.command(&self.model, self.at.as_micros());
+        let command = self.draw.command(&self.model);
         self.op = tenure::log::next_op(self.op, &command);
         if self.last.len() == 30 {
             self.last.pop_front();
@@ -111,16 +116,21 @@ impl Run {
         self.last.push_back(format!("{} at {}: {command:?}", self.op, self.at));
 
         let mut effects = Vec::new();
+        let forgotten = self.state.head().history_after;
         let outcome = self.state.apply(self.op, self.at, &command, &mut effects);
         let twin = self.twin.apply(self.op, self.at, &command, &mut Vec::new());
         self.behind.push((self.op, self.at, command.clone()));
-        let expected = self.model.apply(self.op, self.at.as_micros(), &command);
+        let seen = Seen::new(&self.state, &outcome, &effects);
+        let expected = self.model.apply(self.op, self.at.as_micros(), &command, seen);
+        let faults = std::mem::take(&mut self.model.faults);
+        self.check(faults.is_empty(), || format!("{outcome:?}\n{faults:#?}"));
         self.check(told(&outcome) == expected, || format!("{outcome:?}\nbut the model says {expected:?}"));
         self.check(outcome == twin, || format!("{outcome:?}\nbut the twin says {twin:?}"));
         self.check(self.state.digest() == self.twin.digest(), || "the digests differ".into());
         *self.said.entry(expected.word()).or_default() += 1;
         self.take_effects(effects);
         self.check_settled();
+        self.check_history(forgotten, &command);
         if let Command::Request(request) = &command {
             self.check_standing(request);
         }
@@ -194,10 +204,48 @@ impl Run {
                 },
             }
         }
-        let expected = std::mem::take(&mut self.model.settled);
+        settled.sort();
+        let mut expected = std::mem::take(&mut self.model.settled);
+        expected.sort();
         self.check(settled == expected, || {
-            format!("{settled:?} were settled, and the model says {expected:?}")
+            let told = |(session, id): &(SessionId, u64)| {
+                let session = self.state.session(*session)?;
+                Some(format!("client {}, id {id}: {:?}", session.client, session.wait_standing(*id)))
+            };
+            let told: Vec<_> = settled.iter().map(told).collect();
+            format!("{told:#?} were settled, and the model says {expected:?}\n{:#?}", self.model.lines)
         });
+    }
+
+    /// What is kept of what happened is the end of all that happened, command by command, and as long as may be.
+    fn check_history(&self, forgotten: Op, command: &Command) {
+        let after = self.state.head().history_after;
+        let from = Position { op: after + 1, seen: 0 };
+        let kept = self.state.events_from(from).unwrap_or_else(|refusal| self.fail(&refusal.message));
+        let mut kept: Vec<_> =
+            kept.map(|(_, event)| (event.op, event.name.to_string(), format!("{:?}", event.what))).collect();
+        self.check(kept.is_sorted_by_key(|(op, ..)| *op), || format!("{kept:?} are out of order"));
+        let all = |(op, name, what): &(Op, String, What)| (*op, name.clone(), format!("{what:?}"));
+        let mut expected: Vec<_> = self.model.events.iter().filter(|(op, ..)| *op > after).map(all).collect();
+        // In which order one command does several things follows from the state's own lists.
+        kept.sort();
+        expected.sort();
+        self.check(kept == expected, || {
+            format!("what happened: {kept:#?}\nbut the model says {expected:#?}")
+        });
+        let (count, bytes) = self.state.history_size();
+        let limits = self.model.limits();
+        let fits =
+            |more: u64| count + more <= limits.history_events && bytes + 150 * more <= limits.history_bytes;
+        self.check(count <= limits.history_events && bytes <= limits.history_bytes, || {
+            format!("the history has {count} events of {bytes} bytes")
+        });
+        if after > forgotten && !matches!(command, Command::NewTerm { .. }) {
+            let gone = self.model.events.iter().filter(|(op, ..)| *op == after).count() as u64;
+            self.check(gone > 0 && !fits(gone), || {
+                format!("{gone} events of {after} are forgotten too early")
+            });
+        }
     }
 
     /// A wait that was settled has exactly one outcome, which never changes: the model keeps the first.
@@ -241,16 +289,12 @@ impl Run {
             let held: Vec<_> = self
                 .state
                 .live_grants(0, Time::from_micros(now))
-                .map(|(token, grant)| (token, grant.asks[0].key.to_string(), grant.owner.to_string()))
+                .map(|(token, grant)| (token, grant.asks.clone(), grant.owner.to_string()))
                 .collect();
             let expected = self.model.live_grants(now);
             self.check(held == expected, || {
                 format!("at {now} held: {held:?}\nbut the model says {expected:?}")
             });
-            let mut keys: Vec<_> = held.iter().map(|(_, key, _)| key).collect();
-            keys.sort();
-            keys.dedup();
-            self.check(keys.len() == held.len(), || format!("two holders: {held:?}"));
             for key in random::NAMES {
                 let line: Vec<_> = self.state.line(key, Time::from_micros(now)).map(|(op, _)| op).collect();
                 let expected = self.model.live_line(key, now);
@@ -259,13 +303,53 @@ impl Run {
                 });
             }
         }
-        let keys: Vec<_> = self
-            .state
-            .keys("", None, self.state.at())
-            .map(|(name, key)| (name.to_string(), key.value.to_string(), key.version))
-            .collect();
-        let expected = self.model.keys();
-        self.check(keys == expected, || format!("keys: {keys:?}\nbut the model says {expected:?}"));
+        for grant in &self.model.lines.grants {
+            let seen = self.state.keys_seen(Some(grant.token), "", None, self.at);
+            let seen: Vec<_> = seen
+                .map(|(name, key)| match key {
+                    KeySeen::Committed(key) => (name.to_string(), key.value.to_string(), key.version),
+                    KeySeen::Staged(key) => {
+                        let value = key.change.value.as_ref().map(|value| value.to_string());
+                        (name.to_string(), value.unwrap_or_default(), key.version)
+                    }
+                })
+                .collect();
+            let view = self.model.view(Some(grant.token));
+            let told = |(name, key): (String, keys::MKey)| (name, key.value, key.version);
+            let expected: Vec<_> = view.keys.into_iter().map(told).collect();
+            self.check(seen == expected, || {
+                format!("under {} are seen {seen:?}\nbut the model says {expected:?}", grant.token)
+            });
+            let section = self.state.section(grant.token);
+            for (name, file) in view.files {
+                let staged = section.and_then(|section| section.file(&name));
+                let seen = match (staged, self.state.file(&name)) {
+                    (Some(staged), file) => {
+                        let before = file.map_or(0, |file| file.checksum);
+                        Some((staged.generation, staged.length(), staged.checksum(before)))
+                    }
+                    (None, file) => file.map(|file| (file.generation, file.length, file.checksum)),
+                };
+                let expected = (file.generation, file.bytes.len() as u64, keys::crc32c(&file.bytes));
+                self.check(seen == Some(expected), || {
+                    format!("under {} {name} is {seen:?}, not {expected:?}", grant.token)
+                });
+            }
+        }
+        for now in [at, at + 1, at + 350_000] {
+            let keys: Vec<_> = self
+                .state
+                .keys("", None, Time::from_micros(now))
+                .map(|(name, key)| {
+                    let until = key.deadline.map(Time::as_micros);
+                    (name.to_string(), key.value.to_string(), key.version, until, key.bound)
+                })
+                .collect();
+            let expected = self.model.keys_told(now);
+            self.check(keys == expected, || {
+                format!("keys at {now}: {keys:?}\nbut the model says {expected:?}")
+            });
+        }
         let files: Vec<_> = self
             .state
             .files("", None)
@@ -295,8 +379,14 @@ impl Run {
         for (id, expected) in &self.model.sessions {
             let session = self.state.session(*id).expect("it is known");
             self.check(session.is_live() == expected.ended.is_none(), || format!("{id}: is it live?"));
-            let losses: Vec<_> = session.losses_after(0).map(|loss| (loss.op, loss.token)).collect();
-            let told: Vec<_> = expected.losses.iter().copied().collect();
+            let losses: Vec<_> = session
+                .losses_after(0)
+                .map(|loss| {
+                    let keys = loss.keys.iter().map(|key| key.to_string()).collect();
+                    (loss.op, loss.token, loss.reason, keys, loss.note.to_string())
+                })
+                .collect();
+            let told: Vec<_> = expected.losses.iter().cloned().collect();
             self.check(losses == told, || format!("{id} lost {losses:?}, not {told:?}"));
         }
         let counts: BTreeMap<_, _> = self.state.counts().into_iter().collect();
@@ -304,6 +394,14 @@ impl Run {
         for (name, count) in expected {
             self.check(counts[name] == count, || format!("{} {name}, not {count}", counts[name]));
         }
+        let locks: Vec<String> =
+            self.state.locks("", None, self.at).map(|lock| lock.key.to_string()).collect();
+        self.check((counts["keys"], counts["key_bytes"]) == self.model.key_counts(), || {
+            format!("{} keys, not {:?}", counts["keys"], self.model.key_counts())
+        });
+        let (least, most) = (self.model.locks(false), self.model.locks(true));
+        let right = least.iter().all(|key| locks.contains(key)) && locks.iter().all(|key| most.contains(key));
+        self.check(right, || format!("{locks:?} leave a trace, not {least:?} to {most:?}"));
     }
 
     fn check_same(&self, one: &State, other: &State, what: &str) {

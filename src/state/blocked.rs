@@ -138,7 +138,8 @@ impl State {
     /// Live holders of these locks who keep the asker out, at most [`HOLDERS_SHOWN`], and how many there are.
     fn holders_in_the_way(&self, asks: &[Ask], converts: Option<Token>, now: Time) -> (Vec<Holder>, u64) {
         let (mut shown, mut total) = (Vec::<Holder>::new(), 0);
-        for (nth, ask) in asks.iter().enumerate() {
+        let mut looked_at: Vec<&Ask> = Vec::new();
+        for ask in asks {
             let Some(lock) = self.locks.get(&ask.key) else { continue };
             let mut taken = lock.held;
             if let Some(token) = converts {
@@ -149,10 +150,10 @@ impl State {
             }
             for token in lock.holders.iter().filter(|token| Some(**token) != converts) {
                 let Some(grant) = self.live_grant(*token, now) else { continue };
-                // A grant that holds several of these locks is counted at the first.
+                // A grant that is in the way at several of these locks is counted at the first.
                 let counted =
                     |other: &Ask| grant.asks.binary_search_by(|ask| ask.key.cmp(&other.key)).is_ok();
-                if asks[..nth].iter().any(counted) {
+                if looked_at.iter().any(|other| counted(other)) {
                     continue;
                 }
                 total += 1;
@@ -160,6 +161,7 @@ impl State {
                     shown.push(self.holder(*token, grant, &ask.key, now));
                 }
             }
+            looked_at.push(ask);
         }
         (shown, total)
     }

@@ -71,6 +71,12 @@ impl State {
             self.record_conversion(before, token, &asks);
             return Ok(self.converted(token, false));
         }
+        if patience != Patience::Try {
+            // As long as it waited, the lock would be held with one number of slots and waited for with another.
+            for ask in &asks {
+                self.same_slots(&ask.key, ask.mode, None)?;
+            }
+        }
         let deadline = match patience {
             Patience::Try => {
                 return Ok(Outcome::NotGranted(Box::new(self.why_not_converted(token, &asks, now))));

@@ -1,5 +1,6 @@
 //! Guards: who may write key N and file N while lock N is held (the table in `docs/guarantees.md`).
 
+use super::lines::Lock;
 use super::{State, not_holder};
 use crate::command::Mode;
 use crate::identity::{SessionId, Token};
@@ -30,8 +31,16 @@ impl State {
             Some((token, Mode::Exclusive)) => Guarded::By(token),
             Some((_, Mode::Shared)) => Guarded::Shared,
             _ if lock.closed_until.is_some_and(|until| now < until) => Guarded::Closed,
+            // The delay of a tenure that is over begins when it is cleaned up; nobody slips in before.
+            _ if self.is_about_to_close(lock, now) => Guarded::Closed,
             Some((_, Mode::Slot { .. })) | None => Guarded::Free,
         }
+    }
+
+    /// Whether a holder is gone at `now` and not cleaned up yet, and the lock will close for its lock-delay.
+    fn is_about_to_close(&self, lock: &Lock, now: Time) -> bool {
+        let delays = |token: &Token| self.grants[token].terms.lock_delay_ms > 0;
+        lock.holders.iter().any(|token| delays(token) && self.live_grant(*token, now).is_none())
     }
 
     /// Whether the caller may write what the lock guards only under it: it holds it exclusively.

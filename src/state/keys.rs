@@ -249,9 +249,11 @@ impl State {
         }
     }
 
-    /// The deadline of a key has come.
+    /// The deadline of a key has come, or its session has ended, or both.
     pub(super) fn expire_key(&mut self, name: &Name) {
-        self.drop_key(name, KeyEnd::Expired);
+        let key = self.keys.get(name).expect("a key whose end comes is there");
+        let end = self.key_end(key, self.head.at).expect("it comes in its time");
+        self.drop_key(name, end);
     }
 
     /// Gives a key its value: the one place where keys are set.
@@ -269,7 +271,7 @@ impl State {
     }
 
     /// Takes a key away: the one place where keys go.
-    pub(super) fn drop_key(&mut self, name: &Name, end: KeyEnd) {
+    fn drop_key(&mut self, name: &Name, end: KeyEnd) {
         self.disarm_key(name);
         let key = self.keys.remove(name).expect("a key goes once");
         assert!(

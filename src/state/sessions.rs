@@ -1,6 +1,6 @@
 //! Sessions: who asks, which requests of theirs were answered, and what was said.
 
-use super::{Due, KeyEnd, State};
+use super::{Due, State};
 use crate::command::EndReason;
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::kind::{Detail, Kind, Refusal};
@@ -464,7 +464,7 @@ impl State {
                     self.end_grant(token, reason.into(), effects);
                 }
                 (None, None) => match session.bound.first().cloned() {
-                    Some(key) => self.drop_key(&key, KeyEnd::SessionEnded),
+                    Some(key) => self.expire_key(&key),
                     None => {
                         self.leaving.remove(&client);
                     }

@@ -1,13 +1,22 @@
-//! What the state machine promises, as plainly as it can be written: lists, searched from the front.
+//! What the state machine promises, as plainly as it can be written: lists, searched from the front, and every question
+//! asked of them anew. Nothing is counted ahead and nothing is remembered that can be found out.
+//!
+//! Three things are the state's own choice, and the model takes them from what it [saw](Seen), after it has made sure that
+//! the choice is a right one: in which order those who are served by the same command get their tokens, which dead grants
+//! and waits a command cleans up beside those it must, and which cycle of owners a deadlock lists.
 //!
 //! Nothing is swept in portions here: the runs are so small that one command of the state sweeps all there is.
 
+use crate::keys::{MFile, MKey};
+use crate::lines::Lines;
 use std::collections::{BTreeMap, VecDeque};
-use tenure::command::{Call, Command, Patience, Request};
+use tenure::command::{Ask, Call, Command, EndReason, Request};
 use tenure::identity::{Nonce, SessionId};
-use tenure::kind::Detail;
+use tenure::kind::{CycleStep, Detail};
 use tenure::limits::Limits;
-use tenure::outcome::{Outcome, Reason};
+use tenure::outcome::{Asked, Blocked, Effect, LossReason, Outcome, Reason};
+use tenure::state::{GrantEnd, Standing, State, What};
+use tenure::time::Time;
 
 /// What an outcome comes down to.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,46 +29,85 @@ pub(crate) enum Out {
     },
     Granted {
         token: u64,
-        key: String,
+        asks: Vec<Ask>,
         op: u64,
         lease_ms: Option<u64>,
         again: bool,
     },
-    Waiting {
-        position: u64,
-        held_by: Vec<u64>,
-    },
-    NotGranted {
-        reason: Reason,
-        position: u64,
-        held_by: Vec<u64>,
-    },
+    Waiting(Why),
+    NotGranted(Why),
     Cancelled,
     Released {
         op: u64,
+        writes: u64,
     },
     Renewed {
         left_ms: u64,
     },
     Set {
         version: u64,
+        staged: bool,
     },
     Deleted {
         version: Option<u64>,
+        staged: bool,
     },
     Appended {
         offset: u64,
         length: u64,
+        staged: bool,
     },
     FileChanged {
         length: u64,
         generation: u64,
     },
-    Cleaned {
-        cleaned: u64,
+    Cleaned,
+    Offered {
+        client: Option<u64>,
+    },
+    Broken {
+        op: u64,
+    },
+    ReleaseAsked {
+        deadline_ms: Option<u64>,
+    },
+    Applied {
+        version: u64,
+        staged: bool,
     },
     /// The kind, and what goes with it.
     Refused(String, String),
+}
+
+/// Why a request is not granted.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Why {
+    pub(crate) reason: Reason,
+    pub(crate) key: Option<String>,
+    pub(crate) position: u64,
+    pub(crate) queue_total: u64,
+    pub(crate) held_by: Vec<u64>,
+}
+
+impl Why {
+    pub(crate) fn only(reason: Reason) -> Why {
+        Why { reason, key: None, position: 0, queue_total: 0, held_by: Vec::new() }
+    }
+
+    /// Who stood in the way when a wait was given up is told as it was at that moment, in the middle of a command; it is
+    /// not promised.
+    fn of(blocked: &Blocked) -> Why {
+        match blocked.reason {
+            Reason::Held | Reason::Queued | Reason::Conversion | Reason::LockDelay => Why {
+                reason: blocked.reason,
+                key: blocked.key.as_ref().map(|key| key.to_string()),
+                position: blocked.position,
+                queue_total: blocked.queue_total,
+                held_by: blocked.holders.iter().map(|holder| holder.token).collect(),
+            },
+            reason => Why::only(reason),
+        }
+    }
 }
 
 impl Out {
@@ -69,9 +117,16 @@ impl Out {
             Out::Refused(kind, detail) if kind == "limit" || kind == "too_large" => {
                 format!("{kind} {detail}")
             }
+            Out::Refused(kind, detail) if detail.starts_with("slots") => format!("{kind} slots"),
             Out::Refused(kind, _) => kind.clone(),
-            Out::NotGranted { reason, .. } => format!("not granted, {reason:?}"),
+            Out::NotGranted(why) => format!("not granted, {:?}", why.reason),
+            Out::Waiting(why) => format!("waiting, {:?}", why.reason),
             Out::Granted { again: true, .. } => "granted again".into(),
+            Out::Set { staged: true, .. } => "set, staged".into(),
+            Out::Deleted { staged: true, .. } => "deleted, staged".into(),
+            Out::Appended { staged: true, .. } => "appended, staged".into(),
+            Out::Applied { staged: true, .. } => "applied, staged".into(),
+            Out::Released { writes: 1.., .. } => "released with writes".into(),
             other => format!("{other:?}").split([' ', '{']).next().unwrap_or_default().to_lowercase(),
         }
     }
@@ -84,66 +139,115 @@ pub(crate) fn told(outcome: &Outcome) -> Out {
         Outcome::Void => Out::Void,
         Outcome::Opened { session, client, .. } => Out::Opened { session, client },
         Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms: _, atomic: _ } => {
-            Out::Granted { token, key: asks[0].key.to_string(), op, lease_ms, again }
+            Out::Granted { token, asks, op, lease_ms, again }
         }
-        Outcome::Waiting(blocked) => Out::Waiting {
-            position: blocked.position,
-            held_by: blocked.holders.iter().map(|holder| holder.token).collect(),
-        },
-        Outcome::NotGranted(blocked) => Out::NotGranted {
-            reason: blocked.reason,
-            position: blocked.position,
-            held_by: blocked.holders.iter().map(|holder| holder.token).collect(),
-        },
-        Outcome::Offered { .. }
-        | Outcome::Broken { .. }
-        | Outcome::ReleaseAsked { .. }
-        | Outcome::Applied { .. } => panic!("the model does not know {outcome:?} yet"),
+        Outcome::Waiting(blocked) => Out::Waiting(Why::of(&blocked)),
+        Outcome::NotGranted(blocked) => Out::NotGranted(Why::of(&blocked)),
         Outcome::Cancelled => Out::Cancelled,
-        Outcome::Released { op, .. } => Out::Released { op },
+        Outcome::Released { op, writes } => Out::Released { op, writes },
         Outcome::Renewed { lease_left_ms } => Out::Renewed { left_ms: lease_left_ms },
-        Outcome::Set { version, .. } => Out::Set { version },
-        Outcome::Deleted { version, .. } => Out::Deleted { version },
-        Outcome::Appended { offset, length, .. } => Out::Appended { offset, length },
+        Outcome::Set { version, staged } => Out::Set { version, staged },
+        Outcome::Deleted { version, staged } => Out::Deleted { version, staged },
+        Outcome::Appended { offset, length, staged } => Out::Appended { offset, length, staged },
         Outcome::FileChanged { length, generation } => Out::FileChanged { length, generation },
-        Outcome::Cleaned { cleaned } => Out::Cleaned { cleaned },
+        Outcome::Cleaned { .. } => Out::Cleaned,
+        Outcome::Offered { client } => Out::Offered { client },
+        Outcome::Broken { op } => Out::Broken { op },
+        Outcome::ReleaseAsked { deadline_ms } => Out::ReleaseAsked { deadline_ms },
+        Outcome::Applied { version, staged } => Out::Applied { version, staged },
         Outcome::Refused(refusal) => Out::Refused(
             refusal.kind.as_str().into(),
             match refusal.detail {
                 Detail::Limit { limit, .. } => limit,
                 Detail::Version { version } => version.to_string(),
+                Detail::VersionOf { key, version } => format!("{key} {version}"),
                 Detail::Waits { wait } => format!("wait {wait}"),
-                Detail::None => String::new(),
+                Detail::Held { tokens } => format!("tokens {tokens:?}"),
+                Detail::Slots { slots } => format!("slots {slots}"),
+                Detail::None | Detail::Cycle { .. } => String::new(),
                 other => format!("{other:?}"),
             },
         ),
     }
 }
 
-/// CRC-32C, bit by bit (RFC 3720, appendix B.4).
-pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg()))
-    })
+/// What the state said and did, as far as it had a choice.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// The token of the grant that the command itself was answered with.
+    pub(crate) direct: Option<u64>,
+    /// Waits that were granted, with their tokens.
+    pub(crate) granted: BTreeMap<(SessionId, u64), u64>,
+    /// Waits that were given up because of a deadline.
+    pub(crate) given_up: Vec<(SessionId, u64)>,
+    /// Waits that were answered, and whose answer is gone already.
+    pub(crate) forgotten: Vec<(SessionId, u64)>,
+    /// Grants that sessions lost.
+    pub(crate) lost: Vec<(u64, LossReason)>,
+    /// The cycle of a deadlock, and how long it is in all.
+    pub(crate) cycle: Option<(Vec<CycleStep>, u64)>,
+}
+
+impl Seen {
+    pub(crate) fn new(state: &State, outcome: &Outcome, effects: &[Effect]) -> Seen {
+        let mut seen = Seen::default();
+        match outcome {
+            Outcome::Granted { token, again: false, .. } => seen.direct = Some(*token),
+            Outcome::Refused(refusal) => {
+                if let Detail::Cycle { cycle, cycle_total } = &refusal.detail {
+                    seen.cycle = Some((cycle.clone(), *cycle_total));
+                }
+            }
+            _ => {}
+        }
+        for effect in effects {
+            match effect {
+                Effect::Settled { session, id } => {
+                    let standing = state.session(*session).map(|session| session.wait_standing(*id));
+                    match standing {
+                        Some(Standing::Kept(Outcome::Granted { token, .. })) => {
+                            seen.granted.insert((*session, *id), *token);
+                        }
+                        Some(Standing::Kept(Outcome::NotGranted(blocked)))
+                            if blocked.reason == Reason::Timeout =>
+                        {
+                            seen.given_up.push((*session, *id));
+                        }
+                        // Answered, and at once let go of to make room for the next wait of the session.
+                        Some(Standing::New | Standing::Stale) => seen.forgotten.push((*session, *id)),
+                        _ => {}
+                    }
+                }
+                Effect::Lost { loss, .. } => seen.lost.push((loss.token, loss.reason)),
+                _ => {}
+            }
+        }
+        seen
+    }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Model {
-    op: u64,
-    at: u64,
+    pub(crate) op: u64,
+    pub(crate) at: u64,
     term: u64,
     limits: Option<Limits>,
     pub(crate) last_token: u64,
     last_client: u64,
     pub(crate) sessions: BTreeMap<SessionId, MSession>,
-    /// In the order of their tokens.
-    grants: Vec<MGrant>,
-    /// In the order of their arrival.
-    waits: Vec<MWait>,
-    pub(crate) keys: BTreeMap<String, (String, u64)>,
+    pub(crate) lines: Lines,
+    pub(crate) keys: BTreeMap<String, MKey>,
     pub(crate) files: BTreeMap<String, MFile>,
+    /// What happened, in the order of the commands, the last of it.
+    pub(crate) events: VecDeque<(u64, String, What)>,
     /// Waits that the last command answered.
     pub(crate) settled: Vec<(SessionId, u64)>,
+    /// Tokens that it gave.
+    pub(crate) new_tokens: Vec<u64>,
+    /// What the state chose in it.
+    pub(crate) seen: Seen,
+    /// What is wrong with that, or with anything else that must always hold.
+    pub(crate) faults: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -155,8 +259,11 @@ pub(crate) struct MSession {
     acks: bool,
     replies: BTreeMap<u64, (Call, Out)>,
     pub(crate) waits: BTreeMap<u64, MAnswer>,
-    pub(crate) losses: VecDeque<(u64, u64)>,
+    pub(crate) losses: VecDeque<MLoss>,
 }
+
+/// The command, the token, why, the locks, and what was said of it.
+pub(crate) type MLoss = (u64, u64, LossReason, Vec<String>, String);
 
 /// A wait as its session remembers it.
 #[derive(Debug)]
@@ -168,82 +275,76 @@ pub(crate) struct MAnswer {
     got: bool,
 }
 
-#[derive(Clone, Debug)]
-pub(crate) struct MGrant {
-    pub(crate) token: u64,
-    pub(crate) session: SessionId,
-    pub(crate) owner: String,
-    pub(crate) key: String,
-    op: u64,
-    lease_ms: Option<u64>,
-    deadline: Option<u64>,
-}
+pub(crate) type Said = Result<Out, Out>;
 
-#[derive(Clone, Debug)]
-struct MWait {
-    op: u64,
-    session: SessionId,
-    id: u64,
-    owner: String,
-    key: String,
-    lease_ms: Option<u64>,
-    deadline: Option<u64>,
-}
-
-#[derive(Debug)]
-pub(crate) struct MFile {
-    pub(crate) generation: u64,
-    pub(crate) bytes: Vec<u8>,
-    fault: bool,
-}
-
-type Said = Result<Out, Out>;
-
-fn refused(kind: &str, detail: impl Into<String>) -> Out {
+pub(crate) fn refused(kind: &str, detail: impl Into<String>) -> Out {
     Out::Refused(kind.into(), detail.into())
 }
 
 impl Model {
-    pub(crate) fn apply(&mut self, op: u64, at: u64, command: &Command) -> Out {
-        (self.op, self.at) = (op, at);
-        match command {
+    pub(crate) fn apply(&mut self, op: u64, at: u64, command: &Command, seen: Seen) -> Out {
+        (self.op, self.at, self.seen) = (op, at, seen);
+        self.settled.clear();
+        self.let_keys_go();
+        let out = match command {
             Command::NewTerm { term, limits, raised, .. } => {
                 self.term = *term;
                 self.limits = Some(limits.clone());
                 if *raised {
                     self.last_token += 1 << 32;
+                    self.events.clear();
                 }
                 Out::Done
             }
             Command::OpenSession { nonce, session, .. } => self.open(*nonce, *session),
-            Command::EndSession { session, term, .. } => self.end(*session, *term),
-            Command::Tick => self.tick(),
-            Command::FileFault { file, generation, .. } => match self.files.get_mut(file.as_str()) {
-                Some(file) if file.generation == *generation && !file.fault => {
-                    file.fault = true;
-                    Out::Done
+            Command::EndSession { session, term, reason } => {
+                self.clean_up();
+                self.end(*session, *term, *reason)
+            }
+            Command::Tick => {
+                self.clean_up();
+                self.tick()
+            }
+            Command::FileFault { file: name, generation, reason } => {
+                match self.files.get_mut(name.as_str()) {
+                    Some(file) if file.generation == *generation && !file.fault => {
+                        file.fault = true;
+                        let (generation, reason) = (*generation, reason.as_str().into());
+                        self.happened(name, What::FileFault { generation, reason });
+                        Out::Done
+                    }
+                    _ => Out::Void,
                 }
-                _ => Out::Void,
-            },
+            }
             Command::Request(request) => self.request(request),
+        };
+        self.serve();
+        self.let_keys_go();
+        self.invariants();
+        self.take_tokens();
+        out
+    }
+
+    pub(crate) fn happened(&mut self, name: &str, what: What) {
+        self.events.push_back((self.op, name.to_owned(), what));
+        if self.events.len() > 500 {
+            self.events.pop_front();
         }
     }
 
-    fn limits(&self) -> &Limits {
+    /// Tokens rise by one, from command to command and in each.
+    fn take_tokens(&mut self) {
+        let mut tokens = std::mem::take(&mut self.new_tokens);
+        tokens.sort_unstable();
+        let expected: Vec<u64> = (self.last_token + 1..).take(tokens.len()).collect();
+        if tokens != expected {
+            self.faults.push(format!("tokens {tokens:?} were given, and not {expected:?}"));
+        }
+        self.last_token += tokens.len() as u64;
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
         self.limits.as_ref().expect("a term comes first")
-    }
-
-    fn is_live(&self, session: SessionId) -> bool {
-        self.sessions.get(&session).is_some_and(|session| session.ended.is_none())
-    }
-
-    /// A lease ends at the very instant of its deadline.
-    fn grant_lives(&self, grant: &MGrant, now: u64) -> bool {
-        grant.deadline.is_none_or(|deadline| now < deadline) && self.is_live(grant.session)
-    }
-
-    fn wait_lives(&self, wait: &MWait, now: u64) -> bool {
-        wait.deadline.is_none_or(|deadline| now < deadline) && self.is_live(wait.session)
     }
 
     fn open(&mut self, nonce: Nonce, id: SessionId) -> Out {
@@ -269,48 +370,20 @@ impl Model {
         Out::Opened { session: id, client }
     }
 
-    /// Ends a session: its waits leave their lines, in the order of their owners, then its grants end.
-    fn end(&mut self, id: SessionId, term: u64) -> Out {
+    /// Ends a session: its waits leave their lines, and its grants end.
+    fn end(&mut self, id: SessionId, term: u64, reason: EndReason) -> Out {
         if term != self.term || !self.is_live(id) {
             return Out::Void;
         }
         self.sessions.get_mut(&id).expect("it is live").ended = Some(self.at);
-        let mut waits: Vec<_> = self.waits.iter().filter(|wait| wait.session == id).cloned().collect();
-        waits.sort_by(|a, b| a.owner.cmp(&b.owner));
-        for wait in waits {
+        while let Some(wait) = self.lines.waits.iter().find(|wait| wait.session == id) {
             self.leave_line(wait.op, Reason::SessionEnded);
         }
-        let grants: Vec<_> = self.grants.iter().filter(|grant| grant.session == id).cloned().collect();
-        for grant in grants {
-            self.end_grant(grant.token);
+        while let Some(grant) = self.lines.grants.iter().find(|grant| grant.session == id) {
+            self.end_grant(grant.token, Some(reason.into()));
         }
+        self.drop_bound_keys(self.sessions[&id].client);
         Out::Done
-    }
-
-    /// What is due takes effect in the order of the deadlines: leases, then waits, then what is forgotten.
-    fn tick(&mut self) -> Out {
-        let mut cleaned = 0;
-        loop {
-            let leases = self.grants.iter().filter_map(|grant| Some((grant.deadline?, 0, grant.token)));
-            let waits = self.waits.iter().filter_map(|wait| Some((wait.deadline?, 1, wait.op)));
-            let gone = self
-                .sessions
-                .values()
-                .filter_map(|session| Some((session.ended? + 60_000_000, 2, session.client)));
-            let Some((due, what, number)) = leases.chain(waits).chain(gone).min() else { break };
-            if due > self.at {
-                break;
-            }
-            match what {
-                0 => {
-                    cleaned += 1;
-                    self.expire(number);
-                }
-                1 => self.leave_line(number, Reason::Timeout),
-                _ => self.sessions.retain(|_, session| session.client != number),
-            }
-        }
-        Out::Cleaned { cleaned }
     }
 
     /// Where a request stands, in words.
@@ -350,8 +423,9 @@ impl Model {
             let floor = session.floor;
             session.waits.retain(|id, wait| !wait.got || *id >= floor);
         }
+        self.clean_up();
         let out = self.call(request).unwrap_or_else(|refusal| refusal);
-        if !matches!(out, Out::Waiting { .. }) {
+        if !matches!(out, Out::Waiting(_)) {
             let session = self.sessions.get_mut(&request.session).expect("it is live");
             session.replies.insert(request.id, (request.call.clone(), out.clone()));
             if !session.acks && session.replies.len() as u64 > replies {
@@ -368,120 +442,114 @@ impl Model {
         let me = request.session;
         match &request.call {
             Call::Acquire { .. } => self.acquire(request),
+            Call::Convert { .. } => self.convert(request),
             Call::CancelWait { wait } => self.cancel(me, *wait),
-            Call::Release { token, holder } | Call::Abandon { token, holder } => {
+            Call::Release { token, holder } => {
                 self.mine(me, *holder, *token)?;
-                self.end_grant(*token);
-                Ok(Out::Released { op: self.op })
+                let writes = self.apply_section(*token)?;
+                self.end_grant(*token, None);
+                Ok(Out::Released { op: self.op, writes })
+            }
+            Call::Abandon { token, holder } => {
+                self.mine(me, *holder, *token)?;
+                self.end_grant(*token, Some(GrantEnd::Abandoned));
+                Ok(Out::Released { op: self.op, writes: 0 })
             }
             Call::RenewLease { token, holder, lease_ms } => {
                 self.mine(me, *holder, *token)?;
-                let deadline = Some(self.at + lease_ms * 1_000);
-                let grant = self.grants.iter_mut().find(|grant| grant.token == *token).expect("it is mine");
-                (grant.lease_ms, grant.deadline) = (Some(*lease_ms), deadline);
+                let until = self.at + lease_ms * 1_000;
+                let grant = self.grant_mut(*token);
+                (grant.terms.lease_ms, grant.lease_until) = (Some(*lease_ms), Some(until));
                 Ok(Out::Renewed { left_ms: *lease_ms })
             }
-            Call::Convert { .. }
-            | Call::HandOver { .. }
-            | Call::TakeOver { .. }
-            | Call::BreakLock { .. }
-            | Call::AskRelease { .. }
-            | Call::Transaction { .. } => panic!("the model does not know {:?} yet", request.call),
-            Call::Set { key, value, if_version, token, holder, .. } => {
-                self.may_write(me, *holder, *token, key)?;
-                self.set(key, value, *if_version)
-            }
-            Call::Delete { key, if_version, token, holder } => {
-                self.may_write(me, *holder, *token, key)?;
-                self.has_version(key, *if_version)?;
-                Ok(Out::Deleted { version: self.keys.remove(key.as_str()).map(|(_, version)| version) })
-            }
-            Call::AppendFile { file, data, token, holder } => {
-                self.holds(me, *holder, *token, file)?;
-                self.append(file, data)
-            }
-            Call::DeleteFile { file, token, holder } => {
-                self.holds(me, *holder, *token, file)?;
-                match self.files.remove(file.as_str()) {
-                    Some(file) => Ok(Out::FileChanged { length: 0, generation: file.generation }),
-                    None => Err(refused("not_found", "")),
+            Call::HandOver { token, holder, client } => {
+                self.mine(me, *holder, *token)?;
+                let live = |number: u64| {
+                    self.sessions.values().any(|session| session.client == number && session.ended.is_none())
+                };
+                if client.is_some_and(|number| !live(number)) {
+                    return Err(refused("not_found", ""));
                 }
+                self.grant_mut(*token).offered = *client;
+                Ok(Out::Offered { client: *client })
             }
-            Call::RotateFile { file, to, token, holder } => {
-                self.holds(me, *holder, *token, file)?;
-                if self.holder_of(to).is_some_and(|grant| grant.session != holder.unwrap_or(me)) {
-                    return Err(refused("guarded", ""));
-                }
-                self.rotate(file, to)
+            Call::TakeOver { token, holder, owner, label } => {
+                self.take_over(me, *token, *holder, owner, label)
             }
-            Call::RepairFile { file, generation, length, checksum, token, holder } => {
-                self.holds(me, *holder, *token, file)?;
-                self.repair(file, *generation, *length, *checksum)
+            Call::BreakLock { token, reason } => {
+                self.live_grant(*token)?;
+                self.lose(*token, LossReason::Broken, reason);
+                Ok(Out::Broken { op: self.op })
             }
+            Call::AskRelease { token, reason, deadline_ms } => {
+                self.live_grant(*token)?;
+                let client = self.sessions[&me].client;
+                let deadline = deadline_ms.map(|ms| Time::from_micros(self.at + ms * 1_000));
+                self.grant_mut(*token).asked =
+                    Some(Asked { client, reason: reason.as_str().into(), deadline, op: self.op });
+                Ok(Out::ReleaseAsked { deadline_ms: *deadline_ms })
+            }
+            Call::Transaction { .. }
+            | Call::Set { .. }
+            | Call::Delete { .. }
+            | Call::AppendFile { .. }
+            | Call::DeleteFile { .. }
+            | Call::RotateFile { .. }
+            | Call::RepairFile { .. } => self.write(me, &request.call),
         }
     }
 
-    fn acquire(&mut self, request: &Request) -> Said {
-        let Call::Acquire { asks, wait, owner, terms } = &request.call else { panic!("no acquire") };
-        let lease_ms = &terms.lease_ms;
-        let key = asks[0].key.to_string();
-        let me = request.session;
-        if let Some(wait) = self.waits.iter().find(|wait| wait.session == me && wait.owner == *owner) {
-            if self.wait_lives(wait, self.at) {
-                return Err(refused("already_held", format!("wait {}", wait.id)));
-            }
-            self.leave_line(wait.op, Reason::Timeout);
+    fn live_grant(&self, token: u64) -> Result<(), Out> {
+        let found = self.lines.grants.iter().find(|grant| grant.token == token);
+        match found.is_some_and(|grant| self.grant_lives(grant, self.at)) {
+            true => Ok(()),
+            false => Err(refused("not_found", "")),
         }
-        self.sweep(&key);
-        if let Some(grant) = self.holder_of(&key).filter(|grant| grant.session == me && grant.owner == *owner)
-        {
-            return Ok(Out::Granted {
-                token: grant.token,
-                key,
-                op: grant.op,
-                lease_ms: grant.lease_ms,
-                again: true,
-            });
+    }
+
+    /// A grant goes on as another session's, under a new token: offered to it, or its holder's id is known to it.
+    fn take_over(
+        &mut self,
+        me: SessionId,
+        token: u64,
+        holder: Option<SessionId>,
+        owner: &str,
+        label: &str,
+    ) -> Said {
+        self.live_grant(token).map_err(|_| refused("not_holder", ""))?;
+        let grant = self.grant_mut(token).clone();
+        let offered = grant.offered == Some(self.sessions[&me].client);
+        if !offered && holder != Some(grant.session) {
+            return Err(refused("not_holder", ""));
         }
-        let in_line = self.waits.iter().filter(|wait| wait.key == key).count() as u64;
-        if self.holder_of(&key).is_none() && in_line == 0 {
-            if self.grants.len() as u64 >= self.limits().grants {
-                return Err(refused("limit", "grants"));
-            }
-            return Ok(self.grant(me, owner, &key, *lease_ms));
+        self.no_second_wait(me, owner)?;
+        let tokens: Vec<u64> = self.held_of(me, owner, &grant.asks).iter().map(|grant| grant.token).collect();
+        if !tokens.is_empty() {
+            return Err(refused("already_held", format!("tokens {tokens:?}")));
         }
-        let held_by = self.held_by(&key);
-        let deadline = match wait {
-            Patience::Try => {
-                return Ok(Out::NotGranted { reason: Reason::Held, position: in_line + 1, held_by });
-            }
-            Patience::Millis(ms) => Some(self.at + ms * 1_000),
-            Patience::Forever => None,
-        };
-        if self.waits.len() as u64 >= self.limits().waits {
-            return Err(refused("limit", "waits"));
+        let conversion =
+            self.lines.waits.iter().find(|wait| wait.converts == Some(token)).map(|wait| wait.op);
+        if let Some(op) = conversion {
+            self.leave_line(op, Reason::GrantEnded);
         }
-        if in_line >= self.limits().lock_waits {
-            return Err(refused("limit", "lock_waits"));
-        }
-        self.make_room_for_a_wait(me)?;
-        let op = self.op;
-        let answer = MAnswer { call: Some(request.call.clone()), outcome: None, op, got: false };
-        self.sessions.get_mut(&me).expect("it asks").waits.insert(request.id, answer);
-        self.waits.push(MWait {
-            op,
-            session: me,
-            id: request.id,
-            owner: owner.clone(),
-            key,
-            lease_ms: *lease_ms,
-            deadline,
-        });
-        Ok(Out::Waiting { position: in_line + 1, held_by })
+        let keys = grant.asks.iter().map(|ask| ask.key.to_string()).collect();
+        let old = self.sessions.get_mut(&grant.session).expect("a grant has a session");
+        old.losses.push_back((self.op, token, LossReason::TakenOver, keys, String::new()));
+        let new = self.retoken(token, self.seen.direct);
+        let at = self.at;
+        let grant = self.grant_mut(new);
+        (grant.session, grant.owner, grant.terms.label) = (me, owner.into(), label.into());
+        grant.lease_until = grant.terms.lease_ms.map(|ms| at + ms * 1_000);
+        Ok(self.converted(new, false))
+    }
+
+    pub(crate) fn begins_to_wait(&mut self, request: &Request) {
+        let answer = MAnswer { call: Some(request.call.clone()), outcome: None, op: self.op, got: false };
+        self.sessions.get_mut(&request.session).expect("it asks").waits.insert(request.id, answer);
     }
 
     /// Whoever never sends `ack` gets room by letting go of the oldest answered wait.
-    fn make_room_for_a_wait(&mut self, me: SessionId) -> Result<(), Out> {
+    pub(crate) fn make_room_for_a_wait(&mut self, me: SessionId) -> Result<(), Out> {
         let max = self.limits().session_waits;
         let session = self.sessions.get_mut(&me).expect("it asks");
         if (session.waits.len() as u64) < max {
@@ -515,7 +583,7 @@ impl Model {
         };
         match outcome {
             Some(Out::Granted { .. }) => Ok(outcome.expect("it is one")),
-            Some(Out::NotGranted { .. } | Out::Refused(..)) => Ok(Out::Cancelled),
+            Some(Out::NotGranted(_) | Out::Refused(..)) => Ok(Out::Cancelled),
             Some(_) => Err(refused("invalid_params", "")),
             None => {
                 self.make_room_for_a_wait(me)?;
@@ -527,83 +595,7 @@ impl Model {
         }
     }
 
-    fn grant(&mut self, session: SessionId, owner: &str, key: &str, lease_ms: Option<u64>) -> Out {
-        self.last_token += 1;
-        let (token, op) = (self.last_token, self.op);
-        self.grants.push(MGrant {
-            token,
-            session,
-            owner: owner.into(),
-            key: key.into(),
-            op,
-            lease_ms,
-            deadline: lease_ms.map(|ms| self.at + ms * 1_000),
-        });
-        Out::Granted { token, key: key.into(), op, lease_ms, again: false }
-    }
-
-    /// The live holder of a lock.
-    fn holder_of(&self, key: &str) -> Option<&MGrant> {
-        self.grants.iter().find(|grant| grant.key == key && self.grant_lives(grant, self.at))
-    }
-
-    fn held_by(&self, key: &str) -> Vec<u64> {
-        self.holder_of(key).map(|grant| grant.token).into_iter().collect()
-    }
-
-    fn end_grant(&mut self, token: u64) {
-        let index = self.grants.iter().position(|grant| grant.token == token).expect("a grant ends once");
-        let grant = self.grants.remove(index);
-        self.sweep(&grant.key);
-    }
-
-    /// A grant whose own lease ran out ends, and its client is told.
-    fn expire(&mut self, token: u64) {
-        let grant = self.grants.iter().find(|grant| grant.token == token).expect("a grant ends once");
-        let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
-        if session.ended.is_none() {
-            session.losses.push_back((self.op, token));
-            if session.losses.len() > 64 {
-                session.losses.pop_front();
-            }
-        }
-        self.end_grant(token);
-    }
-
-    /// Takes a lock from a holder that is gone, and the dead from the head of its line; the first who lives gets it.
-    fn sweep(&mut self, key: &str) {
-        let gone = self.grants.iter().find(|grant| grant.key == key && !self.grant_lives(grant, self.at));
-        if let Some(token) = gone.map(|grant| grant.token) {
-            return self.expire(token);
-        }
-        loop {
-            let Some(head) = self.waits.iter().find(|wait| wait.key == key).cloned() else { return };
-            if !self.wait_lives(&head, self.at) {
-                self.leave_line(head.op, Reason::Timeout);
-                continue;
-            }
-            if self.grants.iter().any(|grant| grant.key == key) {
-                return;
-            }
-            self.waits.retain(|wait| wait.op != head.op);
-            let out = self.grant(head.session, &head.owner, key, head.lease_ms);
-            self.settle(&head, out);
-        }
-    }
-
-    fn leave_line(&mut self, op: u64, reason: Reason) {
-        let index = self.waits.iter().position(|wait| wait.op == op).expect("a wait leaves its line once");
-        let key = self.waits[index].key.clone();
-        let position = self.waits[..=index].iter().filter(|wait| wait.key == key).count() as u64;
-        let wait = self.waits.remove(index);
-        let out = match reason {
-            Reason::Cancelled => cancelled(),
-            reason => Out::NotGranted { reason, position, held_by: self.held_by(&key) },
-        };
-        self.settle(&wait, out);
-    }
-
-    fn settle(&mut self, wait: &MWait, out: Out) {
+    pub(crate) fn settle(&mut self, wait: &crate::lines::MWait, out: Out) {
         let session = self.sessions.get_mut(&wait.session).expect("a wait has a session");
         let answer = session.waits.get_mut(&wait.id).expect("its session remembers it");
         assert!(answer.outcome.is_none(), "a wait is answered once");
@@ -611,180 +603,42 @@ impl Model {
         self.settled.push((wait.session, wait.id));
     }
 
-    /// A token acts for its own session, or for whoever names that session as holder.
-    fn mine(&self, me: SessionId, holder: Option<SessionId>, token: u64) -> Result<&MGrant, Out> {
-        let whose = holder.unwrap_or(me);
-        let grant = self.grants.iter().find(|grant| grant.token == token && grant.session == whose);
-        grant.filter(|grant| self.grant_lives(grant, self.at)).ok_or_else(|| refused("not_holder", ""))
+    /// The live grants at `now`.
+    pub(crate) fn live_grants(&self, now: u64) -> Vec<(u64, Vec<Ask>, String)> {
+        let live = self.lines.grants.iter().filter(|grant| self.grant_lives(grant, now));
+        live.map(|grant| (grant.token, grant.asks.clone(), grant.owner.clone())).collect()
     }
 
-    fn holds(&self, me: SessionId, holder: Option<SessionId>, token: u64, key: &str) -> Result<(), Out> {
-        match self.mine(me, holder, token)?.key == key {
-            true => Ok(()),
-            false => Err(refused("not_holder", "")),
-        }
-    }
-
-    fn may_write(
-        &self,
-        me: SessionId,
-        holder: Option<SessionId>,
-        token: Option<u64>,
-        key: &str,
-    ) -> Result<(), Out> {
-        if let Some(token) = token {
-            self.mine(me, holder, token)?;
-        }
-        match (self.holder_of(key), token) {
-            (None, _) => Ok(()),
-            (Some(_), None) => Err(refused("guarded", "")),
-            (Some(grant), Some(token)) if grant.token == token => Ok(()),
-            (Some(_), Some(_)) => Err(refused("not_holder", "")),
-        }
-    }
-
-    fn has_version(&self, key: &str, if_version: Option<u64>) -> Result<(), Out> {
-        let version = self.keys.get(key).map_or(0, |(_, version)| *version);
-        match if_version {
-            Some(asked) if asked != version => Err(refused("version_mismatch", version.to_string())),
-            _ => Ok(()),
-        }
-    }
-
-    fn set(&mut self, key: &str, value: &str, if_version: Option<u64>) -> Said {
-        if value.len() as u64 > self.limits().value_bytes {
-            return Err(refused("too_large", "value_bytes"));
-        }
-        self.has_version(key, if_version)?;
-        if !self.keys.contains_key(key) && self.keys.len() as u64 >= self.limits().keys {
-            return Err(refused("limit", "keys"));
-        }
-        let others = self.keys.iter().filter(|(name, _)| name.as_str() != key);
-        let bytes: usize = others.map(|(name, (value, _))| name.len() + value.len()).sum();
-        if (bytes + key.len() + value.len()) as u64 > self.limits().key_bytes {
-            return Err(refused("limit", "key_bytes"));
-        }
-        self.keys.insert(key.into(), (value.into(), self.op));
-        Ok(Out::Set { version: self.op })
-    }
-
-    fn may_create(&self, name: &str) -> Result<(), Out> {
-        let clash = |other: &String| {
-            other.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'))
-                || name.strip_prefix(other.as_str()).is_some_and(|rest| rest.starts_with('/'))
-        };
-        match self.files.keys().any(clash) {
-            true => Err(refused("bad_name", "")),
-            false => Ok(()),
-        }
-    }
-
-    fn append(&mut self, name: &str, data: &[u8]) -> Said {
-        if data.len() as u64 > self.limits().append_bytes {
-            return Err(refused("too_large", "append_bytes"));
-        }
-        match self.files.get(name) {
-            Some(file) if file.fault => return Err(refused("file_fault", "")),
-            Some(_) => {}
-            None => {
-                self.may_create(name)?;
-                if self.files.len() as u64 >= self.limits().files {
-                    return Err(refused("limit", "files"));
-                }
-            }
-        }
-        let offset = self.files.get(name).map_or(0, |file| file.bytes.len()) as u64;
-        let length = offset + data.len() as u64;
-        if length > self.limits().file_bytes {
-            return Err(refused("limit", "file_bytes"));
-        }
-        let generation = self.op;
-        let file =
-            self.files.entry(name.into()).or_insert(MFile { generation, bytes: Vec::new(), fault: false });
-        file.bytes.extend_from_slice(data);
-        Ok(Out::Appended { offset, length })
-    }
-
-    fn rotate(&mut self, name: &str, to: &str) -> Said {
-        match self.files.get(name) {
-            None => return Err(refused("not_found", "")),
-            Some(file) if file.fault => return Err(refused("file_fault", "")),
-            Some(_) if self.files.contains_key(to) => return Err(refused("invalid_params", "")),
-            Some(_) => self.may_create(to)?,
-        }
-        let file = self.files.remove(name).expect("it was found");
-        let generation = file.generation;
-        self.files.insert(to.into(), file);
-        Ok(Out::FileChanged { length: 0, generation })
-    }
-
-    fn repair(&mut self, name: &str, generation: u64, length: u64, checksum: u32) -> Said {
-        let max = self.limits().file_bytes;
-        let file = self.files.get_mut(name).ok_or_else(|| refused("not_found", ""))?;
-        if !file.fault {
-            return Ok(Out::FileChanged { length: file.bytes.len() as u64, generation: file.generation });
-        }
-        if file.generation != generation {
-            return Err(refused("file_fault", ""));
-        }
-        if length > max {
-            return Err(refused("limit", "file_bytes"));
-        }
-        file.bytes = Model::found_on_disk(length);
-        assert_eq!(crc32c(&file.bytes), checksum, "the test finds on disk what it says");
-        file.fault = false;
-        Ok(Out::FileChanged { length, generation })
-    }
-
-    /// The bytes that a repair of that length finds.
-    pub(crate) fn found_on_disk(length: u64) -> Vec<u8> {
-        (0..length).map(|index| index as u8 ^ 0x55).collect()
-    }
-
-    pub(crate) fn grants(&self) -> &[MGrant] {
-        &self.grants
-    }
-
-    pub(crate) fn live_grants(&self, now: u64) -> Vec<(u64, String, String)> {
-        let live = self.grants.iter().filter(|grant| self.grant_lives(grant, now));
-        live.map(|grant| (grant.token, grant.key.clone(), grant.owner.clone())).collect()
-    }
-
+    /// The live waits of a lock at `now`: conversions first.
     pub(crate) fn live_line(&self, key: &str, now: u64) -> Vec<u64> {
-        let line = self.waits.iter().filter(|wait| wait.key == key && self.wait_lives(wait, now));
-        line.map(|wait| wait.op).collect()
-    }
-
-    pub(crate) fn keys(&self) -> Vec<(String, String, u64)> {
-        self.keys.iter().map(|(name, (value, version))| (name.clone(), value.clone(), *version)).collect()
-    }
-
-    pub(crate) fn files(&self) -> Vec<(String, u64, u64, u32, bool)> {
-        let files = self.files.iter();
-        files
-            .map(|(name, file)| {
-                (name.clone(), file.generation, file.bytes.len() as u64, crc32c(&file.bytes), file.fault)
-            })
-            .collect()
+        let line =
+            self.lines.waits.iter().filter(|wait| wait.mode(key).is_some() && self.wait_lives(wait, now));
+        let (converting, plain): (Vec<_>, Vec<_>) = line.partition(|wait| wait.converts.is_some());
+        converting.into_iter().chain(plain).map(|wait| wait.op).collect()
     }
 
     /// How many there are of what can be counted from outside: nothing is left over of what is gone.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 8] {
-        let mut locks: Vec<_> = self.grants.iter().map(|grant| &grant.key).collect();
-        locks.extend(self.waits.iter().map(|wait| &wait.key));
-        locks.sort();
-        locks.dedup();
-        let key_bytes: usize = self.keys.iter().map(|(name, (value, _))| name.len() + value.len()).sum();
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 6] {
         [
             ("sessions", self.sessions.len() as u64),
-            ("grants", self.grants.len() as u64),
-            ("waits", self.waits.len() as u64),
-            ("locks", locks.len() as u64),
-            ("keys", self.keys.len() as u64),
-            ("key_bytes", key_bytes as u64),
+            ("grants", self.lines.grants.len() as u64),
+            ("waits", self.lines.waits.len() as u64),
             ("files", self.files.len() as u64),
+            ("staged_bytes", self.staged_bytes()),
             ("leaving", 0),
         ]
+    }
+
+    /// Locks that somebody holds or waits for, or that are closed: those that are past their lock-delay, and were not
+    /// touched since, left out or not.
+    pub(crate) fn locks(&self, past: bool) -> Vec<String> {
+        let closed = self.lines.closed.iter().filter(|(_, until)| past || **until > self.at);
+        let mut locks: Vec<String> = closed.map(|(key, _)| key.clone()).collect();
+        locks.extend(self.lines.grants.iter().flat_map(|grant| &grant.asks).map(|ask| ask.key.to_string()));
+        locks.extend(self.lines.waits.iter().flat_map(|wait| &wait.asks).map(|ask| ask.key.to_string()));
+        locks.sort();
+        locks.dedup();
+        locks
     }
 }
 
@@ -800,5 +654,5 @@ fn same(one: &Call, other: &Call) -> bool {
 }
 
 fn cancelled() -> Out {
-    Out::NotGranted { reason: Reason::Cancelled, position: 0, held_by: Vec::new() }
+    Out::NotGranted(Why::only(Reason::Cancelled))
 }

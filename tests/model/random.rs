@@ -1,10 +1,13 @@
 //! Random commands: few sessions, few names, spans of time around the deadlines, copies and clashes on purpose.
 
-use crate::model::{Model, crc32c};
+use crate::keys::crc32c;
+use crate::model::Model;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use tenure::command::{Ask, Call, Command, Durability, EndReason, Life, Mode, Patience, Request, Terms};
+use tenure::command::{
+    Ask, Call, Change, Command, Compare, Durability, EndReason, Life, Mode, Patience, Request, Terms,
+};
 use tenure::identity::{Nonce, SessionId};
 use tenure::limits::Limits;
 use tenure::name::Name;
@@ -14,6 +17,23 @@ use tenure::time::Time;
 pub(crate) const NAMES: [&str; 5] = ["a", "a/x", "b", "c", "d"];
 
 const OWNERS: [&str; 3] = ["", "w1", "w2"];
+
+/// What can be drawn beside exclusive locks, keys and files, one word a family: `TENURE_FAMILIES=modes,delay` draws no other.
+const FAMILIES: [&str; 13] = [
+    "modes",
+    "several",
+    "convert",
+    "delay",
+    "hold",
+    "break",
+    "ask",
+    "hand",
+    "ttl",
+    "bound",
+    "transaction",
+    "atomic",
+    "lease",
+];
 
 /// A seed that no run had before.
 pub(crate) fn fresh_seed() -> u64 {
@@ -49,6 +69,7 @@ impl Random {
 /// Draws commands, and remembers what was sent so that it can be sent again.
 pub(crate) struct Draw {
     pub(crate) random: Random,
+    families: Vec<String>,
     term: u64,
     draws: u128,
     next_ids: BTreeMap<SessionId, u64>,
@@ -60,12 +81,19 @@ impl Draw {
     pub(crate) fn new(seed: u64) -> Draw {
         Draw {
             random: Random(seed),
+            families: families(),
             term: 0,
             draws: 0,
             next_ids: BTreeMap::new(),
             sent: Vec::new(),
             told: BTreeMap::new(),
         }
+    }
+
+    /// Whether a family is drawn, and now is the time for it.
+    fn draws(&mut self, family: &str, one_in: u64) -> bool {
+        assert!(FAMILIES.contains(&family), "{family} is listed");
+        self.families.iter().any(|on| on == family) && self.random.one_in(one_in)
     }
 
     /// What was drawn how often.
@@ -89,7 +117,7 @@ impl Draw {
         later.max(at)
     }
 
-    pub(crate) fn command(&mut self, model: &Model, now: u64) -> Command {
+    pub(crate) fn command(&mut self, model: &Model) -> Command {
         if self.term == 0 {
             return self.new_term(false);
         }
@@ -98,11 +126,11 @@ impl Draw {
                 let raised = self.random.one_in(4);
                 self.new_term(raised)
             }),
-            0..8 => ("open_session", self.open()),
+            0..4 => ("open_session", self.open()),
             8 => ("end_session", self.end(model)),
             9..18 => ("tick", Command::Tick),
             18..20 => ("file_fault", self.fault(model)),
-            _ => match self.request(model, now) {
+            _ => match self.request(model) {
                 Some(request) => ("request", Command::Request(request)),
                 None => ("open_session", self.open()),
             },
@@ -111,25 +139,34 @@ impl Draw {
         command
     }
 
+    /// A term, in which some caps are met all the time and others never.
     fn new_term(&mut self, raised: bool) -> Command {
         self.term += 1;
+        let mut cap = |least: u64, more: u64| match self.random.one_in(2) {
+            true => least + self.random.below(more),
+            false => 4 * (least + more),
+        };
         let limits = Limits {
             default_ttl_ms: 10_000,
-            sessions: 3 + self.random.below(4),
-            replies: 2 + self.random.below(6),
+            sessions: cap(3, 4),
+            replies: cap(2, 6),
             // What a reply weighs is not promised; the window by bytes has golden scripts.
             reply_bytes: u64::MAX,
-            session_waits: 1 + self.random.below(3),
-            waits: 3 + self.random.below(4),
-            lock_waits: 1 + self.random.below(3),
-            grants: 3 + self.random.below(3),
-            keys: 2 + self.random.below(2),
+            session_waits: cap(1, 3),
+            waits: cap(3, 4),
+            lock_waits: cap(1, 3),
+            grants: cap(3, 3),
+            keys: cap(2, 2),
             value_bytes: 6,
-            key_bytes: 10 + self.random.below(10),
-            files: 2 + self.random.below(2),
-            file_bytes: 20 + self.random.below(20),
+            key_bytes: cap(10, 10),
+            files: cap(2, 2),
+            file_bytes: cap(20, 20),
             append_bytes: 9,
-            ..Limits::default()
+            section_writes: cap(2, 3),
+            section_bytes: cap(150, 150),
+            staged_bytes: cap(200, 200),
+            history_events: cap(5, 20),
+            history_bytes: cap(500, 2_000),
         };
         Command::NewTerm { term: self.term, limits, durability: Durability::Sync, raised }
     }
@@ -164,24 +201,32 @@ impl Draw {
 
     /// A session that is known, live or not; sometimes one that never was.
     fn session(&mut self, model: &Model) -> Option<SessionId> {
-        let known: Vec<_> = model.sessions.keys().copied().collect();
-        match known.is_empty() {
-            true => None,
-            false if self.random.one_in(100) => Some(SessionId(1)),
-            false => Some(*self.random.pick(&known)),
+        if model.sessions.is_empty() {
+            return None;
         }
+        if self.random.one_in(200) {
+            return Some(SessionId(1));
+        }
+        // Mostly one that holds something, and sometimes one that is gone.
+        if !model.lines.grants.is_empty() && self.random.one_in(2) {
+            return Some(self.random.pick(&model.lines.grants).session);
+        }
+        let all = self.random.one_in(10);
+        let known = model.sessions.iter().filter(|(_, session)| all || session.ended.is_none());
+        let known: Vec<_> = known.map(|(id, _)| *id).collect();
+        (!known.is_empty()).then(|| *self.random.pick(&known))
     }
 
-    fn request(&mut self, model: &Model, now: u64) -> Option<Request> {
+    fn request(&mut self, model: &Model) -> Option<Request> {
         if self.sent.len() > 60 {
             let gone = self.random.below(30) as usize;
             self.sent.remove(gone);
         }
-        if !self.sent.is_empty() && self.random.one_in(6) {
+        if !self.sent.is_empty() && self.random.one_in(12) {
             let mut copy = self.random.pick(&self.sent).clone();
             match self.random.below(10) {
                 // The same id with another body.
-                0 => copy.call = self.call(model, copy.session, copy.id, now),
+                0 => copy.call = self.call(model, copy.session, copy.id),
                 // The same request with another ack.
                 1 => copy.ack = self.random.below(copy.id + 1),
                 _ => {}
@@ -205,7 +250,7 @@ impl Draw {
         // Some clients never send ack, so that their windows slide.
         let acks = session.0 >> 64 & 1 == 0;
         let got = (0..self.random.below(3)).map(|_| id.saturating_sub(self.random.below(8))).collect();
-        let call = self.call(model, session, id, now);
+        let call = self.call(model, session, id);
         let request = Request { session, id, ack: if acks { ack } else { 0 }, got, call };
         self.sent.push(request.clone());
         Some(request)
@@ -218,19 +263,22 @@ impl Draw {
 
     /// A token: mostly one of a grant that there is, with the session that it belongs to.
     fn token(&mut self, model: &Model, session: SessionId, file: &Name) -> (u64, Option<SessionId>) {
-        let grants = model.grants();
-        let own = grants.iter().find(|grant| grant.session == session && grant.key == file.as_str());
+        let grants = &model.lines.grants;
+        let own: Vec<_> = grants.iter().filter(|grant| grant.session == session).collect();
+        let of_file: Vec<_> = own.iter().copied().filter(|grant| grant.mode(file).is_some()).collect();
+        let own = if of_file.is_empty() || self.random.one_in(8) { own } else { of_file };
+        let own = (!own.is_empty()).then(|| *self.random.pick(&own));
         match self.random.below(10) {
-            0 => (self.random.below(model.last_token + 2), None),
-            1 if !grants.is_empty() => (self.random.pick(grants).token, None),
+            0 if self.random.one_in(2) => (self.random.below(model.last_token + 2), None),
+            1 if !grants.is_empty() && self.random.one_in(2) => (self.random.pick(grants).token, None),
             2 if !grants.is_empty() => {
                 let grant = self.random.pick(grants);
                 (grant.token, Some(grant.session))
             }
-            3 => (own.map_or(1, |grant| grant.token), Some(SessionId(1))),
+            3 if self.random.one_in(3) => (own.map_or(1, |grant| grant.token), Some(SessionId(1))),
             _ => match own {
                 Some(grant) => (grant.token, None),
-                None => match grants.iter().find(|grant| grant.key == file.as_str()) {
+                None => match grants.iter().find(|grant| grant.mode(file).is_some()) {
                     Some(grant) => (grant.token, Some(grant.session)),
                     None => (model.last_token, None),
                 },
@@ -242,41 +290,93 @@ impl Draw {
         100 + self.random.below(20) * 100
     }
 
-    fn call(&mut self, model: &Model, session: SessionId, id: u64, _now: u64) -> Call {
+    fn mode(&mut self) -> Mode {
+        if !self.draws("modes", 1) {
+            return Mode::Exclusive;
+        }
+        match self.random.below(10) {
+            0..4 => Mode::Exclusive,
+            4..7 => Mode::Shared,
+            _ => {
+                let slots = if self.random.one_in(10) { 4 } else { 3 };
+                Mode::Slot { slots, weight: 1 + self.random.below(3) as u32 }
+            }
+        }
+    }
+
+    fn asks(&mut self, name: Name) -> Vec<Ask> {
+        let mut names = vec![name];
+        while names.len() < NAMES.len() && self.draws("several", 2) {
+            names.push(self.name());
+        }
+        names.sort();
+        names.dedup();
+        names.into_iter().map(|key| Ask { key, mode: self.mode() }).collect()
+    }
+
+    fn patience(&mut self) -> Patience {
+        match self.random.below(3) {
+            0 => Patience::Try,
+            1 => Patience::Millis(self.span()),
+            _ => Patience::Forever,
+        }
+    }
+
+    fn terms(&mut self) -> Terms {
+        Terms {
+            label: Arc::default(),
+            lease_ms: self.draws("lease", 2).then(|| self.span()),
+            atomic: self.draws("atomic", 3),
+            lock_delay_ms: if self.draws("delay", 4) { self.span() } else { 0 },
+            max_hold_ms: self.draws("hold", 5).then(|| self.span()),
+        }
+    }
+
+    fn life(&mut self) -> Life {
+        Life { ttl_ms: self.draws("ttl", 3).then(|| self.span()), bound: self.draws("bound", 4) }
+    }
+
+    /// A version: often the right one.
+    fn version(&mut self, model: &Model, key: &str, token: u64) -> u64 {
+        let token = if self.random.one_in(2) { Some(token) } else { None };
+        match model.view(token).keys.get(key) {
+            Some(key) if !self.random.one_in(4) => key.version,
+            _ => self.random.below(3),
+        }
+    }
+
+    fn value(&mut self) -> Arc<str> {
+        Arc::from("1".repeat(1 + self.random.below(7) as usize))
+    }
+
+    fn call(&mut self, model: &Model, session: SessionId, id: u64) -> Call {
+        if let Some(call) = self.richer_call(model, session) {
+            return call;
+        }
         let name = self.name();
         let (token, holder) = self.token(model, session, &name);
-        let version = match model.keys.get(name.as_str()) {
-            Some((_, version)) if !self.random.one_in(4) => *version,
-            _ => self.random.below(3),
-        };
+        let version = self.version(model, &name, token);
         let if_version = self.random.one_in(3).then_some(version);
         let maybe = (!self.random.one_in(4)).then_some(token);
         match self.random.below(24) {
             0..9 => Call::Acquire {
-                asks: vec![Ask { key: name, mode: Mode::Exclusive }],
-                wait: match self.random.below(3) {
-                    0 => Patience::Try,
-                    1 => Patience::Millis(self.span()),
-                    _ => Patience::Forever,
-                },
-                terms: Terms { lease_ms: self.random.one_in(2).then(|| self.span()), ..Terms::default() },
+                asks: self.asks(name),
+                wait: self.patience(),
+                terms: self.terms(),
                 owner: (*self.random.pick(&OWNERS)).into(),
             },
             9 if id > 1 => Call::CancelWait { wait: id.saturating_sub(1 + self.random.below(5)).max(1) },
             9..13 => Call::Release { token, holder },
             13 => Call::Abandon { token, holder },
             14 => Call::RenewLease { token, holder, lease_ms: self.span() },
-            15..17 => {
-                let value = "1".repeat(1 + self.random.below(7) as usize);
-                Call::Set {
-                    key: name,
-                    value: Arc::from(value),
-                    if_version,
-                    life: Life::default(),
-                    token: maybe,
-                    holder,
-                }
-            }
+            15..17 => Call::Set {
+                key: name,
+                value: self.value(),
+                if_version,
+                life: self.life(),
+                token: maybe,
+                holder,
+            },
             17 => Call::Delete { key: name, if_version, token: maybe, holder },
             18..21 => {
                 let data: Vec<u8> = (0..self.random.below(11)).map(|_| self.random.next() as u8).collect();
@@ -298,6 +398,90 @@ impl Draw {
             }
         }
     }
+
+    /// A call of one of the families.
+    fn richer_call(&mut self, model: &Model, session: SessionId) -> Option<Call> {
+        let name = self.name();
+        let (token, holder) = self.token(model, session, &name);
+        if self.draws("convert", 8) {
+            let grant = model.lines.grants.iter().find(|grant| grant.token == token);
+            let mut names: Vec<Name> = grant
+                .map_or(vec![name.clone()], |grant| grant.asks.iter().map(|ask| ask.key.clone()).collect());
+            names.retain(|_| !self.random.one_in(3));
+            if names.is_empty() || self.random.one_in(20) {
+                names.push(name);
+            }
+            names.sort();
+            names.dedup();
+            let asks = names.into_iter().map(|key| Ask { key, mode: self.mode() }).collect();
+            return Some(Call::Convert { token, holder, asks, wait: self.patience() });
+        }
+        let grants = &model.lines.grants;
+        let any =
+            if grants.is_empty() || self.random.one_in(8) { token } else { self.random.pick(grants).token };
+        if self.draws("break", 40) {
+            return Some(Call::BreakLock { token: any, reason: "stuck".into() });
+        }
+        if self.draws("ask", 20) {
+            let deadline_ms = self.random.one_in(2).then(|| self.span());
+            let reason = (*self.random.pick(&["please", "at once"])).into();
+            return Some(Call::AskRelease { token: any, reason, deadline_ms });
+        }
+        if self.draws("hand", 16) {
+            let clients: Vec<u64> = model.sessions.values().map(|session| session.client).collect();
+            let client = (!self.random.one_in(6)).then(|| *self.random.pick(&clients));
+            return Some(Call::HandOver { token, holder, client });
+        }
+        if self.draws("hand", 16) {
+            let mine = model.sessions[&session].client;
+            let offered =
+                grants.iter().find(|grant| grant.offered == Some(mine)).filter(|_| !self.random.one_in(4));
+            let token = offered.map_or(any, |grant| grant.token);
+            let holder = grants.iter().find(|grant| grant.token == token).map(|grant| grant.session);
+            let holder = holder.filter(|_| self.random.one_in(3));
+            let owner = (*self.random.pick(&OWNERS)).into();
+            return Some(Call::TakeOver { token, holder, owner, label: "new".into() });
+        }
+        if self.draws("transaction", 12) {
+            return Some(self.transaction(model, token, holder));
+        }
+        None
+    }
+
+    fn transaction(&mut self, model: &Model, token: u64, holder: Option<SessionId>) -> Call {
+        let names = |draw: &mut Draw, more: u64| {
+            let mut names: Vec<Name> = (0..more + draw.random.below(3)).map(|_| draw.name()).collect();
+            names.sort();
+            names.dedup();
+            names
+        };
+        let compare =
+            names(self, 0).into_iter().map(|key| Compare { version: self.version(model, &key, token), key });
+        let compare = compare.collect();
+        let apply = names(self, 1).into_iter().map(|key| {
+            let value = (!self.random.one_in(4)).then(|| self.value());
+            let life = if value.is_some() { self.life() } else { Life::default() };
+            Change { key, value, life }
+        });
+        let apply = apply.collect();
+        let token = (!self.random.one_in(3)).then_some(token);
+        Call::Transaction { compare, apply, token, holder: holder.filter(|_| token.is_some()) }
+    }
+}
+
+fn families() -> Vec<String> {
+    let Ok(chosen) = std::env::var("TENURE_FAMILIES") else {
+        return FAMILIES.iter().map(|family| family.to_string()).collect();
+    };
+    let chosen: Vec<String> = chosen
+        .split(',')
+        .map(|family| family.trim().to_owned())
+        .filter(|family| !family.is_empty())
+        .collect();
+    for family in &chosen {
+        assert!(FAMILIES.contains(&family.as_str()), "there is no family {family:?}; there are {FAMILIES:?}");
+    }
+    chosen
 }
 
 /// The first term, one session, and so many grants of it.
