@@ -57,6 +57,7 @@ impl State {
                 "this owner holds some of these locks already; release them first, or name another `owner`";
             return Err(Refusal::new(Kind::AlreadyHeld, text).with(Detail::Held { tokens }));
         }
+        self.sweep_locks_of(token, effects);
         if let Some(op) = self.grants[&token].conversion {
             self.grant_ended(op, effects);
         }

@@ -460,7 +460,8 @@ impl Model {
                 let until = self.at + lease_ms * 1_000;
                 let grant = self.grant_mut(*token);
                 (grant.terms.lease_ms, grant.lease_until) = (Some(*lease_ms), Some(until));
-                Ok(Out::Renewed { left_ms: *lease_ms })
+                let end = grant.hold_until.map_or(until, |hold| hold.min(until));
+                Ok(Out::Renewed { left_ms: (end - self.at).div_ceil(1_000) })
             }
             Call::HandOver { token, holder, client } => {
                 self.mine(me, *holder, *token)?;
@@ -535,7 +536,15 @@ impl Model {
         let keys = grant.asks.iter().map(|ask| ask.key.to_string()).collect();
         let old = self.sessions.get_mut(&grant.session).expect("a grant has a session");
         old.losses.push_back((self.op, token, LossReason::TakenOver, keys, String::new()));
+        let (before, client) = (self.sessions[&grant.session].client, self.sessions[&me].client);
+        for Ask { key, .. } in &grant.asks {
+            let reason = LossReason::TakenOver.into();
+            self.happened(key, What::LockLost { token, client: before, reason });
+        }
         let new = self.retoken(token, self.seen.direct);
+        for Ask { key, mode } in &grant.asks {
+            self.happened(key, What::LockGranted { token: new, client, mode: *mode });
+        }
         let at = self.at;
         let grant = self.grant_mut(new);
         (grant.session, grant.owner, grant.terms.label) = (me, owner.into(), label.into());
