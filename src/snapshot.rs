@@ -405,8 +405,7 @@ mod tests {
     use crate::identity::{Nonce, SessionId};
     use crate::limits::Limits;
     use crate::outcome::Outcome;
-    use crate::state::What;
-    use crate::state::{ReplyPart, SectionPart, StagedFilePart, StagedKeyPart};
+    use crate::state::{ReplyPart, SectionPart, StagedFilePart, StagedKeyPart, What};
     use crate::time::Time;
     use std::sync::Arc;
 

@@ -19,6 +19,7 @@ mod input;
 mod journal;
 mod load;
 mod network;
+mod sections;
 mod server;
 mod stall;
 mod table;

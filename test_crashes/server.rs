@@ -19,21 +19,21 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// More often than any failpoint is passed in one scenario.
-const PASSES_MAX: u32 = 120;
+pub(crate) const PASSES_MAX: u32 = 120;
 
 /// A server that may fall at any time and is then started again, while clients go on with what they were doing.
-struct Falling {
-    server: Server,
+pub(crate) struct Falling {
+    pub(crate) server: Server,
     /// The step that the failpoint is armed for; if there is none, it is armed all the while.
     aim: Option<String>,
     /// The steps in which it fell.
-    fell_in: BTreeSet<String>,
+    pub(crate) fell_in: BTreeSet<String>,
     /// Every request that has its final answer, with it.
     told: Vec<(String, Sent, Answer)>,
 }
 
 impl Falling {
-    fn start(failpoint: String, aim: Option<&str>) -> Falling {
+    pub(crate) fn start(failpoint: String, aim: Option<&str>) -> Falling {
         println!("{failpoint} {}", aim.unwrap_or("anywhere"));
         let disarmed = aim.is_some();
         let server = Server::prepare(Setup { failpoint: Some(failpoint), disarmed, ..Setup::default() });
@@ -66,7 +66,7 @@ impl Falling {
     }
 
     /// Starts it again if it has fallen.
-    fn care(&mut self, step: &str) {
+    pub(crate) fn care(&mut self, step: &str) {
         if let Some(exit) = self.server.fallen() {
             self.falls(step, &exit);
         }
@@ -80,7 +80,7 @@ impl Falling {
     }
 
     /// A request, sent until it has its final answer, over any fall.
-    fn call(&mut self, step: &str, raw: &mut Raw, sent: Sent) -> Answer {
+    pub(crate) fn call(&mut self, step: &str, raw: &mut Raw, sent: Sent) -> Answer {
         self.begin(step);
         let answer = raw.finish_with(&sent, || self.care(step));
         self.end(step);
@@ -90,7 +90,7 @@ impl Falling {
     }
 
     /// The same outcome each time it is told: sends everything again after a last kill, and once more.
-    fn tell_all_again(&mut self, raws: &mut [&mut Raw]) {
+    pub(crate) fn tell_all_again(&mut self, raws: &mut [&mut Raw]) {
         // From here without a failpoint.
         self.server.kill_and_restart();
         for round in 0..2 {

@@ -661,3 +661,75 @@ fn a_watch_says_what_it_cannot_tell_and_ends() {
     closing.close().unwrap();
     assert!(matches!(waiting.join().unwrap(), Error::Closed | Error::Unreachable { .. }));
 }
+
+#[test]
+fn an_atomic_guard_commits_all_or_nothing_and_reads_its_own_writes() {
+    let mut server = server();
+    let client = Client::connect(server.address).unwrap();
+    let other = Client::connect(server.address).unwrap();
+    other.set("a", &"old").unwrap();
+    let section = || client.lock_all(["a", "b", "log"]).atomic().acquire().unwrap();
+
+    let guard = section();
+    guard.set("a", &"new").unwrap();
+    guard.delete("b").unwrap();
+    let placed = guard.append_file("log", "one\n").unwrap();
+    assert!(placed.staged);
+    server.restart().unwrap();
+    guard.append_file("log", "two\n").unwrap();
+    assert_eq!(guard.get("a").unwrap().unwrap().parse::<String>().unwrap(), "new");
+    assert_eq!(guard.read_all("log").unwrap(), b"one\ntwo\n");
+    assert_eq!(guard.file_info("log").unwrap().length, 8);
+    assert_eq!(guard.fence().unwrap().prefix("").count(), 1);
+    assert_eq!(other.get_as::<String>("a").unwrap().as_deref(), Some("old"));
+    assert_eq!(other.read_all("log").unwrap_err().kind(), Some(Kind::NotFound));
+    let committed = guard.commit().unwrap();
+    assert_eq!(committed.writes, 4);
+    assert_eq!(other.get("a").unwrap().unwrap().version, committed.op);
+    assert_eq!(other.read_all("log").unwrap(), b"one\ntwo\n");
+
+    // Rolled back: by name, by a drop, by work that panics or fails on the way.
+    let guard = section();
+    guard.set("a", &"abandoned").unwrap();
+    guard.abandon().unwrap();
+    let guard = section();
+    guard.set("a", &"dropped").unwrap();
+    drop(guard);
+    let work = std::thread::spawn({
+        let client = client.clone();
+        move || {
+            let guard = client.lock("a").wait_forever().atomic().acquire().unwrap();
+            guard.set("a", &"half").unwrap();
+            std::panic::resume_unwind(Box::new("the work under the lock panics"));
+        }
+    });
+    assert!(work.join().is_err());
+    let guard = client.lock("a").wait_forever().acquire().unwrap();
+    assert_eq!(other.get_as::<String>("a").unwrap().as_deref(), Some("new"));
+    guard.release().unwrap();
+    client.lock("a").atomic().with(|guard| guard.set("a", &"with").unwrap()).unwrap();
+    assert_eq!(other.get_as::<String>("a").unwrap().as_deref(), Some("with"));
+}
+
+#[test]
+fn a_commit_that_is_refused_is_rolled_back_and_lets_go() {
+    let server = server();
+    let client = Client::connect(server.address).unwrap();
+    let other = Client::connect(server.address).unwrap();
+    let guard = client.lock_all(["a", "d/f"]).atomic().acquire().unwrap();
+    guard.set("a", &1).unwrap();
+    guard.append_file("d/f", "x").unwrap();
+    let taken = other.lock("d").acquire().unwrap();
+    taken.append("a file, where a directory was to be").unwrap();
+    assert_eq!(guard.commit().unwrap_err().kind(), Some(Kind::BadName));
+    drop(client.lock("a").wait(Duration::from_secs(10)).acquire().unwrap());
+    assert!(other.get("a").unwrap().is_none());
+    // Who tries by hand keeps the grant and what is staged.
+    taken.delete_file("d").unwrap();
+    let guard = client.lock_all(["a", "d/f"]).atomic().acquire().unwrap();
+    guard.append_file("d/f", "x").unwrap();
+    taken.append("again").unwrap();
+    assert_eq!(guard.fence().unwrap().release().unwrap_err().kind(), Some(Kind::BadName));
+    taken.delete_file("d").unwrap();
+    assert_eq!(guard.commit().unwrap().writes, 1);
+}

@@ -621,3 +621,179 @@ fn key_weight(Change { key, value, .. }: &Change) -> u64 {
 fn append_weight(file: &Name, bytes: usize) -> u64 {
     WRITE_WEIGHT + file.len() as u64 + bytes as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Call, Command, Patience, Request, Terms};
+    use crate::identity::Nonce;
+    use crate::outcome::{FileAct, FileEffect};
+    use crate::snapshot::{self, ServerId, Snapshot};
+    use crate::state::GrantPart;
+
+    const ALICE: SessionId = SessionId(7);
+
+    /// A state that is given one request after another.
+    struct Rig {
+        state: State,
+        id: u64,
+        effects: Vec<Effect>,
+    }
+
+    impl Rig {
+        fn new() -> Rig {
+            let open = Command::OpenSession {
+                nonce: Nonce(1),
+                session: ALICE,
+                name: String::new(),
+                label: String::new(),
+                ttl_ms: 10_000,
+            };
+            let mut state = State::new();
+            state.apply(1, Time::ZERO, &open, &mut Vec::new());
+            Rig { state, id: 0, effects: Vec::new() }
+        }
+
+        fn call(&mut self, call: Call) -> Outcome {
+            self.id += 1;
+            let request = Request { session: ALICE, id: self.id, ack: 0, got: Vec::new(), call };
+            let (op, at) = (self.state.op() + 1, self.state.at());
+            self.state.apply(op, at, &Command::Request(request), &mut self.effects)
+        }
+
+        fn acquire(&mut self, keys: &[&str], atomic: bool) -> Token {
+            let ask = |key: &&str| Ask { key: name(key), mode: Mode::Exclusive };
+            let (asks, terms) = (keys.iter().map(ask).collect(), Terms { atomic, ..Terms::default() });
+            match self.call(Call::Acquire { asks, wait: Patience::Try, owner: String::new(), terms }) {
+                Outcome::Granted { token, .. } => token,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn set(&mut self, token: Token, key: &str, value: &str, life: Life) -> Outcome {
+            let (key, value) = (name(key), value.into());
+            self.call(Call::Set { key, value, if_version: None, life, token: Some(token), holder: None })
+        }
+
+        fn append(&mut self, token: Token, file: &str, data: &str) -> Outcome {
+            let data = data.as_bytes().into();
+            self.call(Call::AppendFile { file: name(file), data, token, holder: None })
+        }
+
+        fn release(&mut self, token: Token) -> Outcome {
+            self.call(Call::Release { token, holder: None })
+        }
+
+        /// A section with something of everything, on top of a file that was there.
+        fn staged() -> (Rig, Token) {
+            let mut rig = Rig::new();
+            let token = rig.acquire(&["old"], false);
+            rig.append(token, "old", "before ");
+            rig.set(token, "old", "1", Life::default());
+            rig.release(token);
+            let token = rig.acquire(&["a", "b", "new", "old"], true);
+            rig.set(token, "a", " null ", Life { ttl_ms: Some(500), bound: false });
+            rig.set(token, "b", "[1, 2.50]", Life { ttl_ms: None, bound: true });
+            rig.append(token, "old", "one ");
+            rig.append(token, "new", "");
+            rig.append(token, "old", "two ");
+            rig.append(token, "new", "\u{0}");
+            let holder = None;
+            rig.call(Call::Delete { key: name("old"), if_version: None, token: Some(token), holder });
+            rig.effects.clear();
+            (rig, token)
+        }
+    }
+
+    fn name(text: &str) -> Name {
+        Name::file(text).unwrap()
+    }
+
+    fn bytes(state: &State) -> Vec<u8> {
+        let snapshot = Snapshot { server: ServerId(1), clean: true, parts: state.parts(), redo: Vec::new() };
+        let mut out = Vec::new();
+        snapshot::encode(&snapshot, &mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn a_section_that_was_in_a_snapshot_is_released_like_one_that_was_not() {
+        let (mut rig, token) = Rig::staged();
+        let first = bytes(&rig.state);
+        let text = String::from_utf8(first.clone()).unwrap();
+        assert!(text.contains("\"section\":{\"keys\":[{\"key\":\"a\""), "people can read it: {text}");
+        let state = State::from_parts(snapshot::decode(&first).unwrap().parts).unwrap();
+        assert_eq!(bytes(&state), first);
+        assert_eq!(state.counts(), rig.state.counts());
+        let mut other = Rig { state, id: rig.id, effects: Vec::new() };
+        let released = rig.release(token);
+        assert_eq!(released, other.release(token));
+        assert!(matches!(released, Outcome::Released { writes: 7, .. }), "{released:?}");
+        assert_eq!(rig.effects, other.effects);
+        assert_eq!(bytes(&rig.state), bytes(&other.state));
+        assert_eq!(rig.state.counts().iter().find(|(name, _)| *name == "staged_bytes").unwrap().1, 0);
+    }
+
+    #[test]
+    fn a_release_writes_each_file_once_and_new_files_have_generations_of_their_own() {
+        let (mut rig, token) = Rig::staged();
+        rig.append(token, "a", "x");
+        rig.release(token);
+        let op = rig.state.op();
+        let written = |effect: &Effect| match effect {
+            Effect::File(FileEffect { op, file, generation, act: FileAct::Write { offset, data } }) => {
+                (*op, file.to_string(), *generation, *offset, String::from_utf8(data.to_vec()).unwrap())
+            }
+            other => panic!("{other:?}"),
+        };
+        let written: Vec<_> = rig.effects.iter().map(written).collect();
+        let [old, new, a] = ["old", "new", "a"].map(|file| rig.state.file(file).unwrap().generation);
+        assert_eq!(
+            written,
+            [
+                (op, "a".into(), a, 0, "x".into()),
+                (op, "new".into(), new, 0, "\u{0}".into()),
+                (op, "old".into(), old, 7, "one two ".into()),
+            ]
+        );
+        assert!(old < new && new < a && a < op);
+    }
+
+    #[test]
+    fn any_slice_of_what_is_staged_is_found_by_its_place_in_the_file() {
+        let (rig, token) = Rig::staged();
+        let staged = rig.state.section(token).unwrap().file("old").unwrap();
+        let whole = b"before one two ";
+        assert_eq!(staged.length(), whole.len() as u64);
+        for from in 0..=whole.len() {
+            for to in from..=whole.len() {
+                assert_eq!(staged.slice(from as u64, to as u64), &whole[from.max(7)..to.max(7)]);
+            }
+        }
+        let before = rig.state.file("old").unwrap().checksum;
+        assert_eq!(staged.checksum(before), crc32c::crc32c(whole));
+    }
+
+    #[test]
+    fn parts_that_contradict_a_section_are_refused() {
+        let (rig, _) = Rig::staged();
+        let refused = |change: &dyn Fn(&mut GrantPart), why: &str| {
+            let mut parts = rig.state.parts();
+            change(&mut parts.grants[0]);
+            let fault = State::from_parts(parts).unwrap_err();
+            assert!(fault.contains(why), "{fault:?} does not say {why:?}");
+        };
+        refused(&|grant| grant.terms.atomic = false, "is not atomic");
+        refused(&|grant| grant.asks.truncate(3), "is not held exclusively");
+        refused(&|grant| grant.asks[0].mode = Mode::Shared, "is not held exclusively");
+        let section = |change: &dyn Fn(&mut SectionPart), why: &str| {
+            refused(&|grant| change(grant.section.as_mut().unwrap()), why);
+        };
+        section(&|part| part.keys[0].version = 999, "never given");
+        section(&|part| part.files[0].generation = 0, "by no command");
+        section(&|part| part.files[0].data_b64[0] = "*".into(), "no base64");
+        section(&|part| part.files[0].data_b64.clear(), "without an append");
+        section(&|part| part.keys[1].key = name("a"), "staged twice");
+        section(&|part| (part.keys.clear(), part.files.clear()).0, "nothing is staged");
+    }
+}
