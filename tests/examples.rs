@@ -11,7 +11,8 @@ fn run(name: &str, args: &[&str]) -> String {
     // target/<profile>/deps/<this> and target/<profile>/examples/<name>
     let example: PathBuf = test.ancestors().nth(2).expect("it stands in deps").join("examples").join(name);
     assert!(example.exists(), "{} is not built: run `cargo build --examples`", example.display());
-    let output = Command::new(&example).args(args).output().expect("an example starts");
+    let output =
+        Command::new(&example).args(args).env_remove("TENURE_ADDR").output().expect("an example starts");
     let told = String::from_utf8(output.stdout).expect("an example prints text");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} {args:?}: {}\n{told}\n{errors}", output.status);
@@ -51,11 +52,44 @@ fn many_workers_count_to_exactly_workers_times_increments() {
 }
 
 #[test]
-fn jobs_are_claimed_a_leader_elected_a_migration_done_once_and_a_configuration_shared() {
-    let told = run("recipes", &[]);
-    for title in ["claiming jobs", "electing a leader", "migrating once", "sharing a configuration"] {
-        assert!(told.contains(title), "{title}: {told}");
-    }
+fn a_leader_that_falls_silent_is_followed_by_the_next_and_cannot_give_orders_any_more() {
+    let told = run("leader_election", &[]);
+    assert_eq!(told.matches("has the seat").count(), 3, "{told}");
+}
+
+#[test]
+fn each_job_is_done_once_though_a_worker_dies_with_one() {
+    assert!(run("job_claim", &[]).contains("jobs were done by the three workers"));
+}
+
+#[test]
+fn a_configuration_that_many_change_and_follow_loses_nothing() {
+    let told = run("shared_config", &[]);
+    assert_eq!(told.matches(" is added: version ").count(), 4, "{told}");
+}
+
+#[test]
+fn one_instance_migrates_and_goes_on_where_a_dead_one_stopped() {
+    let told = run("migration", &[]);
+    assert_eq!(told.matches(" took 0 steps and runs on schema 4").count(), 3, "{told}");
+}
+
+#[test]
+fn a_pool_is_never_overdrawn_and_forgets_no_slot() {
+    let told = run("worker_pool", &[]);
+    assert!(told.contains("worker_12 works") && told.contains("misconfigured is told: "), "{told}");
+}
+
+#[test]
+fn clerks_killed_in_the_middle_lose_and_make_no_money() {
+    let told = run("transfer", &[]);
+    assert_eq!(told.matches("the accounts have 200 together").count(), 3, "{told}");
+}
+
+#[test]
+fn a_stuck_worker_loses_its_lease_though_its_heartbeats_go_on() {
+    let told = run("stuck_worker", &[]);
+    assert!(told.contains("the heir has the job") && told.contains("is refused"), "{told}");
 }
 
 #[test]
