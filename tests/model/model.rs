@@ -536,6 +536,9 @@ impl Model {
         let keys = grant.asks.iter().map(|ask| ask.key.to_string()).collect();
         let old = self.sessions.get_mut(&grant.session).expect("a grant has a session");
         old.losses.push_back((self.op, token, LossReason::TakenOver, keys, String::new()));
+        if old.losses.len() > 64 {
+            old.losses.pop_front();
+        }
         let (before, client) = (self.sessions[&grant.session].client, self.sessions[&me].client);
         for Ask { key, .. } in &grant.asks {
             let reason = LossReason::TakenOver.into();
