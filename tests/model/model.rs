@@ -538,19 +538,9 @@ impl Model {
         if let Some(op) = conversion {
             self.leave_line(op, Reason::GrantEnded);
         }
-<<<<<<< HEAD
         self.is_lost(token, LossReason::TakenOver, "");
         let (before, after) = (self.sessions[&grant.session].client, self.sessions[&me].client);
         let reason = LossReason::TakenOver.into();
-=======
-        let keys = grant.asks.iter().map(|ask| ask.key.to_string()).collect();
-        let old = self.sessions.get_mut(&grant.session).expect("a grant has a session");
-        old.losses.push_back((self.op, token, LossReason::TakenOver, keys, String::new()));
-        if old.losses.len() > 64 {
-            old.losses.pop_front();
-        }
-        let (before, client) = (self.sessions[&grant.session].client, self.sessions[&me].client);
->>>>>>> ends
         for Ask { key, .. } in &grant.asks {
             self.happened(key, What::LockLost { token, client: before, reason });
         }

@@ -433,17 +433,10 @@ impl Draw {
             return Some(Call::HandOver { token, holder, client });
         }
         if self.draws("hand", 16) {
-<<<<<<< HEAD
             let mine = model.sessions.get(&session).map_or(0, |session| session.client);
             let offered = grants
                 .iter()
                 .find(|grant| grant.offered.is_some_and(|(client, _)| client == mine))
-=======
-            let mine = model.sessions.get(&session).map(|session| session.client);
-            let offered = grants
-                .iter()
-                .find(|grant| mine.is_some() && grant.offered == mine)
->>>>>>> ends
                 .filter(|_| !self.random.one_in(4));
             let token = offered.map_or(any, |grant| grant.token);
             let holder = grants.iter().find(|grant| grant.token == token).map(|grant| grant.session);
