@@ -20,7 +20,7 @@ use crate::identity::{Op, SessionId, Token};
 use crate::kind::{CycleStep, Detail, Kind, Refusal};
 use crate::limits::{CYCLE_SHOWN, DEADLOCK_STEPS_MAX};
 use crate::name::Name;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
 /// How many grants of an owner's session are looked at to see that nobody waits for the owner.
@@ -89,9 +89,9 @@ struct Edge {
 struct Search<'a> {
     state: &'a State,
     waiting: Vec<Waiting<'a>>,
-    by_op: HashMap<Op, usize>,
+    by_op: BTreeMap<Op, usize>,
     locks: Vec<Played<'a>>,
-    by_key: HashMap<&'a Name, usize>,
+    by_key: BTreeMap<&'a Name, usize>,
     steps: usize,
     /// Whether anybody gathered waits for the asker.
     leads_back: bool,
@@ -135,9 +135,9 @@ impl<'a> Search<'a> {
         let mut search = Search {
             state,
             waiting: Vec::new(),
-            by_op: HashMap::new(),
+            by_op: BTreeMap::new(),
             locks: Vec::new(),
-            by_key: HashMap::new(),
+            by_key: BTreeMap::new(),
             steps: 0,
             leads_back: false,
         };
