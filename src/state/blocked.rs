@@ -3,7 +3,7 @@
 use super::lines::Lock;
 use super::taken::{Taken, conflict};
 use super::{State, Wait};
-use crate::command::{Ask, Mode};
+use crate::command::Ask;
 use crate::identity::{Op, Token};
 use crate::limits::{AHEAD_LOOKED_AT, HOLDERS_SHOWN};
 use crate::name::Name;

@@ -213,7 +213,12 @@ impl Model {
     }
 
     pub(crate) fn wait_lives(&self, wait: &MWait, now: u64) -> bool {
-        wait.deadline.is_none_or(|deadline| now < deadline) && self.is_live(wait.session)
+        let converts = |token| self.lines.grants.iter().find(|grant| grant.token == token);
+        wait.deadline.is_none_or(|deadline| now < deadline)
+            && self.is_live(wait.session)
+            && wait
+                .converts
+                .is_none_or(|token| converts(token).is_some_and(|grant| self.grant_lives(grant, now)))
     }
 
     /// The live holders of a lock.
@@ -616,7 +621,9 @@ impl Model {
         let conversion =
             self.lines.waits.iter().find(|wait| wait.converts == Some(token)).map(|wait| wait.op);
         if let Some(op) = conversion {
-            self.leave_line(op, Reason::GrantEnded);
+            let wait = self.lines.waits.iter().find(|wait| wait.op == op).expect("it was found");
+            let cancelled = self.seen.cancelled == Some((wait.session, wait.id));
+            self.leave_line(op, if cancelled { Reason::Cancelled } else { Reason::GrantEnded });
         }
         let place =
             self.lines.grants.iter().position(|grant| grant.token == token).expect("a grant ends once");
@@ -678,6 +685,12 @@ impl Model {
             match wait.filter(|wait| wait.deadline.is_some_and(|deadline| deadline <= self.at)) {
                 Some(wait) => self.leave_line(wait.op, Reason::Timeout),
                 None => self.faults.push(format!("{given_up:?} is given up before its time")),
+            }
+        }
+        for wait in std::mem::take(&mut self.seen.unconverted) {
+            let found = self.lines.waits.iter().find(|other| (other.session, other.id) == wait);
+            if let Some(wait) = found.filter(|wait| !self.wait_lives(wait, self.at)) {
+                self.leave_line(wait.op, Reason::GrantEnded);
             }
         }
         for (token, reason) in std::mem::take(&mut self.seen.lost) {

@@ -182,6 +182,10 @@ pub(crate) struct Seen {
     pub(crate) granted: BTreeMap<(SessionId, u64), u64>,
     /// Waits that were given up because of a deadline.
     pub(crate) given_up: Vec<(SessionId, u64)>,
+    /// Conversions whose grants have ended.
+    pub(crate) unconverted: Vec<(SessionId, u64)>,
+    /// The wait that was cancelled.
+    pub(crate) cancelled: Option<(SessionId, u64)>,
     /// Waits that were answered, and whose answer is gone already.
     pub(crate) forgotten: Vec<(SessionId, u64)>,
     /// Grants that sessions lost.
@@ -214,6 +218,16 @@ impl Seen {
                             if blocked.reason == Reason::Timeout =>
                         {
                             seen.given_up.push((*session, *id));
+                        }
+                        Some(Standing::Kept(Outcome::NotGranted(blocked)))
+                            if blocked.reason == Reason::GrantEnded =>
+                        {
+                            seen.unconverted.push((*session, *id));
+                        }
+                        Some(Standing::Kept(Outcome::NotGranted(blocked)))
+                            if blocked.reason == Reason::Cancelled =>
+                        {
+                            seen.cancelled = Some((*session, *id));
                         }
                         // Answered, and at once let go of to make room for the next wait of the session.
                         Some(Standing::New | Standing::Stale) => seen.forgotten.push((*session, *id)),
