@@ -261,7 +261,7 @@ fn sample(param: &str) -> &'static str {
         "atomic" | "bound" => "false",
         "compare" | "apply" => "[]",
         "cookie" | "name" | "label" | "key" | "mode" | "owner" | "from" | "to" | "prefix" | "cursor"
-        | "file" | "data" | "data_b64" => "\"exclusive\"",
+        | "reason" | "file" | "data" | "data_b64" => "\"exclusive\"",
         _ => "100",
     }
 }
