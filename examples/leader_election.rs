@@ -37,7 +37,8 @@ fn story(addr: SocketAddr, place: &str) -> Result<()> {
     let silent = Instant::now();
     println!("candidate_0 falls silent");
 
-    // The others stand in line, as long as it takes. Nobody polls.
+    // The others stand in line, as long as it takes. Nobody polls. The first of them comes to the seat a TTL after the
+    // last sign of life, which is a little before the silence began.
     together(1..=3, |number| {
         let name = format!("candidate_{number}");
         let client = Client::builder().name(&name).connect(addr)?;
@@ -46,9 +47,11 @@ fn story(addr: SocketAddr, place: &str) -> Result<()> {
         expect(guard.token()? > old, "each leader has a greater token than those before it")?;
         lead(&guard, &name)?;
 
-        // candidate_0 wakes up and gives an order, as it would have done before. It comes too late, and changes nothing.
+        // candidate_0 wakes up and gives an order, as it would have done before, with its session and its token. (Its
+        // client is gone, so the order is sent from here.) It comes too late, and changes nothing.
         let late = client.fence_of(hung.session, old).set(&seat, "candidate_0");
         expect(late.is_err_and(|error| error.kind() == Some(Kind::NotHolder)), "a late order is refused")?;
+        println!("  a late order of candidate_0 is refused");
 
         // Whoever steps down takes its name off the door, and then lets the next one in.
         guard.delete(&seat)?;

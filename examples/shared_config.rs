@@ -94,9 +94,9 @@ fn follow(addr: SocketAddr, key: &str, number: u32) -> Result<Config> {
         if event.name == key && event.event == "key_set" {
             config = client.get_as(key)?.unwrap_or_default();
             println!(
-                "  follower {number} has {} features by version {:?}",
-                config.features.len(),
-                event.version
+                "  follower {number} is told of version {} and has {} features",
+                event.version.unwrap_or_default(),
+                config.features.len()
             );
         }
     }

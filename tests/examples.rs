@@ -1,9 +1,22 @@
 //! The examples, run as a reader would run them: each checks what it shows and ends with 0 only then.
 //!
-//! `cargo test` builds the examples first; so does `cargo test --examples --test examples`.
+//! `cargo test` builds the examples first. `cargo test --test examples` alone does not: `cargo build --examples` does.
 
+#[path = "protocol/server.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with the test of the protocol, which talks to the server without the library"
+)]
+mod server;
+
+use server::Server;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
+
+const RECIPES: [&str; 7] =
+    ["leader_election", "job_claim", "shared_config", "migration", "worker_pool", "transfer", "stuck_worker"];
 
 /// Runs an example to its end and gives what it printed.
 fn run(name: &str, args: &[&str]) -> String {
@@ -77,19 +90,35 @@ fn one_instance_migrates_and_goes_on_where_a_dead_one_stopped() {
 #[test]
 fn a_pool_is_never_overdrawn_and_forgets_no_slot() {
     let told = run("worker_pool", &[]);
-    assert!(told.contains("worker_12 works") && told.contains("misconfigured is told: "), "{told}");
+    assert!(
+        told.contains("all 4 slots are there in the end") && told.contains("misconfigured is told: "),
+        "{told}"
+    );
 }
 
 #[test]
 fn clerks_killed_in_the_middle_lose_and_make_no_money() {
     let told = run("transfer", &[]);
-    assert_eq!(told.matches("the accounts have 200 together").count(), 3, "{told}");
+    assert_eq!(told.matches("the accounts have 200 together").count(), 4, "{told}");
 }
 
 #[test]
 fn a_stuck_worker_loses_its_lease_though_its_heartbeats_go_on() {
     let told = run("stuck_worker", &[]);
     assert!(told.contains("the heir has the job") && told.contains("is refused"), "{told}");
+}
+
+#[test]
+fn recipes_can_be_told_to_a_server_that_runs_already_also_at_the_same_time() {
+    let server = Server::start(IpAddr::V4(Ipv4Addr::LOCALHOST)).expect("the server starts");
+    let addr = server.address.to_string();
+    thread::scope(|scope| {
+        for name in RECIPES {
+            // Twice: nothing that the first leaves behind is in the way of the second.
+            let addr = addr.as_str();
+            scope.spawn(move || [(); 2].map(|()| run(name, &["--addr", addr])));
+        }
+    });
 }
 
 #[test]
