@@ -21,7 +21,7 @@ use tenure::client::{Client, Error, GrantState};
 use tenure::kind::Kind;
 
 /// Longer than the longest step of the work, with room to spare.
-const LEASE: Duration = Duration::from_millis(1_500);
+const LEASE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     harness::recipe(story)
@@ -41,7 +41,7 @@ fn story(addr: SocketAddr, place: &str) -> Result<()> {
 
         // Four steps, each shorter than the lease, all together longer: each renews, so nothing ends.
         for step in 1..=4 {
-            thread::sleep(Duration::from_millis(400));
+            thread::sleep(Duration::from_millis(600));
             guard.append(format!("step {step} by stuck\n"))?;
             let left = guard.renew(LEASE)?;
             println!("stuck has done step {step} and has {} ms for the next", left.as_millis());

@@ -107,7 +107,7 @@ fn books(client: &Client, place: &str, from: &str, to: &str) -> LockRequest {
 /// A clerk moves money to and fro. In transfer `stops_in` it stops in the middle, to be killed.
 fn work(addr: &str, place: &str, stops_in: Option<u64>) -> Result<()> {
     // The TTL is how long its death keeps the others waiting.
-    let client = Client::builder().name("clerk").ttl(Duration::from_millis(1_500)).connect(addr)?;
+    let client = Client::builder().name("clerk").ttl(Duration::from_secs(2)).connect(addr)?;
     for number in 1.. {
         let (from, to) = if number % 3 == 0 { ("ben", "anna") } else { ("anna", "ben") };
         let guard = books(&client, place, from, to).acquire()?;
