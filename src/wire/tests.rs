@@ -93,11 +93,7 @@ fn methods_refuse_what_they_do_not_take_and_ask_for_what_they_need() {
         r#""key":"a","max_hold_ms":0"#,
         r#""key":"a","atomic":1"#,
     ] {
-        assert_eq!(
-            kind("acquire_lock", &format!("{{{session},{wrong}}}")),
-            Kind::InvalidParams,
-            "{wrong}"
-        );
+        assert_eq!(kind("acquire_lock", &format!("{{{session},{wrong}}}")), Kind::InvalidParams, "{wrong}");
     }
     assert_eq!(
         kind("acquire_lock", &format!(r#"{{{session},"key":"a","mode":"exlusive"}}"#)),
