@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// The number of the rules that [`State::apply`](crate::state::State::apply) follows. It rises with every change that
 /// lets the same commands give another state or outcome; a journal written under other rules is not replayed.
-pub const RULES: u32 = 1;
+pub const RULES: u32 = 2;
 
 /// A command with the moment it was given: what the log orders and the journal keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

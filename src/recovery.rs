@@ -179,8 +179,8 @@ pub(crate) fn load(dir: &DataDir, notes: &mut Vec<String>) -> Result<Option<Snap
         Some(bytes) => match snapshot::decode(&bytes) {
             Ok(snapshot) => return Ok(Some(snapshot)),
             Err(Fault::Damaged(fault)) => fault,
-            Err(newer @ Fault::Newer { .. }) => {
-                return Err(DiskError::new(format!("cannot use {}: {newer}", path.display())));
+            Err(other @ Fault::OtherFormat { .. }) => {
+                return Err(DiskError::new(format!("cannot use {}: {other}", path.display())));
             }
         },
         None => "it is missing".into(),

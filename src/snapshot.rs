@@ -36,7 +36,7 @@ use std::io::{self, Write};
 use std::str::FromStr;
 
 /// The version of this layout.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The id of a server: drawn at random when its data directory is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +59,8 @@ pub struct Snapshot {
 /// Why bytes are no snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A newer version wrote it. An older snapshot must not be taken in its place.
-    Newer {
+    /// Another version wrote it. An older snapshot must not be taken in its place.
+    OtherFormat {
         /// The version of its layout.
         format: u64,
     },
@@ -71,10 +71,15 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::Newer { format } => write!(
+            Fault::OtherFormat { format } if *format > u64::from(FORMAT) => write!(
                 f,
                 "it has format {format}, written by a newer version of tenure; this version reads format {FORMAT}: \
                  use the newer version"
+            ),
+            Fault::OtherFormat { format } => write!(
+                f,
+                "it has format {format}, of a version of tenure that was never released; this version reads format \
+                 {FORMAT}: use the version that wrote it, or begin with an empty data directory"
             ),
             Fault::Damaged(sentence) => f.write_str(sentence),
         }
@@ -116,15 +121,10 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
 /// [`Fault`]. Never panics, and never recurses deeper than a value may be nested.
 pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
     let format = format_of(bytes)?;
-    if format > u64::from(FORMAT) {
-        return Err(Fault::Newer { format });
+    if format != u64::from(FORMAT) {
+        return Err(Fault::OtherFormat { format });
     }
     let damaged = |sentence: String| Err(Fault::Damaged(sentence));
-    if format != u64::from(FORMAT) {
-        return damaged(format!(
-            "it has format {format}, which never was; this version reads format {FORMAT}"
-        ));
-    }
     let Some((body, last)) = bytes.split_last_chunk::<LAST_LINE>() else {
         return damaged(format!("it is cut short: {} bytes", bytes.len()));
     };
@@ -556,8 +556,11 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_named_whatever_else_it_holds() {
-        assert_eq!(decode(b"{\"format\":2,\n\"new\":[]}").unwrap_err(), Fault::Newer { format: 2 });
+    fn another_format_is_named_whatever_else_it_holds() {
+        for format in [u64::from(FORMAT) + 1, 1] {
+            let text = format!("{{\"format\":{format},\n\"new\":[]}}");
+            assert_eq!(decode(text.as_bytes()).unwrap_err(), Fault::OtherFormat { format });
+        }
         assert!(decode(b"{\"format\":99999999999999999999,").is_err());
     }
 

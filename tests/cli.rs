@@ -896,3 +896,28 @@ fn a_lock_goes_from_hand_to_hand_and_an_operator_takes_it_away() {
     assert!(bench.ok(&["explain", "a"]).contains("more at most"));
     bench.ok(&["release", "a"]);
 }
+
+#[test]
+fn what_a_command_wrote_under_an_atomic_lock_takes_effect_only_if_it_ends_well() {
+    let bench = Bench::start();
+    let atomic = |script: &str| bench.run(&["run", "--atomic", "a", "log", "--", "sh", "-c", script, TENURE]);
+    let writes = "\"$0\" set a 1 >/dev/null && echo line | \"$0\" append log >/dev/null && \"$0\" get a";
+    let output = atomic(&format!("{writes}; exit 3"));
+    assert_eq!(output.status.code(), Some(3), "{}", told(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n", "it reads what it wrote itself");
+    bench.fails(1, &["get", "a"]);
+    let output = atomic(writes);
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert_eq!(bench.ok(&["get", "a"]), "1");
+    assert_eq!(bench.ok(&["cat", "log"]), "line");
+    // Command by command.
+    bench.ok(&["acquire", "--atomic", "a"]);
+    bench.ok(&["set", "a", "2"]);
+    bench.ok(&["release", "--abandon", "a"]);
+    assert_eq!(bench.ok(&["get", "a"]), "1");
+    bench.ok(&["acquire", "--atomic", "a"]);
+    bench.ok(&["set", "a", "3"]);
+    bench.ok(&["release", "a"]);
+    assert_eq!(bench.ok(&["get", "a"]), "3");
+    assert_eq!(bench.kept(), 0);
+}

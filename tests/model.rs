@@ -17,7 +17,7 @@ mod model;
 #[path = "model/random.rs"]
 mod random;
 
-use model::{Model, Seen, told};
+use model::{Model, Seen, Why, told};
 use random::Draw;
 use std::collections::{BTreeMap, VecDeque};
 use tenure::command::{Command, Request};
@@ -379,15 +379,46 @@ impl Run {
         for (id, expected) in &self.model.sessions {
             let session = self.state.session(*id).expect("it is known");
             self.check(session.is_live() == expected.ended.is_none(), || format!("{id}: is it live?"));
-            let losses: Vec<_> = session
+            let mut losses: Vec<_> = session
                 .losses_after(0)
                 .map(|loss| {
                     let keys = loss.keys.iter().map(|key| key.to_string()).collect();
                     (loss.op, loss.token, loss.reason, keys, loss.note.to_string())
                 })
                 .collect();
-            let told: Vec<_> = expected.losses.iter().cloned().collect();
+            let mut told: Vec<_> = expected.losses.iter().cloned().collect();
+            // What one command ends, it ends in the order of the state's own lists.
+            let place = |loss: &model::MLoss| (loss.0, loss.1);
+            losses.sort_by_key(place);
+            told.sort_by_key(place);
             self.check(losses == told, || format!("{id} lost {losses:?}, not {told:?}"));
+        }
+        for (id, expected) in &self.model.sessions {
+            let session = self.state.session(*id).expect("it is known");
+            let grants = || self.model.lines.grants.iter();
+            let own = grants().filter(|grant| grant.session == *id);
+            let mut asked: Vec<_> =
+                own.filter_map(|grant| Some((grant.asked.as_ref()?.op, grant.token))).collect();
+            asked.sort_unstable();
+            let told: Vec<_> = session.asked_after(0).collect();
+            self.check(told == asked, || format!("{id} is asked for {told:?}, not {asked:?}"));
+            let offered = grants().filter_map(|grant| Some((grant.offered?, grant.token)));
+            let mut offered: Vec<_> = offered
+                .filter(|((client, _), _)| *client == expected.client)
+                .map(|((_, op), token)| (op, token))
+                .collect();
+            offered.sort_unstable();
+            let told: Vec<_> = session.offers_after(0).collect();
+            self.check(told == offered, || format!("{id} is offered {told:?}, not {offered:?}"));
+        }
+        let waits = self.model.lines.waits.iter().filter(|_| self.model.is_clean());
+        for wait in waits {
+            let blocked = self.state.why_waiting(wait.op, self.at).expect("it waits");
+            let (why, expected) = (Why::of(&blocked), self.model.why(wait));
+            let ahead = self.model.stands_ahead(wait, &expected, blocked.ahead.as_ref());
+            self.check(why == expected && ahead, || {
+                format!("wait {}: {blocked:?}\nbut the model says {expected:?}", wait.op)
+            });
         }
         let counts: BTreeMap<_, _> = self.state.counts().into_iter().collect();
         let expected = self.model.counts();

@@ -147,9 +147,18 @@ struct Found<'a> {
 
 /// `tenure get`
 pub(crate) fn get(context: &Context, args: &Get) -> Result<()> {
-    let Some(entry) = context.client()?.get(&args.key)? else {
-        return Err(no_such_key(&args.key));
+    let client = context.client()?;
+    let entry = match context.kept(&args.key, None)? {
+        // Under the lock that an earlier command left held, with what is staged there; its loss is no loss for a reader.
+        Some(kept) => {
+            let entry = client.fence_of(kept.session, kept.token).get(&args.key);
+            let entry = entry.or_else(|_| client.get(&args.key));
+            context.finish(&client);
+            entry?
+        }
+        None => client.get(&args.key)?,
     };
+    let Some(entry) = entry else { return Err(no_such_key(&args.key)) };
     let text = match args.raw.then(|| serde_json::from_str::<String>(entry.value.get())) {
         Some(Ok(text)) => text,
         // Not asked for, or no string: then the JSON text is the plainest form that it has.

@@ -45,6 +45,10 @@ pub(crate) struct Acquire {
     lease: Option<Duration>,
     #[command(flatten)]
     bounds: Bounds,
+    /// Stage what is written under the lock: it takes effect together at the release, or not at all. `run` releases only if
+    /// the command exits with 0, and throws it away otherwise.
+    #[arg(long)]
+    pub(crate) atomic: bool,
     /// A note for those who ask who holds it.
     #[arg(long, env = "TENURE_LABEL", value_name = "TEXT", default_value = "")]
     label: String,
@@ -101,6 +105,9 @@ pub(crate) struct Release {
     /// The lock; of several that were acquired together, one or more. They are released together.
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
+    /// Throw away what was staged under a lock that was acquired with --atomic.
+    #[arg(long)]
+    abandon: bool,
     #[command(flatten)]
     token: Token,
 }
@@ -248,6 +255,9 @@ pub(crate) fn stand_in_line(
         request = request.lease(lease);
     }
     request = args.bounds.ask(request);
+    if args.atomic {
+        request = request.atomic();
+    }
     request = match args.wait() {
         Wait::No => request,
         Wait::Within(limit) => request.wait(limit),
@@ -414,7 +424,10 @@ fn kept_of(context: &Context, names: &[String], token: Token) -> Result<Kept> {
 pub(crate) fn release(context: &Context, args: &Release) -> Result<()> {
     let kept = kept_of(context, &args.names, args.token)?;
     let client = context.client()?;
-    let released = context.under(&client, &kept, |fence| fence.release());
+    let released = context.under(&client, &kept, |fence| match args.abandon {
+        true => fence.abandon(),
+        false => fence.release(),
+    });
     if released.is_ok() {
         context.keep()?.forget(&kept)?;
         // Its session holds nothing now; if this fails, its TTL ends it.

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 use tenure::client::{Client, LostGrant};
+use tenure::kind::Kind;
 
 /// How long a command that was told to stop, because its locks are lost, may take.
 const STOP_WAIT: Duration = Duration::from_secs(5);
@@ -67,13 +68,22 @@ pub(crate) fn run(context: &Context, args: &Run) -> Result<()> {
         until_the_end(context, &running, &ended, &guard.lost())
     });
     keep.forget(&kept)?;
-    let released = guard.release();
+    let whole = matches!(&done, Ok((Ok(status), None)) if status.success());
+    let released = if args.acquire.atomic && !whole { guard.abandon() } else { guard.release() };
     context.finish(&client);
     let (status, lost) = done?;
     if let Some(lost) = lost {
         return Err(Failure::new(LOST, format!("{lost}; the command was stopped")));
     }
-    released.map_err(|error| Failure::new(LOST, format!("the command has ended, but {error}")))?;
+    released.map_err(|error| match error.kind() {
+        Some(Kind::FileFault | Kind::Limit | Kind::BadName) => Failure::new(
+            REFUSED,
+            format!(
+                "the command has ended, but what it wrote could not take effect, and is thrown away: {error}"
+            ),
+        ),
+        _ => Failure::new(LOST, format!("the command has ended, but {error}")),
+    })?;
     let status = status.map_err(|error| Failure::new(REFUSED, format!("the command is lost: {error}")))?;
     match status.code().or(status.signal().map(|signal| 128 + signal)) {
         Some(0) => Ok(()),

@@ -198,7 +198,7 @@ impl Model {
                 match (self.locks.values().any(|held| *held == (token, at)), waiting) {
                     (false, _) => self.fail(at, id, "not_holder"),
                     (true, true) => self.fail(at, id, "already_held"),
-                    (true, false) if params.get("wait_ms").is_some() && self.op % 3 > 0 => {
+                    (true, false) if params.get("wait_ms").is_some() && !self.op.is_multiple_of(3) => {
                         self.conversions.push((at, id, token, self.now + self.op % 7 * 500));
                         self.pend(at, id);
                     }

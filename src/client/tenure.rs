@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// What is called when the holder is asked to let go.
+type OnAsked = Box<dyn Fn(&Asking) + Send>;
+
 /// A [`Span`] that one thread moves and others read.
 ///
 /// The two moments are not read as one: each alone is a moment that was true, and the later ones only ever follow a proof.
@@ -67,7 +70,7 @@ struct Shared {
     callbacks: Vec<Box<dyn Fn(GrantState) + Send>>,
     asking: Option<Asking>,
     askers: Vec<Sender<Asking>>,
-    asking_callbacks: Vec<Box<dyn Fn(&Asking) + Send>>,
+    asking_callbacks: Vec<OnAsked>,
 }
 
 impl fmt::Debug for Tenure {

@@ -631,15 +631,13 @@ fn story() -> Vec<(&'static str, &'static str, &'static str)> {
         ("delete", "dir/b", ""),
         ("append", "dir", "was a directory"),
         ("rotate", "a", "old/a"),
-        ("release", "a.1 new/c x", " as one"),
+        ("release", "a.1 new/c", " as one"),
         ("rotate", "a.1", "a"),
-        ("append", "new/c", " and alone"),
         ("append", "a", " again"),
         ("delete", "a", ""),
         ("append", "a", "last"),
         ("append", "old/a", " fourth"),
-        ("release", "a new/c y old/a", " together"),
-        ("delete", "x", ""),
+        ("delete", "new/c", ""),
         ("rotate", "old/a", "older/a"),
         ("append", "a", " of all"),
     ]
@@ -723,10 +721,11 @@ fn a_crash_at_any_point_is_healed_by_the_log() {
                 Ok(())
             };
             with_hook(hook, || {
+                let several = effects.len() > 1;
                 for effect in effects {
                     room.apply(effect);
                     // Under load a sync may come between two files of one release.
-                    if sync_every == 1 {
+                    if several && sync_every == 3 {
                         room.mirror.sync().unwrap();
                     }
                 }

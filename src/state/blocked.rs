@@ -3,7 +3,7 @@
 use super::lines::Lock;
 use super::taken::{Taken, conflict};
 use super::{State, Wait};
-use crate::command::{Ask, Mode};
+use crate::command::Ask;
 use crate::identity::{Op, Token};
 use crate::limits::{AHEAD_LOOKED_AT, HOLDERS_SHOWN};
 use crate::name::Name;
@@ -54,7 +54,10 @@ impl State {
             Some((reason, ask.key.clone(), ahead))
         });
         let (reason, key, ahead) = match found {
-            Some((reason, key, ahead)) => (reason, Some(key), ahead),
+            Some((reason, key, ahead)) => {
+                let ahead = ahead.map(|op| self.ahead(op, &key, now));
+                (reason, Some(key), ahead)
+            }
             // Only who is gone and not cleaned up is in the way: the tick that is due removes it.
             None => (Reason::Queued, None, None),
         };
@@ -64,7 +67,7 @@ impl State {
             holders,
             holders_total,
             key,
-            ahead: ahead.map(|op| self.ahead(op, asks, now)),
+            ahead,
             queue_total: queue_total.unwrap_or(0) as u64,
             estimate_ms: self.estimate_ms(asks, converts, place, now),
         }
@@ -166,18 +169,16 @@ impl State {
         (shown, total)
     }
 
-    /// An earlier wait as it is told to those behind it.
-    fn ahead(&self, op: Op, asks: &[Ask], now: Time) -> Ahead {
+    /// An earlier wait as it is told to those in whose way it is at a lock.
+    fn ahead(&self, op: Op, key: &Name, now: Time) -> Ahead {
         let wait: &Wait = &self.waits[&op];
         let session = &self.sessions[&wait.session];
-        let asked = |key: &&Name| wait.asks.binary_search_by(|ask| ask.key.cmp(key)).is_ok();
-        let key = asks.iter().map(|ask| &ask.key).find(asked);
         Ahead {
             client: session.client,
             name: session.name.clone(),
             owner: wait.owner.clone(),
             label: wait.terms.label.clone(),
-            mode: key.map_or(Mode::Exclusive, |key| wait.mode_of(key)),
+            mode: wait.mode_of(key),
             converts: wait.converts,
             waited_ms: now.ms_since(wait.since),
         }

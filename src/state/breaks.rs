@@ -6,6 +6,7 @@
 use super::{Due, State};
 use crate::identity::{SessionId, Token};
 use crate::kind::{Kind, Refusal};
+use crate::limits::SWEEP_MAX;
 use crate::outcome::{Asked, Effect, LossReason, Outcome};
 
 impl State {
@@ -17,9 +18,18 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         self.still_live(token)?;
+        self.sweep_locks_of(token, effects);
         self.lose_grant(token, LossReason::Broken, reason.into(), effects);
         self.end_grant(token, LossReason::Broken.into(), effects);
         Ok(Outcome::Broken { op: self.head.op })
+    }
+
+    /// Cleans the locks of a live grant of what is gone, before it goes to somebody else. Nothing is served.
+    pub(super) fn sweep_locks_of(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        let mut left = SWEEP_MAX;
+        for ask in self.grants[&token].asks.clone() {
+            self.sweep_lock(&ask.key, &mut left, effects);
+        }
     }
 
     /// Asks the holder of a grant to let go. Of several askings the newest stands.

@@ -46,9 +46,9 @@ impl State {
         label: &str,
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
-        match holder {
-            Some(_) => drop(self.grant_of(session, holder, token, self.head.at)?),
-            None => self.is_offered_to(session, token)?,
+        let known = holder.is_some() && self.grant_of(session, holder, token, self.head.at).is_ok();
+        if !known {
+            self.is_offered_to(session, token)?;
         }
         self.refuse_second_wait(session, owner, effects)?;
         let tokens = self.held_of(session, owner, &self.grants[&token].asks);
@@ -57,6 +57,7 @@ impl State {
                 "this owner holds some of these locks already; release them first, or name another `owner`";
             return Err(Refusal::new(Kind::AlreadyHeld, text).with(Detail::Held { tokens }));
         }
+        self.sweep_locks_of(token, effects);
         if let Some(op) = self.grants[&token].conversion {
             self.grant_ended(op, effects);
         }

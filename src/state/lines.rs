@@ -44,6 +44,15 @@ pub(super) struct Lock {
     pub(super) closed_until: Option<Time>,
 }
 
+/// What was cleaned up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Swept {
+    /// Nobody was gone.
+    Nothing,
+    /// Somebody was, and what was found before may not hold any more.
+    Something,
+}
+
 impl Lock {
     /// How many wait for it.
     pub(super) fn queue_len(&self) -> usize {
@@ -99,15 +108,26 @@ impl State {
                 next += 1;
                 continue;
             }
-            if *left == 0 {
-                return false;
+            match self.sweep_others(op, key, left, effects) {
+                Swept::Nothing if *left > 0 => {}
+                Swept::Something if *left > 0 => continue,
+                Swept::Nothing | Swept::Something => return false,
             }
             *left -= 1;
             self.convert_wait(op, effects);
         }
         loop {
-            let Some(lock) = self.locks.get_mut(key) else { return true };
+            let Some(lock) = self.locks.get(key) else { return true };
             let Some(&op) = lock.line.get(lock.open) else { return true };
+            // Before the last of its locks lets it through, what is over at the others goes: their lock-delay may begin now.
+            if self.waits[&op].closed == 1 {
+                match self.sweep_others(op, key, left, effects) {
+                    Swept::Nothing => {}
+                    Swept::Something if *left > 0 => continue,
+                    Swept::Something => return false,
+                }
+            }
+            let Some(lock) = self.locks.get_mut(key) else { return true };
             let wait = self.waits.get_mut(&op).expect("who stands in line waits");
             let mode = wait.mode_of(key);
             if !lock.taken.admits(mode) {
@@ -129,6 +149,20 @@ impl State {
                 self.give_up(op, effects);
             }
         }
+    }
+
+    /// Cleans the other locks that a wait asks for of what is gone, before it is granted all of them.
+    fn sweep_others(&mut self, op: Op, key: &Name, left: &mut usize, effects: &mut Vec<Effect>) -> Swept {
+        if !self.may_be_dead() {
+            return Swept::Nothing;
+        }
+        let (before, others) = (*left, self.waits[&op].asks.clone());
+        for ask in others.iter().filter(|ask| ask.key != *key) {
+            if !self.sweep_lock(&ask.key, left, effects) {
+                break;
+            }
+        }
+        if *left < before { Swept::Something } else { Swept::Nothing }
     }
 
     /// Whether anything may be past its time, or of an ended session, and not yet cleaned up.

@@ -285,7 +285,8 @@ impl Session {
         self.waiting.remove(owner);
         let wait = self.waits.get_mut(&id).expect("a wait in line is remembered by its session");
         assert!(wait.outcome.is_none(), "wait {id} of client {} was answered twice", self.client);
-        wait.outcome = Some(outcome);
+        // Where it stood means nothing any more, and a snapshot does not say it.
+        (wait.outcome, wait.op) = (Some(outcome), 0);
     }
 
     /// Records an answer for a wait that has not arrived.

@@ -58,7 +58,10 @@ impl State {
     }
 
     pub(super) fn wait_lives(&self, wait: &Wait, now: Time) -> bool {
-        wait.deadline.is_none_or(|deadline| now < deadline) && self.sessions[&wait.session].is_live()
+        wait.deadline.is_none_or(|deadline| now < deadline)
+            && self.sessions[&wait.session].is_live()
+            // A conversion ends with its grant.
+            && wait.converts.is_none_or(|token| self.live_grant(token, now).is_some())
     }
 
     pub(super) fn stand_in_line(
@@ -172,8 +175,15 @@ impl State {
 
     /// Ends a wait whose limit passed or whose session ended.
     pub(super) fn give_up(&mut self, op: Op, effects: &mut Vec<Effect>) {
-        let live = self.sessions[&self.waits[&op].session].is_live();
-        self.dismiss(op, if live { Reason::Timeout } else { Reason::SessionEnded }, effects);
+        let wait = &self.waits[&op];
+        let reason = if !self.sessions[&wait.session].is_live() {
+            Reason::SessionEnded
+        } else if wait.deadline.is_some_and(|deadline| deadline <= self.head.at) {
+            Reason::Timeout
+        } else {
+            Reason::GrantEnded
+        };
+        self.dismiss(op, reason, effects);
     }
 
     /// Ends a wait because its client says so.

@@ -89,6 +89,9 @@ pub(crate) struct View {
     pub(crate) files: BTreeMap<String, MFile>,
 }
 
+/// A key as readers see it: name, value, version, deadline and the number of the session that it is bound to.
+pub(crate) type KeyTold = (String, String, u64, Option<u64>, Option<u64>);
+
 impl Model {
     /// Why a key is over at `now`, if it is, whatever keeps it.
     fn key_end(&self, key: &MKey, now: u64) -> Option<KeyEnd> {
@@ -157,7 +160,7 @@ impl Model {
     }
 
     /// The same, as they are told: value, version, deadline, and the session that each is bound to.
-    pub(crate) fn keys_told(&self, now: u64) -> Vec<(String, String, u64, Option<u64>, Option<u64>)> {
+    pub(crate) fn keys_told(&self, now: u64) -> Vec<KeyTold> {
         let told = |(name, key): (&str, &MKey)| {
             (name.to_owned(), key.value.clone(), key.version, key.until, key.bound)
         };

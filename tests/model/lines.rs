@@ -6,7 +6,7 @@ use tenure::command::{Ask, Call, Mode, Patience, Request, Terms};
 use tenure::identity::SessionId;
 use tenure::kind::CycleStep;
 use tenure::limits::CYCLE_SHOWN;
-use tenure::outcome::{Asked, LossReason, Reason};
+use tenure::outcome::{Ahead, Asked, LossReason, Reason};
 use tenure::state::{GrantEnd, What};
 
 /// A grant. It is in the list until it was cleaned up, dead or not.
@@ -24,8 +24,8 @@ pub(crate) struct MGrant {
     pub(crate) hold_until: Option<u64>,
     /// That it is asked to let go, and when that ends it.
     pub(crate) asked: Option<Asked>,
-    /// The number of the session to which it is offered.
-    pub(crate) offered: Option<u64>,
+    /// The number of the session to which it is offered, and the command that offered it.
+    pub(crate) offered: Option<(u64, u64)>,
     /// What is staged under it.
     pub(crate) section: Vec<crate::keys::Staged>,
 }
@@ -213,7 +213,12 @@ impl Model {
     }
 
     pub(crate) fn wait_lives(&self, wait: &MWait, now: u64) -> bool {
-        wait.deadline.is_none_or(|deadline| now < deadline) && self.is_live(wait.session)
+        let converts = |token| self.lines.grants.iter().find(|grant| grant.token == token);
+        wait.deadline.is_none_or(|deadline| now < deadline)
+            && self.is_live(wait.session)
+            && wait
+                .converts
+                .is_none_or(|token| converts(token).is_some_and(|grant| self.grant_lives(grant, now)))
     }
 
     /// The live holders of a lock.
@@ -302,8 +307,7 @@ impl Model {
         match held[..] {
             [] => {}
             [grant] if grant.asks == *asks && grant.terms.atomic == terms.atomic => {
-                let (token, op, lease_ms) = (grant.token, grant.op, grant.terms.lease_ms);
-                return Ok(Out::Granted { token, asks: asks.clone(), op, lease_ms, again: true });
+                return Ok(self.converted(grant.token, true));
             }
             _ => {
                 let tokens: Vec<u64> = held.iter().map(|grant| grant.token).collect();
@@ -366,10 +370,11 @@ impl Model {
     }
 
     /// Why a request is not granted: the first of its locks that is in the way, and who is in the way there.
-    fn why(&self, asker: &MWait) -> Why {
+    pub(crate) fn why(&self, asker: &MWait) -> Why {
         let place = |ask: &Ask| self.lines.before(asker, &ask.key).count() + 1;
         let position = asker.asks.iter().map(place).max().unwrap_or(1) as u64;
-        let queue = |ask: &Ask| self.lines.waits.iter().filter(|wait| wait.mode(&ask.key).is_some()).count();
+        let others = || self.lines.waits.iter().filter(|wait| wait.op != asker.op);
+        let queue = |ask: &Ask| others().filter(|wait| wait.mode(&ask.key).is_some()).count();
         let queue_total = asker.asks.iter().map(queue).max().unwrap_or(0) as u64;
         let mut held_by = Vec::new();
         let mut found = None;
@@ -408,6 +413,29 @@ impl Model {
         Why { reason, key: Some(key), position, queue_total, held_by }
     }
 
+    /// Whether everything that is dead was cleaned up.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.lines.grants.iter().all(|grant| self.grant_lives(grant, self.at))
+            && self.lines.waits.iter().all(|wait| self.wait_lives(wait, self.at))
+            && self.lines.closed.values().all(|until| *until > self.at)
+    }
+
+    /// Whether an earlier wait that is told to stand in the way does.
+    pub(crate) fn stands_ahead(&self, asker: &MWait, why: &Why, ahead: Option<&Ahead>) -> bool {
+        let (Some(key), Some(ahead)) = (&why.key, ahead) else {
+            return ahead.is_none() && !matches!(why.reason, Reason::Queued | Reason::Conversion);
+        };
+        self.lines.before(asker, key).any(|(wait, mode)| {
+            let asked = asker.mode(key).expect("it asks for what it waits for");
+            let slots = |mode: Mode| matches!(mode, Mode::Slot { .. });
+            let client = self.sessions[&wait.session].client;
+            (client, &*wait.owner, wait.converts, mode)
+                == (ahead.client, &*ahead.owner, ahead.converts, ahead.mode)
+                && (wait.converts.is_some() == (why.reason == Reason::Conversion))
+                && (!go_together(&[mode, asked]) || slots(mode) && slots(asked))
+        })
+    }
+
     /// Makes a grant. The order in which those who are served together get their tokens is the state's choice.
     fn grant(&mut self, wait: &MWait, token: Option<u64>) -> Out {
         let token = token.or(self.seen.direct).unwrap_or(self.last_token + 1);
@@ -434,7 +462,7 @@ impl Model {
         };
         self.lines.grants.push(grant);
         self.lines.grants.sort_by_key(|grant| grant.token);
-        Out::Granted { token, asks: wait.asks.clone(), op: self.op, lease_ms, again: false }
+        self.converted(token, false)
     }
 
     pub(crate) fn convert(&mut self, request: &Request) -> Said {
@@ -485,7 +513,15 @@ impl Model {
 
     pub(crate) fn converted(&self, token: u64, again: bool) -> Out {
         let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("it was converted");
-        Out::Granted { token, asks: grant.asks.clone(), op: grant.op, lease_ms: grant.terms.lease_ms, again }
+        Out::Granted {
+            token,
+            asks: grant.asks.clone(),
+            op: grant.op,
+            lease_ms: grant.terms.lease_ms,
+            again,
+            hold_left_ms: grant.hold_until.map(|until| (until - self.at).div_ceil(1_000)),
+            atomic: false,
+        }
     }
 
     fn change_modes(&mut self, token: u64, asks: &[Ask]) {
@@ -519,7 +555,10 @@ impl Model {
         self.new_tokens.push(token);
         let place = self.lines.grants.iter().position(|grant| grant.token == old).expect("it is held");
         let mut grant = self.lines.grants.remove(place);
-        (grant.token, grant.op) = (token, self.op);
+        (grant.token, grant.op, grant.offered) = (token, self.op, None);
+        if let Some(asked) = &mut grant.asked {
+            asked.op = self.op;
+        }
         self.lines.grants.push(grant);
         self.lines.grants.sort_by_key(|grant| grant.token);
         token
@@ -582,7 +621,9 @@ impl Model {
         let conversion =
             self.lines.waits.iter().find(|wait| wait.converts == Some(token)).map(|wait| wait.op);
         if let Some(op) = conversion {
-            self.leave_line(op, Reason::GrantEnded);
+            let wait = self.lines.waits.iter().find(|wait| wait.op == op).expect("it was found");
+            let cancelled = self.seen.cancelled == Some((wait.session, wait.id));
+            self.leave_line(op, if cancelled { Reason::Cancelled } else { Reason::GrantEnded });
         }
         let place =
             self.lines.grants.iter().position(|grant| grant.token == token).expect("a grant ends once");
@@ -608,6 +649,12 @@ impl Model {
 
     /// Ends a grant, and remembers that for its client.
     pub(crate) fn lose(&mut self, token: u64, reason: LossReason, note: &str) {
+        self.is_lost(token, reason, note);
+        self.end_grant(token, Some(reason.into()));
+    }
+
+    /// Remembers for the client of a grant that it loses it.
+    pub(crate) fn is_lost(&mut self, token: u64, reason: LossReason, note: &str) {
         let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("a grant ends once");
         let keys: Vec<String> = grant.asks.iter().map(|ask| ask.key.to_string()).collect();
         let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
@@ -615,7 +662,6 @@ impl Model {
         if session.losses.len() > 64 {
             session.losses.pop_front();
         }
-        self.end_grant(token, Some(reason.into()));
     }
 
     pub(crate) fn leave_line(&mut self, op: u64, reason: Reason) {
@@ -641,9 +687,17 @@ impl Model {
                 None => self.faults.push(format!("{given_up:?} is given up before its time")),
             }
         }
+        for wait in std::mem::take(&mut self.seen.unconverted) {
+            let found = self.lines.waits.iter().find(|other| (other.session, other.id) == wait);
+            if let Some(wait) = found.filter(|wait| !self.wait_lives(wait, self.at)) {
+                self.leave_line(wait.op, Reason::GrantEnded);
+            }
+        }
         for (token, reason) in std::mem::take(&mut self.seen.lost) {
             let grant = self.lines.grants.iter().find(|grant| grant.token == token);
-            let due = |until: Option<u64>| until.is_some_and(|until| until <= self.at);
+            // Of several deadlines the first has ended it.
+            let first = grant.and_then(MGrant::ends);
+            let due = |until: Option<u64>| until.is_some_and(|until| until <= self.at) && until == first;
             let said = match (grant, reason) {
                 (Some(grant), LossReason::LeaseExpired) if due(grant.lease_until) => Some(String::new()),
                 (Some(grant), LossReason::HeldTooLong) if due(grant.hold_until) => Some(String::new()),

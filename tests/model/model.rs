@@ -33,6 +33,8 @@ pub(crate) enum Out {
         op: u64,
         lease_ms: Option<u64>,
         again: bool,
+        hold_left_ms: Option<u64>,
+        atomic: bool,
     },
     Waiting(Why),
     NotGranted(Why),
@@ -96,7 +98,7 @@ impl Why {
 
     /// Who stood in the way when a wait was given up is told as it was at that moment, in the middle of a command; it is
     /// not promised.
-    fn of(blocked: &Blocked) -> Why {
+    pub(crate) fn of(blocked: &Blocked) -> Why {
         match blocked.reason {
             Reason::Held | Reason::Queued | Reason::Conversion | Reason::LockDelay => Why {
                 reason: blocked.reason,
@@ -138,8 +140,8 @@ pub(crate) fn told(outcome: &Outcome) -> Out {
         Outcome::Done => Out::Done,
         Outcome::Void => Out::Void,
         Outcome::Opened { session, client, .. } => Out::Opened { session, client },
-        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms: _, atomic: _ } => {
-            Out::Granted { token, asks, op, lease_ms, again }
+        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms, atomic } => {
+            Out::Granted { token, asks, op, lease_ms, again, hold_left_ms, atomic }
         }
         Outcome::Waiting(blocked) => Out::Waiting(Why::of(&blocked)),
         Outcome::NotGranted(blocked) => Out::NotGranted(Why::of(&blocked)),
@@ -180,6 +182,10 @@ pub(crate) struct Seen {
     pub(crate) granted: BTreeMap<(SessionId, u64), u64>,
     /// Waits that were given up because of a deadline.
     pub(crate) given_up: Vec<(SessionId, u64)>,
+    /// Conversions whose grants have ended.
+    pub(crate) unconverted: Vec<(SessionId, u64)>,
+    /// The wait that was cancelled.
+    pub(crate) cancelled: Option<(SessionId, u64)>,
     /// Waits that were answered, and whose answer is gone already.
     pub(crate) forgotten: Vec<(SessionId, u64)>,
     /// Grants that sessions lost.
@@ -212,6 +218,16 @@ impl Seen {
                             if blocked.reason == Reason::Timeout =>
                         {
                             seen.given_up.push((*session, *id));
+                        }
+                        Some(Standing::Kept(Outcome::NotGranted(blocked)))
+                            if blocked.reason == Reason::GrantEnded =>
+                        {
+                            seen.unconverted.push((*session, *id));
+                        }
+                        Some(Standing::Kept(Outcome::NotGranted(blocked)))
+                            if blocked.reason == Reason::Cancelled =>
+                        {
+                            seen.cancelled = Some((*session, *id));
                         }
                         // Answered, and at once let go of to make room for the next wait of the session.
                         Some(Standing::New | Standing::Stale) => seen.forgotten.push((*session, *id)),
@@ -457,10 +473,11 @@ impl Model {
             }
             Call::RenewLease { token, holder, lease_ms } => {
                 self.mine(me, *holder, *token)?;
-                let until = self.at + lease_ms * 1_000;
+                let (at, until) = (self.at, self.at + lease_ms * 1_000);
                 let grant = self.grant_mut(*token);
                 (grant.terms.lease_ms, grant.lease_until) = (Some(*lease_ms), Some(until));
-                Ok(Out::Renewed { left_ms: *lease_ms })
+                let hold_left = grant.hold_until.map(|until| (until - at).div_ceil(1_000));
+                Ok(Out::Renewed { left_ms: hold_left.map_or(*lease_ms, |left| left.min(*lease_ms)) })
             }
             Call::HandOver { token, holder, client } => {
                 self.mine(me, *holder, *token)?;
@@ -470,7 +487,7 @@ impl Model {
                 if client.is_some_and(|number| !live(number)) {
                     return Err(refused("not_found", ""));
                 }
-                self.grant_mut(*token).offered = *client;
+                self.grant_mut(*token).offered = client.map(|client| (client, self.op));
                 Ok(Out::Offered { client: *client })
             }
             Call::TakeOver { token, holder, owner, label } => {
@@ -485,8 +502,8 @@ impl Model {
                 self.live_grant(*token)?;
                 let client = self.sessions[&me].client;
                 let deadline = deadline_ms.map(|ms| Time::from_micros(self.at + ms * 1_000));
-                self.grant_mut(*token).asked =
-                    Some(Asked { client, reason: reason.as_str().into(), deadline, op: self.op });
+                let asked = Asked { client, reason: reason.as_str().into(), deadline, op: self.op };
+                self.grant_mut(*token).asked = Some(asked);
                 Ok(Out::ReleaseAsked { deadline_ms: *deadline_ms })
             }
             Call::Transaction { .. }
@@ -518,8 +535,11 @@ impl Model {
     ) -> Said {
         self.live_grant(token).map_err(|_| refused("not_holder", ""))?;
         let grant = self.grant_mut(token).clone();
-        let offered = grant.offered == Some(self.sessions[&me].client);
-        if !offered && holder != Some(grant.session) {
+        let may = match holder {
+            Some(holder) => holder == grant.session,
+            None => grant.offered.is_some_and(|(client, _)| client == self.sessions[&me].client),
+        };
+        if !may {
             return Err(refused("not_holder", ""));
         }
         self.no_second_wait(me, owner)?;
@@ -532,16 +552,25 @@ impl Model {
         if let Some(op) = conversion {
             self.leave_line(op, Reason::GrantEnded);
         }
-        let keys = grant.asks.iter().map(|ask| ask.key.to_string()).collect();
-        let old = self.sessions.get_mut(&grant.session).expect("a grant has a session");
-        old.losses.push_back((self.op, token, LossReason::TakenOver, keys, String::new()));
+        self.is_lost(token, LossReason::TakenOver, "");
+        let (before, after) = (self.sessions[&grant.session].client, self.sessions[&me].client);
+        let reason = LossReason::TakenOver.into();
+        for Ask { key, .. } in &grant.asks {
+            self.happened(key, What::LockLost { token, client: before, reason });
+        }
         let new = self.retoken(token, self.seen.direct);
+        for Ask { key, mode } in &grant.asks {
+            self.happened(key, What::LockGranted { token: new, client: after, mode: *mode });
+        }
         let at = self.at;
         let grant = self.grant_mut(new);
         (grant.session, grant.owner, grant.terms.label) = (me, owner.into(), label.into());
         grant.lease_until = grant.terms.lease_ms.map(|ms| at + ms * 1_000);
-        (grant.asked, grant.offered) = (None, None);
-        Ok(self.converted(new, false))
+        let mut out = self.converted(new, false);
+        if let Out::Granted { atomic, .. } = &mut out {
+            *atomic = self.grant_mut(new).terms.atomic;
+        }
+        Ok(out)
     }
 
     pub(crate) fn begins_to_wait(&mut self, request: &Request) {

@@ -433,9 +433,11 @@ impl Draw {
             return Some(Call::HandOver { token, holder, client });
         }
         if self.draws("hand", 16) {
-            let mine = model.sessions[&session].client;
-            let offered =
-                grants.iter().find(|grant| grant.offered == Some(mine)).filter(|_| !self.random.one_in(4));
+            let mine = model.sessions.get(&session).map_or(0, |session| session.client);
+            let offered = grants
+                .iter()
+                .find(|grant| grant.offered.is_some_and(|(client, _)| client == mine))
+                .filter(|_| !self.random.one_in(4));
             let token = offered.map_or(any, |grant| grant.token);
             let holder = grants.iter().find(|grant| grant.token == token).map(|grant| grant.session);
             let holder = holder.filter(|_| self.random.one_in(3));
