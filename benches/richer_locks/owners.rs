@@ -33,27 +33,31 @@ impl Owners {
         all
     }
 
-    /// Owners of whom each holds lock *i* and waits for lock *i + 1*, which the next one holds; the last one waits for
-    /// nothing. There may be `more` owners who have nothing to do with it.
-    pub(crate) fn chain(owners: usize, more: usize) -> Owners {
-        let mut chain = Owners::new(owners + more);
-        for owner in 0..owners {
-            chain.hold(owner, &chain_lock(owner));
+    /// Chains of so many owners, one behind another in number: of each chain every owner holds lock *i* and waits for lock
+    /// *i + 1*, which the next one holds; the last one waits for nothing.
+    pub(crate) fn chains(lengths: &[usize]) -> Owners {
+        let mut chains = Owners::new(lengths.iter().sum());
+        let mut first = 0;
+        for length in lengths {
+            for owner in first..first + length {
+                chains.hold(owner, &chain_lock(owner));
+            }
+            for owner in first + 1..first + length {
+                chains.wait(owner - 1, &chain_lock(owner));
+            }
+            first += length;
         }
-        for owner in 1..owners {
-            chain.wait(owner - 1, &chain_lock(owner));
-        }
-        chain
-    }
-
-    /// How many owners there are.
-    pub(crate) fn count(&self) -> usize {
-        self.ids.len()
+        chains
     }
 
     /// How many waits were allowed without having been checked to their end.
     pub(crate) fn unchecked_waits(&self) -> u64 {
         self.state.head().unchecked_waits
+    }
+
+    /// How much was looked at to find deadlocks, since the beginning.
+    pub(crate) fn deadlock_steps(&self) -> u64 {
+        self.state.deadlock_steps()
     }
 
     /// Lets an owner take a free lock.
