@@ -6,10 +6,13 @@
 //!
 //! Grants and hand-offs are measured like the round trips of `round_trips.rs`: from outside, with the real server on one
 //! core and all clients in one thread on the other, each in a closed loop. Detection is measured inside, as the time that
-//! the state machine takes for the one command: meanwhile a server does nothing else.
+//! the state machine takes for the one command, during which a server does nothing else, and outside, as the time until
+//! the answer.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its tables")]
 
+#[path = "richer_locks/asked.rs"]
+mod asked;
 #[allow(dead_code, reason = "each benchmark uses a part of what they share")]
 mod common;
 #[path = "richer_locks/detection.rs"]
@@ -29,7 +32,7 @@ const DURABILITIES: [&str; 2] = ["sync", "none"];
 #[command(
     about = "Measures several locks at once, hand-offs and detection of deadlocks, and prints Markdown"
 )]
-#[command(after_help = "Names: such as several-sync, hand-off-none, detection or detection-line")]
+#[command(after_help = "Names: such as several-sync, hand-off-none, detection, detection-line or asked")]
 struct Options {
     #[command(flatten)]
     common: common::Options,
@@ -55,12 +58,15 @@ fn run(plan: &Plan) -> Result<(), String> {
         .filter(|row| plan.wants(&row.name()))
         .collect();
     let mut measured: Vec<Vec<Figures>> = rows.iter().map(|_| Vec::new()).collect();
-    let mut passes = Vec::new();
+    let (mut passes, mut asked) = (Vec::new(), Vec::new());
     for _ in 0..plan.repeats {
         for (row, figures) in rows.iter().zip(&mut measured) {
             figures.push(row.measure(plan)?);
         }
         passes.push(detection::measure(owners, &|name| plan.wants(name))?);
+        if plan.wants("asked") {
+            asked.push(asked::measure(&plan.dir, &plan.cores, owners)?);
+        }
     }
     for work in [Work::Several, Work::HandOff] {
         let shown: Vec<_> = rows.iter().zip(&mut measured).filter(|(row, _)| row.work == work).collect();
@@ -71,6 +77,7 @@ fn run(plan: &Plan) -> Result<(), String> {
         }
     }
     detection::print(passes);
+    asked::print(asked);
     Ok(())
 }
 

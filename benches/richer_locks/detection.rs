@@ -27,11 +27,17 @@ struct Scene {
     verdict: Verdict,
 }
 
-/// What a scene took, in nanoseconds.
+/// What a scene took, in nanoseconds, and how much was looked at for each wait.
 pub(crate) struct Figures {
     name: String,
     verdict: Verdict,
     took: Vec<u64>,
+    steps: u64,
+}
+
+/// How many wait for the asker where many do.
+pub(crate) fn many_behind(owners: usize) -> usize {
+    owners / 10
 }
 
 /// Tries every scene, with so many owners; a name that is not wanted is left out.
@@ -39,8 +45,9 @@ pub(crate) struct Figures {
 /// # Errors
 /// A sentence, if a verdict is not the expected one.
 pub(crate) fn measure(owners: usize, wants: &dyn Fn(&str) -> bool) -> Result<Vec<Figures>, String> {
-    let scenes: [(&str, fn(usize) -> Scene); 5] = [
+    let scenes: [(&str, fn(usize) -> Scene); 6] = [
         ("detection-cycle", cycle),
+        ("detection-chains", chains),
         ("detection-chain", chain),
         ("detection-line", line),
         ("detection-idle", idle),
@@ -54,51 +61,74 @@ pub(crate) fn measure(owners: usize, wants: &dyn Fn(&str) -> bool) -> Result<Vec
 fn cycle(owners: usize) -> Scene {
     Scene {
         name: format!("the last of a chain of {} owners asks for the first's lock", thousands(owners as f64)),
-        owners: Owners::chain(owners, 0),
+        owners: Owners::chains(&[owners]),
         asker: owners - 1,
         lock: chain_lock(0),
         verdict: Verdict::Deadlock,
     }
 }
 
-/// An owner that somebody waits for asks for the lock of the first of a chain.
-fn chain(owners: usize) -> Scene {
-    let mut chain = Owners::chain(owners, 2);
-    let asker = somebody_waits_for(&mut chain);
+/// The last of one chain asks for the lock of the first of another: many on both sides, and everything is looked at.
+fn chains(owners: usize) -> Scene {
+    let behind = many_behind(owners);
     Scene {
-        name: format!("a wait at the end of a chain of {} owners", thousands(owners as f64)),
-        owners: chain,
-        asker,
-        lock: chain_lock(0),
+        name: format!(
+            "the last of a chain of {} asks for the lock of the first of another, of {}",
+            thousands(behind as f64),
+            thousands(owners as f64)
+        ),
+        owners: Owners::chains(&[behind, owners]),
+        asker: behind - 1,
+        lock: chain_lock(behind),
         verdict: Verdict::Waits,
     }
 }
 
-/// An owner that somebody waits for stands in a long line.
+/// An owner that one other waits for asks for the lock of the first of a chain.
+fn chain(owners: usize) -> Scene {
+    Scene {
+        name: format!(
+            "an owner that one other waits for asks for the lock of the first of {}",
+            thousands(owners as f64)
+        ),
+        owners: Owners::chains(&[2, owners]),
+        asker: 1,
+        lock: chain_lock(2),
+        verdict: Verdict::Waits,
+    }
+}
+
+/// An owner that one other waits for stands in a long line.
 fn line(waits: usize) -> Scene {
     let mut owners = Owners::new(waits + 3);
-    owners.hold(waits, "line");
-    for owner in 0..waits {
+    owners.hold(1, "asker");
+    owners.wait(0, "asker");
+    owners.hold(2, "line");
+    for owner in 3..waits + 3 {
         owners.wait(owner, "line");
     }
-    let asker = somebody_waits_for(&mut owners);
     Scene {
-        name: format!("a wait behind {} others for one lock", thousands(waits as f64)),
+        name: format!(
+            "an owner that one other waits for stands behind {} others for one lock",
+            thousands(waits as f64)
+        ),
         owners,
-        asker,
+        asker: 1,
         lock: "line".to_owned(),
         verdict: Verdict::Waits,
     }
 }
 
-/// The same as [`chain`] by an owner that holds nothing anybody waits for: then there is nothing to look at.
+/// An owner that holds nothing asks for the lock of the first of a chain.
 fn idle(owners: usize) -> Scene {
-    let chain = Owners::chain(owners, 1);
     Scene {
-        name: "the same by an owner that nobody waits for".to_owned(),
-        asker: chain.count() - 1,
-        owners: chain,
-        lock: chain_lock(0),
+        name: format!(
+            "an owner that holds nothing asks for the lock of the first of {}",
+            thousands(owners as f64)
+        ),
+        owners: Owners::chains(&[1, owners]),
+        asker: 0,
+        lock: chain_lock(1),
         verdict: Verdict::Waits,
     }
 }
@@ -109,23 +139,16 @@ fn bound(_: usize) -> Scene {
     let owners = DEADLOCK_STEPS_MAX / 2 + 1;
     Scene {
         name: format!("the last of {} owners asks for the first's: too far to see", thousands(owners as f64)),
-        owners: Owners::chain(owners, 0),
+        owners: Owners::chains(&[owners]),
         asker: owners - 1,
         lock: chain_lock(0),
         verdict: Verdict::Unchecked,
     }
 }
 
-/// Lets the last owner wait for the one before it, which is given.
-fn somebody_waits_for(owners: &mut Owners) -> usize {
-    let asker = owners.count() - 2;
-    owners.hold(asker, "asker");
-    owners.wait(asker + 1, "asker");
-    asker
-}
-
 fn attempt(mut scene: Scene, owners: usize) -> Result<Figures, String> {
     let mut took = Vec::with_capacity(TRIES);
+    let steps = scene.owners.deadlock_steps();
     for _ in 0..TRIES {
         let command = scene.owners.acquire(scene.asker, &scene.lock);
         let unchecked = scene.owners.unchecked_waits();
@@ -140,7 +163,8 @@ fn attempt(mut scene: Scene, owners: usize) -> Result<Figures, String> {
             scene.owners.give_up(scene.asker);
         }
     }
-    Ok(Figures { name: scene.name, verdict: scene.verdict, took })
+    let steps = (scene.owners.deadlock_steps() - steps) / TRIES as u64;
+    Ok(Figures { name: scene.name, verdict: scene.verdict, took, steps })
 }
 
 fn verdict(outcome: &Outcome, owners: usize, unchecked: bool) -> Option<Verdict> {
@@ -166,8 +190,9 @@ pub(crate) fn print(mut passes: Vec<Vec<Figures>>) {
         }
     }
     println!("\n**Detection of deadlocks**: one command, applied in process.\n");
-    println!("| wait | what comes of it | times | median ms | highest ms |\n|---|---|---:|---:|---:|");
-    for Figures { name, verdict, mut took } in all {
+    println!("| wait | what comes of it | steps | median ms | lowest–highest ms | median ns a step |");
+    println!("|---|---|---:|---:|---:|---:|");
+    for Figures { name, verdict, mut took, steps } in all {
         took.sort_unstable();
         let ms = |nanos: u64| nanos as f64 / 1e6;
         let said = match verdict {
@@ -175,7 +200,15 @@ pub(crate) fn print(mut passes: Vec<Vec<Figures>>) {
             Verdict::Waits => "it waits",
             Verdict::Unchecked => "it waits, counted in `unchecked_waits`",
         };
-        let (median, highest) = (ms(took[took.len() / 2]), ms(took[took.len() - 1]));
-        println!("| {name} | {said} | {} | {median:.3} | {highest:.3} |", took.len());
+        let (lowest, median, highest) = (took[0], took[took.len() / 2], took[took.len() - 1]);
+        // Of a few steps the rest of the command is most.
+        let a_step = if steps < 1_000 { "–".to_owned() } else { thousands(median as f64 / steps as f64) };
+        println!(
+            "| {name} | {said} | {} | {:.3} | {:.3}–{:.3} | {a_step} |",
+            thousands(steps as f64),
+            ms(median),
+            ms(lowest),
+            ms(highest)
+        );
     }
 }
