@@ -36,6 +36,9 @@ pub(crate) struct Figures {
     steps: u64,
 }
 
+/// Makes a scene of so many owners.
+type Build = fn(usize) -> Scene;
+
 /// How many wait for the asker where many do.
 pub(crate) fn many_behind(owners: usize) -> usize {
     owners / 10
@@ -46,7 +49,7 @@ pub(crate) fn many_behind(owners: usize) -> usize {
 /// # Errors
 /// A sentence, if a verdict is not the expected one.
 pub(crate) fn measure(owners: usize, wants: &dyn Fn(&str) -> bool) -> Result<Vec<Figures>, String> {
-    let scenes: [(&str, fn(usize) -> Scene); 6] = [
+    let scenes: [(&str, Build); 6] = [
         ("detection-cycle", cycle),
         ("detection-chains", chains),
         ("detection-chain", chain),
