@@ -687,7 +687,8 @@ pub(crate) mod tests {
         rig.set("k", 1);
         rig.fold();
         drop(rig);
-        fs::write(dir.path().join(SNAPSHOT), b"{\"format\":2,\n").unwrap();
+        let newer = crate::snapshot::FORMAT + 1;
+        fs::write(dir.path().join(SNAPSHOT), format!("{{\"format\":{newer},\n")).unwrap();
         assert!(refusal(&dir).contains("newer version of tenure"));
     }
 
@@ -808,7 +809,8 @@ pub(crate) mod tests {
         fs::write(dir.segment(1), &foreign).unwrap();
         recover(&dir).unwrap();
         fs::remove_file(dir.path().join(SNAPSHOT)).unwrap();
-        assert!(refusal(&dir).contains("written under rules 2"), "{}", refusal(&dir));
+        let reason = format!("written under rules {}", RULES + 1);
+        assert!(refusal(&dir).contains(&reason), "{}", refusal(&dir));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! TENURE_KILLS=1000 cargo test --test crashes load -- --nocapture
 //! ```
 
-use crate::harness::{Life, Oracle, Server, Setup, Worker, let_pass, mix, poll_until, seed};
+use crate::harness::{Life, Oracle, Server, Setup, Worker, kills, let_pass, mix, poll_until, seed};
 use rustix::process::Signal;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -15,10 +15,6 @@ use std::time::Duration;
 
 const LOCKS: [&str; 3] = ["file_0", "file_1", "file_2"];
 const WORKERS: u64 = 5;
-
-fn kills(default: u64) -> u64 {
-    std::env::var("TENURE_KILLS").map_or(default, |text| text.parse().expect("TENURE_KILLS is a number"))
-}
 
 #[test]
 fn random_kills_under_load_lose_and_double_nothing() {

@@ -18,6 +18,7 @@ mod disk;
 mod input;
 mod journal;
 mod load;
+mod locks;
 mod network;
 mod sections;
 mod server;

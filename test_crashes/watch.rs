@@ -1,6 +1,6 @@
 //! Watchers over kills of the server: every change is told once, in order, or the watcher is told that it is not.
 
-use crate::harness::{PATIENCE, Raw, Server, Setup, has_failpoints, mix, poll_until, seed};
+use crate::harness::{PATIENCE, Raw, Server, Setup, has_failpoints, kills, mix, poll_until, seed};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,10 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const WRITERS: u64 = 3;
-
-fn kills(default: u64) -> u64 {
-    std::env::var("TENURE_KILLS").map_or(default, |text| text.parse().expect("TENURE_KILLS is a number"))
-}
 
 /// Versions of keys as somebody saw them, in the order in which they did.
 type Versions = BTreeMap<String, Vec<u64>>;

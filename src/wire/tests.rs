@@ -82,12 +82,19 @@ fn methods_refuse_what_they_do_not_take_and_ask_for_what_they_need() {
         kind("set", &format!(r#"{{{session},"key":"a","value":1,"ttl_ms":99}}"#)),
         Kind::InvalidParams
     );
-    assert_eq!(kind("acquire_lock", &format!(r#"{{{session},"key":"a","atomic":true}}"#)), Kind::Unsupported);
-    assert_eq!(
-        kind("acquire_lock", &format!(r#"{{{session},"key":"a","mode":"shared"}}"#)),
-        Kind::Unsupported
-    );
-    assert_eq!(kind("acquire_lock", &format!(r#"{{{session},"keys":["a","b"]}}"#)), Kind::Unsupported);
+    for wrong in [
+        r#""key":"a","keys":["b"]"#,
+        r#""keys":[]"#,
+        r#""keys":["a","a"]"#,
+        r#""key":"a","slots":0"#,
+        r#""key":"a","slots":2,"weight":3"#,
+        r#""key":"a","weight":2"#,
+        r#""key":"a","mode":"shared","slots":2"#,
+        r#""key":"a","max_hold_ms":0"#,
+        r#""key":"a","atomic":1"#,
+    ] {
+        assert_eq!(kind("acquire_lock", &format!("{{{session},{wrong}}}")), Kind::InvalidParams, "{wrong}");
+    }
     assert_eq!(
         kind("acquire_lock", &format!(r#"{{{session},"key":"a","mode":"exlusive"}}"#)),
         Kind::InvalidParams

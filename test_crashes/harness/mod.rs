@@ -58,6 +58,11 @@ pub(crate) fn seed_or(fixed: u64) -> u64 {
     }
 }
 
+/// How many kills a random test makes: `TENURE_KILLS` if that is set, else so many.
+pub(crate) fn kills(default: u64) -> u64 {
+    std::env::var("TENURE_KILLS").map_or(default, |text| text.parse().expect("TENURE_KILLS is a number"))
+}
+
 /// Mixes numbers into one seed, so that each part of a test has random numbers of its own.
 pub(crate) fn mix(parts: &[u64]) -> u64 {
     // The finalizer of SplitMix64, folded over the parts.

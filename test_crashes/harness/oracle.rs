@@ -33,8 +33,8 @@ struct History {
     live: BTreeMap<String, u64>,
     /// The last token that a lock was seen under.
     last: BTreeMap<String, u64>,
-    /// The token of each grant by the command that made it.
-    grants: BTreeMap<u64, u64>,
+    /// The token of each grant by the command that made it and the lock: one command may serve several lines.
+    grants: BTreeMap<(u64, String), u64>,
     files: BTreeMap<String, File>,
     /// For each key: increments acknowledged, increments sent.
     counters: BTreeMap<String, (u64, u64)>,
@@ -76,11 +76,12 @@ impl Oracle {
     }
 
     /// A client has read that it was granted a lock by the command `op`.
-    pub(crate) fn granted(&self, token: u64, op: u64) {
+    pub(crate) fn granted(&self, lock: &str, token: u64, op: u64) {
         let mut history = self.history.lock().unwrap();
         history.acked += 1;
-        if let Some(before) = history.grants.insert(op, token).filter(|before| *before != token) {
-            history.faults.push(format!("command {op} granted token {before} and token {token}"));
+        let before = history.grants.insert((op, lock.into()), token);
+        if let Some(before) = before.filter(|before| *before != token) {
+            history.faults.push(format!("command {op} granted {lock} under {before} and under {token}"));
         }
     }
 
@@ -159,12 +160,16 @@ impl Oracle {
         let history = self.history.lock().unwrap();
         let mut verdict =
             Verdict { acked: history.acked, faults: history.faults.clone(), ..Verdict::default() };
-        let mut before = 0;
-        for (op, token) in &history.grants {
+        // The command of the last token, the greatest token of earlier commands, and the greatest of this one.
+        let (mut last, mut before, mut most) = (0, 0, 0);
+        for ((op, _), token) in &history.grants {
+            if *op != last {
+                (last, before) = (*op, most);
+            }
             if *token <= before {
                 verdict.faults.push(format!("command {op} granted token {token} after token {before}"));
             }
-            before = *token;
+            most = most.max(*token);
         }
         for (name, file) in &history.files {
             judge_file(name, file, files.get(name).map_or("", String::as_str), &mut verdict);
@@ -227,7 +232,7 @@ mod tests {
     fn history() -> Oracle {
         let oracle = Oracle::default();
         for (token, op) in [(1, 10), (2, 20)] {
-            oracle.granted(token, op);
+            oracle.granted("a", token, op);
             oracle.begins("a", token);
             for number in 1..=2 {
                 oracle.sends("a", token, number);
@@ -274,8 +279,8 @@ mod tests {
         oracle.begins("a", 6);
         assert_eq!(judged(&oracle, "").faults.len(), 1);
         let oracle = Oracle::default();
-        oracle.granted(5, 1);
-        oracle.granted(4, 2);
+        oracle.granted("a", 5, 1);
+        oracle.granted("b", 4, 2);
         assert_eq!(judged(&oracle, "").faults.len(), 1);
         let oracle = Oracle::default();
         oracle.begins("a", 5);

@@ -180,7 +180,7 @@ impl Raw {
     pub(crate) fn listen(&mut self, sent: &Sent, span: Duration) -> Option<Answer> {
         let id = json!(sent.id);
         let found = self.receive(span, |message| message.get("method").is_none() && message["id"] == id)?;
-        if sent.method == "acquire_lock" {
+        if ["acquire_lock", "convert_lock"].contains(&sent.method.as_str()) {
             self.got.push_back(sent.id);
             while self.got.len() > 32 {
                 self.got.pop_front();
