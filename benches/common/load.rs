@@ -340,12 +340,12 @@ fn drive(clients: &mut [Client], time: Duration, server_cpu: &dyn Fn() -> f64) -
                 figures.hand_offs.clear();
                 figures.errors = 0;
                 began = now;
-                measured_from = Some((server_cpu(), own_cpu_seconds()));
+                measured_from = Some((server_cpu(), thread_cpu_seconds()));
             }
             Some((server_from, own_from)) if now - began >= time => {
                 figures.seconds = (now - began).as_secs_f64();
                 figures.server_cpu = (server_cpu() - server_from) / figures.round_trips.len() as f64;
-                figures.load_busy = (own_cpu_seconds() - own_from) / figures.seconds;
+                figures.load_busy = (thread_cpu_seconds() - own_from) / figures.seconds;
                 break;
             }
             _ => {}
@@ -371,7 +371,8 @@ fn resend(clients: &mut [Client], now: Instant) -> io::Result<u64> {
     Ok(late)
 }
 
-fn own_cpu_seconds() -> f64 {
+/// CPU time that this thread has used.
+pub(crate) fn thread_cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

@@ -1,8 +1,9 @@
-//! How long it takes to find out whether a wait would close a cycle: one command applied to a state in this process.
+//! What it takes to find out whether a wait would close a cycle: one command applied to a state in this process.
+//!
+//! CPU time of this thread is measured, since it is that of one command and does not grow when others use the machine.
 
-use crate::common::thousands;
+use crate::common::{load::thread_cpu_seconds, thousands};
 use crate::owners::{Owners, chain_lock};
-use std::time::Instant;
 use tenure::kind::{Detail, Kind};
 use tenure::limits::DEADLOCK_STEPS_MAX;
 use tenure::outcome::Outcome;
@@ -27,13 +28,16 @@ struct Scene {
     verdict: Verdict,
 }
 
-/// What a scene took, in nanoseconds, and how much was looked at for each wait.
+/// What a scene took, in nanoseconds of CPU time, and how much was looked at for each wait.
 pub(crate) struct Figures {
     name: String,
     verdict: Verdict,
     took: Vec<u64>,
     steps: u64,
 }
+
+/// Makes a scene of so many owners.
+type Build = fn(usize) -> Scene;
 
 /// How many wait for the asker where many do.
 pub(crate) fn many_behind(owners: usize) -> usize {
@@ -45,7 +49,7 @@ pub(crate) fn many_behind(owners: usize) -> usize {
 /// # Errors
 /// A sentence, if a verdict is not the expected one.
 pub(crate) fn measure(owners: usize, wants: &dyn Fn(&str) -> bool) -> Result<Vec<Figures>, String> {
-    let scenes: [(&str, fn(usize) -> Scene); 6] = [
+    let scenes: [(&str, Build); 6] = [
         ("detection-cycle", cycle),
         ("detection-chains", chains),
         ("detection-chain", chain),
@@ -152,9 +156,9 @@ fn attempt(mut scene: Scene, owners: usize) -> Result<Figures, String> {
     for _ in 0..TRIES {
         let command = scene.owners.acquire(scene.asker, &scene.lock);
         let unchecked = scene.owners.unchecked_waits();
-        let began = Instant::now();
+        let began = thread_cpu_seconds();
         let outcome = scene.owners.apply(&command);
-        took.push(began.elapsed().as_nanos() as u64);
+        took.push(((thread_cpu_seconds() - began) * 1e9) as u64);
         let verdict = verdict(&outcome, owners, scene.owners.unchecked_waits() > unchecked);
         if verdict != Some(scene.verdict) {
             return Err(format!("{}: {:?} was expected, and came {outcome:?}", scene.name, scene.verdict));
@@ -189,7 +193,7 @@ pub(crate) fn print(mut passes: Vec<Vec<Figures>>) {
             figures.took.extend(more.took);
         }
     }
-    println!("\n**Detection of deadlocks**: one command, applied in process.\n");
+    println!("\n**Detection of deadlocks**: CPU time of one command, applied in process.\n");
     println!("| wait | what comes of it | steps | median ms | lowest–highest ms | median ns a step |");
     println!("|---|---|---:|---:|---:|---:|");
     for Figures { name, verdict, mut took, steps } in all {

@@ -25,7 +25,8 @@ use crate::identity::{Op, SessionId, Token};
 use crate::kind::{CycleStep, Detail, Kind, Refusal};
 use crate::limits::{CYCLE_SHOWN, DEADLOCK_STEPS_MAX};
 use crate::name::Name;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt::Write as _;
 
 /// Steps of the first look behind the asker. Most waits end here: nobody waits for who holds nothing.
@@ -198,8 +199,8 @@ impl<'a> Search<'a> {
             converts,
             missing: asks.len(),
             served: false,
-            holds: Vec::new(),
-            stands: Vec::new(),
+            holds: Vec::with_capacity(1),
+            stands: Vec::with_capacity(1),
             converting: Vec::new(),
         });
         self.waiting.len() - 1
@@ -258,19 +259,20 @@ impl<'a> Search<'a> {
 
     /// The lock as it is played through, with its holders and conversions.
     fn lock(&mut self, key: &'a Name) -> Result<usize, TooLong> {
-        if let Some(lock) = self.by_key.get(key) {
-            return Ok(*lock);
-        }
+        let lock = self.locks.len();
+        match self.by_key.entry(key) {
+            Entry::Occupied(known) => return Ok(*known.get()),
+            Entry::Vacant(unknown) => unknown.insert(lock),
+        };
         let (state, now) = (self.state, self.state.head.at);
         let real = state.locks.get(key);
-        let lock = self.locks.len();
-        self.by_key.insert(key, lock);
         self.locks.push(Played {
             key,
             real,
-            holders: Vec::new(),
+            // Most have one.
+            holders: Vec::with_capacity(1),
             converting: Vec::new(),
-            line: Vec::new(),
+            line: Vec::with_capacity(1),
             gathered: 0,
             held: Taken::default(),
             taken: Taken::default(),
