@@ -101,8 +101,7 @@ impl Stepped {
             .map_or(Ok(true), |message| self.writer.take(message))
             .and_then(|_| self.writer.when_due());
         if let Err(error) = &done {
-            self.failed = true;
-            self.writer.outbox.tell(LogEvent::Failed { sentence: error.sentence.clone() });
+            self.fail(error);
         }
         done
     }
@@ -132,11 +131,20 @@ impl Stepped {
         }
     }
 
-    /// The journal hears what the keeper has told.
+    /// The journal hears what the keeper has told, before anything else: it may be waiting for that. What it has to say to
+    /// that is told with [`Stepped::tell_written`].
     pub fn tell_kept(&mut self) {
-        for message in self.kept.try_iter() {
-            let _ = self.inbox.send(message);
+        let kept: Vec<Message> = self.kept.try_iter().collect();
+        for message in kept {
+            if let Err(error) = self.writer.take(message) {
+                self.fail(&error);
+            }
         }
+    }
+
+    fn fail(&mut self, error: &DiskError) {
+        self.failed = true;
+        self.writer.outbox.tell(LogEvent::Failed { sentence: error.sentence.clone() });
     }
 
     /// Whether a fold was ordered.
