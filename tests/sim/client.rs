@@ -129,6 +129,8 @@ pub(crate) struct Client {
     ttl_ms: u64,
     drawn: u64,
     pub(crate) wake_at: Option<u64>,
+    /// When its next turn is due.
+    pub(crate) due_at: Option<u64>,
     pub(crate) closing: bool,
     pub(crate) last_done: u64,
     generations: BTreeMap<String, u64>,
@@ -161,13 +163,20 @@ impl Client {
             ttl_ms,
             drawn: 0,
             wake_at: None,
+            due_at: None,
             closing: false,
             last_done: 0,
             generations: BTreeMap::new(),
             rng,
         };
-        client.begin_session(1);
+        client.begin_process();
         client
+    }
+
+    /// As the library does: a new process may be given the address of an old one, and get answers meant for that.
+    fn begin_process(&mut self) {
+        let first_id = 1 + self.rng.u64(0..=0xff_ffff);
+        self.begin_session(first_id);
     }
 
     fn begin_session(&mut self, first_id: u64) {
@@ -198,7 +207,7 @@ impl Client {
             owner.think_at = back_at;
         }
         self.paused_until = back_at;
-        self.begin_session(1);
+        self.begin_process();
     }
 
     fn local(&self, now: u64) -> Time {
@@ -343,6 +352,8 @@ impl Client {
             Event::Converted { from, token, keys } => {
                 let keys: Vec<(String, Mode)> = keys.iter().map(|key| (key.key.clone(), mode_of(&key.mode))).collect();
                 scene.checks.disbelieve(self.number, life, from);
+                let mode = Mode::Exclusive;
+                let believed = self.believes(scene.now, &Belief { client: self.number, life, token, mode });
                 for owner in &mut self.owners {
                     for held in &mut owner.held {
                         if (held.life, held.token) == (life, from) {
@@ -354,7 +365,10 @@ impl Client {
                             if !held.leaving {
                                 for (key, mode) in &keys {
                                     let belief = Belief { client: self.number, life, token, mode: *mode };
-                                    scene.checks.believe(key, belief, |other| lives(scene.now, others, other));
+                                    // What came late may be lost already, as the next event then says.
+                                    if believed {
+                                        scene.checks.believe(key, belief, |other| lives(scene.now, others, other));
+                                    }
                                 }
                             }
                             break;

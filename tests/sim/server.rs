@@ -167,6 +167,8 @@ pub(crate) struct Server {
     pub(crate) slept: (Option<Time>, Time),
     pub(crate) keeper_retry: u64,
     pub(crate) loops: u64,
+    /// When the threads are looked at next.
+    pub(crate) threads_at: Option<u64>,
     pub(crate) errors_before: u64,
     origin: Instant,
     _dir: Arc<DataDir>,
@@ -242,6 +244,7 @@ impl Server {
             slept: (None, log_now),
             keeper_retry: 0,
             loops: 0,
+            threads_at: None,
             errors_before,
             origin,
             _dir: dir,
@@ -332,7 +335,9 @@ impl Server {
 
     /// When a thread has something to do without being told.
     pub(crate) fn threads_due(&self) -> Option<u64> {
-        let journal = self.journal.deadline().filter(|_| self.busy[Thread::Journal as usize].is_none());
+        let waits = self.journal.wants_spare(self.out.log.file_log());
+        let journal =
+            self.journal.deadline().filter(|_| self.busy[Thread::Journal as usize].is_none() && !waits);
         let image = self.out.image.deadline().filter(|_| self.busy[Thread::Image as usize].is_none());
         let keeper = (self.journal.keeper_waits() && self.busy[Thread::Keeper as usize].is_none())
             .then_some(self.keeper_retry);

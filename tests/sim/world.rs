@@ -21,6 +21,9 @@ use tenure::segment::Segment;
 /// seconds that are promised, and one more copy of a request that the last fault swallowed.
 const SETTLE_US: u64 = 2_000_000 + 2_500_000;
 
+/// More events than any seed has: something spins.
+const EVENTS_MAX: u64 = 3_000_000;
+
 #[derive(Debug)]
 enum Event {
     ToServer(Vec<u8>, SocketAddr),
@@ -88,6 +91,7 @@ struct World {
     server_rate: u64,
     secrets_drawn: u64,
     refusals: u64,
+    events: u64,
     hash: u64,
 }
 
@@ -122,6 +126,7 @@ pub(crate) fn run(seed: u64, root: &Path, keep_history: bool) -> Outcome {
         server_rate,
         secrets_drawn: 0,
         refusals: 0,
+        events: 0,
         hash: 0xcbf2_9ce4_8422_2325,
         plan,
         rng,
@@ -165,7 +170,7 @@ impl World {
             let address = self.address(number);
             let client = Client::new(number, &plan, &mut self.rng, address);
             self.clients.push(client);
-            self.at(0, Event::Client(number));
+            self.wake_client(number, 0);
         }
         self.set_disk(true);
         self.at(0, Event::Start);
@@ -201,6 +206,11 @@ impl World {
             }
             let event = self.queue.remove(&(time, number)).expect("it was looked at");
             self.now.set(time);
+            self.events += 1;
+            if self.events > EVENTS_MAX {
+                let standing = self.standing();
+                return self.fail(format!("nothing comes to an end: {event:?}; {standing}"));
+            }
             self.happen(event);
             if until_quiet && self.clients.iter().all(|client| client.is_quiet() && (!client.closing || client.is_closed())) {
                 return;
@@ -225,7 +235,7 @@ impl World {
             for owner in &mut client.owners {
                 owner.think_at = owner.think_at.min(now + 1_000);
             }
-            self.at(now, Event::Client(number));
+            self.wake_client(number, now);
         }
         if let Some(server) = &mut self.server {
             server.out.stop_at_next = 0;
@@ -300,7 +310,7 @@ impl World {
         let now = self.time();
         for number in 0..self.clients.len() {
             self.clients[number].close(now);
-            self.at(now, Event::Client(number));
+            self.wake_client(number, now);
         }
         self.go_until(now + 5_000_000, true);
         let after = self.time() + self.plan.ttl_ms.1 * 1_250 + 1_000_000;
@@ -415,11 +425,14 @@ impl World {
                 }
             }
             Event::Client(number) => {
-                let until = self.clients[number].paused_until;
-                if until > self.time() {
-                    self.at(until, Event::Client(number));
-                } else if self.clients[number].wake_at.is_none_or(|at| at <= self.time()) || !self.rough {
-                    self.run_client(number);
+                let (now, client) = (self.now.get(), &mut self.clients[number]);
+                if client.due_at.is_none_or(|at| at > now) {
+                    return;
+                }
+                client.due_at = None;
+                match client.paused_until {
+                    until if until > now => self.wake_client(number, until),
+                    _ => self.run_client(number),
                 }
             }
             Event::Loop(run) => self.run_loop(run),
@@ -439,7 +452,11 @@ impl World {
                 self.run_threads();
             }
             Event::Threads(run) => {
-                if run == self.run {
+                if run == self.run
+                    && let Some(server) = &mut self.server
+                    && server.threads_at.is_some_and(|at| at <= self.now.get())
+                {
+                    server.threads_at = None;
                     self.run_threads();
                 }
             }
@@ -486,6 +503,14 @@ impl World {
             self.send(true, number, from, bytes);
         }
         if let Some(at) = wake_at {
+            self.wake_client(number, at);
+        }
+    }
+
+    fn wake_client(&mut self, number: usize, at: u64) {
+        let client = &mut self.clients[number];
+        if client.due_at.is_none_or(|due| at < due) {
+            client.due_at = Some(at);
             self.at(at, Event::Client(number));
         }
     }
@@ -589,7 +614,7 @@ impl World {
         }
         server.loop_at = None;
         server.loops += 1;
-        if server.loops > 2_000_000 {
+        if server.loops > 300_000 {
             let (slept, log) = (server.slept, server.turn.clock.now());
             return self.fail(format!("the loop spins: {slept:?}, log time {log:?}"));
         }
@@ -612,7 +637,7 @@ impl World {
         if server.turn.node.is_serving() {
             let caps = [
                 ("sessions", limits.sessions),
-                ("grants", limits.grants),
+                ("grants", limits.grants + limits.waits),
                 ("waits", limits.waits),
                 ("keys", limits.keys),
                 ("key_bytes", limits.key_bytes),
@@ -650,9 +675,18 @@ impl World {
     /// Lets the threads beside the loop begin what they have to do.
     fn run_threads(&mut self) {
         let now = self.time();
-        if self.stalled_until > now || self.starting {
-            let (at, run) = (self.stalled_until.max(now + 1), self.run);
-            return if self.starting { } else { self.at(at, Event::Threads(run)) };
+        if self.starting {
+            return;
+        }
+        if self.stalled_until > now {
+            let (at, run) = (self.stalled_until, self.run);
+            if let Some(server) = &mut self.server
+                && server.threads_at.is_none_or(|known| at < known)
+            {
+                server.threads_at = Some(at);
+                self.at(at, Event::Threads(run));
+            }
+            return;
         }
         let run = self.run;
         for thread in THREADS {
@@ -669,8 +703,12 @@ impl World {
             }
             self.at(now + cost, Event::Done(run, thread, turn));
         }
-        if let Some(due) = self.server.as_ref().and_then(Server::threads_due) {
-            self.at(due.max(now + 1), Event::Threads(run));
+        if let Some(server) = &mut self.server
+            && let Some(due) = server.threads_due().map(|due| due.max(now + 1))
+            && server.threads_at.is_none_or(|at| due < at)
+        {
+            server.threads_at = Some(due);
+            self.at(due, Event::Threads(run));
         }
     }
 
@@ -871,13 +909,13 @@ impl World {
                     history: self.history.as_mut(),
                 };
                 self.clients[number].kill(&mut scene, back);
-                self.at(back, Event::Client(number));
+                self.wake_client(number, back);
                 plan.client_kill_every
             }
             Fault::ClientPause => {
                 self.count("client paused");
                 self.clients[number].paused_until = now + long;
-                self.at(now + long, Event::Client(number));
+                self.wake_client(number, now + long);
                 plan.client_pause_every
             }
             Fault::ServerKill | Fault::PowerCut => {
