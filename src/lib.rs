@@ -106,6 +106,7 @@
 struct Readme;
 
 pub mod batch;
+pub mod bug;
 pub mod client;
 pub mod clock;
 pub mod command;

@@ -230,10 +230,6 @@ impl Checks {
         self.highest_token = self.highest_token.max(token);
     }
 
-    pub(crate) fn holder(&self, token: u64) -> Option<&(usize, u64, String)> {
-        self.tokens.get(&token)
-    }
-
     /// A client believes from here on. `lives`: whether another one believes still.
     pub(crate) fn believe(&mut self, lock: &str, belief: Belief, lives: impl Fn(&Belief) -> bool) {
         let others = self.beliefs.entry(lock.into()).or_default();
@@ -256,8 +252,8 @@ impl Checks {
     }
 
     /// A client has asked to hold less.
-    pub(crate) fn weaken(&mut self, client: usize, life: u64, token: u64) {
-        let beliefs = self.beliefs.values_mut().flatten();
+    pub(crate) fn weaken(&mut self, lock: &str, client: usize, life: u64, token: u64) {
+        let beliefs = self.beliefs.get_mut(lock).into_iter().flatten();
         for one in beliefs.filter(|one| (one.client, one.life, one.token) == (client, life, token)) {
             one.mode = Mode::Shared;
         }

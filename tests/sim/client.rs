@@ -718,7 +718,7 @@ impl Client {
                 };
                 if to == "shared" {
                     // From here on nobody may rely on more.
-                    scene.checks.weaken(self.number, held.life, held.token);
+                    scene.checks.weaken(key, self.number, held.life, held.token);
                 }
                 let wait_ms = Some(WaitMs(Some(Int(self.rng.u64(0..3_000)))));
                 let params = Params {

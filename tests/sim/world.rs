@@ -92,6 +92,8 @@ struct World {
     secrets_drawn: u64,
     refusals: u64,
     events: u64,
+    /// Whose datagrams are printed.
+    trace: Option<u64>,
     hash: u64,
 }
 
@@ -127,6 +129,7 @@ pub(crate) fn run(seed: u64, root: &Path, keep_history: bool) -> Outcome {
         secrets_drawn: 0,
         refusals: 0,
         events: 0,
+        trace: std::env::var("TENURE_TRACE").ok().and_then(|number| number.parse().ok()),
         hash: 0xcbf2_9ce4_8422_2325,
         plan,
         rng,
@@ -517,6 +520,10 @@ impl World {
 
     /// The network: a datagram on its way, up to the server or down to a client.
     fn send(&mut self, up: bool, number: usize, address: SocketAddr, bytes: Vec<u8>) {
+        if self.trace == Some(number as u64) {
+            let arrow = if up { "->" } else { "<-" };
+            println!("{:>10} {number} {arrow} {address} {}", self.time(), String::from_utf8_lossy(&bytes));
+        }
         self.count("datagrams");
         let now = self.time();
         let (plan, rough) = (self.plan.clone(), self.rough);
