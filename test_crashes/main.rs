@@ -20,6 +20,7 @@ mod journal;
 mod load;
 mod locks;
 mod network;
+mod power;
 mod sections;
 mod server;
 mod stall;

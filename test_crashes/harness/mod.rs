@@ -1,6 +1,9 @@
 //! What the crash tests are made of: a server as a process, clients as sockets and as processes, a bad network, and a
 //! judge.
 
+mod block;
+mod fuse;
+mod namespace;
 mod oracle;
 mod process;
 mod proxy;
@@ -8,6 +11,9 @@ mod raw;
 mod server;
 mod worker;
 
+pub(crate) use block::Disk;
+pub(crate) use fuse::DiskRack;
+pub(crate) use namespace::{Lack, can_unshare, has, run_inside, skip};
 pub(crate) use oracle::Oracle;
 pub(crate) use process::ClientProcess;
 pub(crate) use proxy::{Direction, Faults, Proxy};
