@@ -17,7 +17,7 @@ pub(crate) use namespace::{Lack, can_unshare, has, run_inside, skip};
 pub(crate) use oracle::Oracle;
 pub(crate) use process::ClientProcess;
 pub(crate) use proxy::{Direction, Faults, Proxy};
-pub(crate) use raw::{Answer, Raw, Sent, crc32c};
+pub(crate) use raw::{Answer, Beats, Raw, Sent, crc32c};
 pub(crate) use server::{Exit, Server, Setup};
 pub(crate) use worker::{Life, Worker};
 
