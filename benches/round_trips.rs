@@ -10,98 +10,46 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its tables")]
 
+#[allow(dead_code, reason = "each benchmark uses a part of what they share")]
+mod common;
 #[path = "round_trips/floor.rs"]
 mod floor;
 #[path = "round_trips/held.rs"]
 mod held;
-#[path = "round_trips/load.rs"]
-mod load;
-#[path = "round_trips/machine.rs"]
-mod machine;
-#[path = "round_trips/server.rs"]
-mod server;
 
 use clap::Parser;
-use load::{Client, Figures, Work};
-use machine::Cores;
-use server::Server;
-use std::path::PathBuf;
+use common::load::{self, Client, Figures, Work};
+use common::server::Server;
+use common::{Plan, fresh_dir, machine, thousands};
 use std::process::ExitCode;
-use std::time::Duration;
 
 const DURABILITIES: [&str; 3] = ["sync", "os", "none"];
 
 #[derive(Parser)]
 #[command(about = "Measures round trips, starts and memory of the real server, and prints Markdown")]
+#[command(after_help = "Names: such as sync-64, get-none-1, echo, fdatasync or held")]
 struct Options {
-    /// Time of one measurement, after a warm-up of a quarter of it.
-    #[arg(long, default_value_t = 2.0)]
-    seconds: f64,
-    /// How often everything is measured; medians are shown.
-    #[arg(long, default_value_t = 3)]
-    repeats: usize,
-    /// Run only what has this in its name, as `sync-64`, `get-none-1`, `echo`, `fdatasync` or `held`.
-    #[arg(long, default_value = "")]
-    only: String,
+    #[command(flatten)]
+    common: common::Options,
     /// Locks to hold.
     #[arg(long, default_value_t = 100_000)]
     locks: usize,
-    /// Where the fresh data directories are made: a directory on the disk to measure [default: Cargo's target directory].
-    #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"), hide_default_value = true)]
-    dir: PathBuf,
-    /// Let the system place server and load, in place of a core for each.
-    #[arg(long)]
-    no_pin: bool,
-    /// Show that it works, with tiny numbers.
-    #[arg(long)]
-    test: bool,
-    /// What `cargo bench` says.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// What is measured, and how many clients take part.
-struct Plan {
-    seconds: f64,
-    repeats: usize,
-    only: String,
+struct Sizes {
     locks: usize,
-    dir: PathBuf,
-    cores: Cores,
     clients: [usize; 2],
 }
 
-impl Plan {
-    fn wants(&self, name: &str) -> bool {
-        name.contains(&self.only)
-    }
-
-    fn time(&self) -> Duration {
-        Duration::from_secs_f64(self.seconds)
-    }
-}
-
 fn main() -> ExitCode {
-    let bench = std::env::args().any(|argument| argument == "--bench");
-    let test = !bench || std::env::args().any(|argument| argument == "--test");
-    let plan = if test {
-        // Whatever else `cargo test` was told is for the other tests.
-        let (dir, cores) = (PathBuf::from(env!("CARGO_TARGET_TMPDIR")), Cores::free());
-        Plan { seconds: 0.05, repeats: 1, only: String::new(), locks: 256, dir, cores, clients: [1, 4] }
+    let (plan, sizes) = if Plan::is_test() {
+        (Plan::test(), Sizes { locks: 256, clients: [1, 4] })
     } else {
-        let Options { seconds, repeats, only, locks, dir, no_pin, .. } = Options::parse();
-        let cores = if no_pin { Cores::free() } else { Cores::split() };
-        Plan {
-            seconds: seconds.max(0.01),
-            repeats: repeats.max(1),
-            only,
-            locks,
-            dir,
-            cores,
-            clients: [1, 64],
-        }
+        let Options { common, locks } = Options::parse();
+        (Plan::of(common), Sizes { locks, clients: [1, 64] })
     };
-    match run(&plan) {
+    match run(&plan, &sizes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(sentence) => {
             eprintln!("round_trips: {sentence}");
@@ -110,9 +58,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(plan: &Plan) -> Result<(), String> {
+fn run(plan: &Plan, sizes: &Sizes) -> Result<(), String> {
     machine::describe(&plan.dir, &plan.cores)?;
-    let rows = rows(plan);
+    let rows = rows(plan, sizes);
     let mut measured: Vec<Vec<Figures>> = rows.iter().map(|_| Vec::new()).collect();
     let mut syncs = Vec::new();
     let mut held = Vec::new();
@@ -121,10 +69,10 @@ fn run(plan: &Plan) -> Result<(), String> {
             figures.push(row.measure(plan)?);
         }
         if plan.wants("fdatasync") {
-            syncs.push(floor::fdatasync(&plan.dir, if plan.locks < 1_000 { 5 } else { 300 })?);
+            syncs.push(floor::fdatasync(&plan.dir, if plan.test { 5 } else { 300 })?);
         }
         if plan.wants("held") {
-            held.push(held::measure(&plan.dir, &plan.cores, plan.locks, plan.time())?);
+            held.push(held::measure(&plan.dir, &plan.cores, sizes.locks, plan.time())?);
         }
     }
     for work in [Work::Cycle, Work::Get, Work::Echo] {
@@ -146,7 +94,7 @@ fn run(plan: &Plan) -> Result<(), String> {
         );
     }
     if !held.is_empty() {
-        held::print(plan.locks, &held);
+        held::print(sizes.locks, &held);
     }
     Ok(())
 }
@@ -159,14 +107,14 @@ struct Row {
 }
 
 /// Everything that is wanted, in the order of the tables.
-fn rows(plan: &Plan) -> Vec<Row> {
+fn rows(plan: &Plan, sizes: &Sizes) -> Vec<Row> {
     let mut rows = Vec::new();
     for work in [Work::Cycle, Work::Get] {
         for durability in DURABILITIES {
-            rows.extend(plan.clients.map(|clients| Row { work, durability: Some(durability), clients }));
+            rows.extend(sizes.clients.map(|clients| Row { work, durability: Some(durability), clients }));
         }
     }
-    rows.extend(plan.clients.map(|clients| Row { work: Work::Echo, durability: None, clients }));
+    rows.extend(sizes.clients.map(|clients| Row { work: Work::Echo, durability: None, clients }));
     rows.retain(|row| plan.wants(&row.name()));
     rows
 }
@@ -192,14 +140,6 @@ impl Row {
     }
 }
 
-/// A directory that goes when the measurement is over.
-fn fresh_dir(parent: &std::path::Path) -> Result<tempfile::TempDir, String> {
-    tempfile::Builder::new()
-        .prefix("round_trips-")
-        .tempdir_in(parent)
-        .map_err(|error| format!("no fresh directory in {}: {error}", parent.display()))
-}
-
 fn print_heading(work: Work) {
     match work {
         Work::Cycle => {
@@ -210,7 +150,7 @@ fn print_heading(work: Work) {
             );
             println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
         }
-        Work::Get | Work::Echo => {
+        _ => {
             match work {
                 Work::Get => println!("\n**Get**: read one small key; nothing is logged.\n"),
                 _ => println!(
@@ -245,17 +185,4 @@ fn print_row(row: &Row, figures: &mut [Figures]) {
     } else {
         println!("| {durability} | {} | {rate} | {p50} | {p99} | {p999} | {ends} |", row.clients);
     }
-}
-
-/// A whole number with a comma at each thousand.
-fn thousands(number: f64) -> String {
-    let digits = format!("{number:.0}");
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

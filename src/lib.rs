@@ -19,11 +19,11 @@
 //! - [`datagram`]: bytes as received or sent, with the checksum that tells damage from content.
 //! - [`wire`]: JSON-RPC text to requests, and replies to text.
 //! - [`proof`]: whether an address has shown that it receives.
-//! - [`node`]: joins everything below into one server: admission, reads, replies, waits told until they are heard.
+//! - [`node`]: joins everything below into one server: admission, reads, replies, waits told until they are heard, watches.
 //! - [`lease`]: until when each session lives without a sign of life.
 //! - [`command`] and [`outcome`]: what the log orders, and what the state machine says to it.
 //! - [`log`](mod@log): the seam between the node and what makes commands durable.
-//! - [`state`]: the state machine: sessions, grants, waits, keys, files.
+//! - [`state`]: the state machine: sessions, locks and their lines, deadlocks, grants, sections, keys, files, history.
 //! - [`record`], [`batch`], [`segment`], [`snapshot`]: commands and states as bytes.
 //! - [`client::engine`]: the client's half of the protocol.
 //!
@@ -36,9 +36,69 @@
 //! **Words** that all of them share: [`identity`], [`name`], [`kind`], [`limits`], [`time`]. [`event`] tells in lines for
 //! people what a command did. [`failpoint`] is for crash tests and compiled out of a release.
 //!
+//! # Locks
+//! A lock is held exclusively, shared, or by slots. A request names one lock or several, each in its mode: it is granted
+//! whole or not at all, under one token, and stands in all its lines from one moment. Nobody is passed by a later request
+//! that is in its way; a wait that could never end, because of a cycle of owners, is refused with the cycle. A grant can be
+//! converted without letting go, handed to another session, taken away by an operator, and bounded in time apart from its
+//! session. Under an atomic one writes are staged until its release. `docs/guarantees.md` says what each of that promises.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tenure::client::{Client, Mode};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let config = tenure::server::Config {
+//! #     bind: "127.0.0.1:0".parse()?,
+//! #     data_dir: dir.path().join("data"),
+//! #     durability: tenure::command::Durability::Sync,
+//! #     limits: tenure::limits::Limits::default(),
+//! #     segment_bytes: 1 << 20,
+//! #     fold_segments: 1,
+//! # };
+//! # let (tell, told) = std::sync::mpsc::channel();
+//! # std::thread::spawn(move || tenure::server::run(&config, &mut |addr| tell.send(addr).unwrap()).unwrap());
+//! # let server = told.recv()?;
+//! let client = Client::connect(server)?;
+//! client.transaction().set("anna", &100).set("ben", &100).commit()?;
+//! let mut watch = client.watch("");
+//! watch.begin()?;
+//!
+//! // Both accounts or none, in any order; the rates shared, beside other readers; and one of four places to work.
+//! let four = Mode::Slot { slots: 4, weight: 1 };
+//! let asks = [("ben", Mode::Exclusive), ("anna", Mode::Exclusive), ("rates", Mode::Shared), ("places", four)];
+//! let guard = client.lock_all(asks).atomic().wait(Duration::from_secs(5)).acquire()?;
+//! guard.set("anna", &80)?;
+//! guard.set("ben", &120)?;
+//! assert_eq!(client.get_as("anna")?, Some(100)); // nobody else sees it yet
+//! guard.commit()?;
+//! assert_eq!((client.get_as("anna")?, client.get_as("ben")?), (Some(80), Some(120)));
+//!
+//! // From shared to exclusive without letting go: nobody can come in between. The token is another one.
+//! let mut guard = client.lock("rates").shared().lease(Duration::from_secs(10)).acquire()?;
+//! let before = guard.token()?;
+//! guard.convert(Mode::Exclusive).wait_forever().apply()?;
+//! assert!(guard.token()? > before);
+//!
+//! // Handed to another session, it is never free in between either.
+//! let successor = Client::connect(server)?;
+//! guard.offer_to(successor.session()?.client)?;
+//! let theirs = successor.take_over(guard.token()?).take()?;
+//! theirs.release()?;
+//!
+//! let first = watch.next_within(Duration::from_secs(5))?.ok_or("no event")?;
+//! assert_eq!((first.event.as_str(), first.name.as_str()), ("lock_granted", "anna"));
+//! # Ok(()) }
+//! ```
+//!
 //! # Caveats
 //! One node: a machine that is gone takes the service with it until it is back. No authentication yet: who can reach the
 //! port can use it, so only loopback is bound unless told otherwise. Linux only.
+//!
+//! Slots and shared grants guard nothing: while N is held shared nobody writes key or file N, while it is held by slots
+//! anybody writes key N. A file takes appends only under an exclusive grant of its name. Keys, the history of events and
+//! what is staged live in memory, and have caps.
 
 /// The README's example of the library, compiled.
 #[cfg(doctest)]

@@ -1,9 +1,22 @@
 //! The examples, run as a reader would run them: each checks what it shows and ends with 0 only then.
 //!
-//! `cargo test` builds the examples first; so does `cargo test --examples --test examples`.
+//! `cargo test` builds the examples first. `cargo test --test examples` alone does not: `cargo build --examples` does.
 
+#[path = "protocol/server.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with the test of the protocol, which talks to the server without the library"
+)]
+mod server;
+
+use server::Server;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
+
+const RECIPES: [&str; 7] =
+    ["leader_election", "job_claim", "shared_config", "migration", "worker_pool", "transfer", "stuck_worker"];
 
 /// Runs an example to its end and gives what it printed.
 fn run(name: &str, args: &[&str]) -> String {
@@ -11,7 +24,8 @@ fn run(name: &str, args: &[&str]) -> String {
     // target/<profile>/deps/<this> and target/<profile>/examples/<name>
     let example: PathBuf = test.ancestors().nth(2).expect("it stands in deps").join("examples").join(name);
     assert!(example.exists(), "{} is not built: run `cargo build --examples`", example.display());
-    let output = Command::new(&example).args(args).output().expect("an example starts");
+    let output =
+        Command::new(&example).args(args).env_remove("TENURE_ADDR").output().expect("an example starts");
     let told = String::from_utf8(output.stdout).expect("an example prints text");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} {args:?}: {}\n{told}\n{errors}", output.status);
@@ -51,11 +65,60 @@ fn many_workers_count_to_exactly_workers_times_increments() {
 }
 
 #[test]
-fn jobs_are_claimed_a_leader_elected_a_migration_done_once_and_a_configuration_shared() {
-    let told = run("recipes", &[]);
-    for title in ["claiming jobs", "electing a leader", "migrating once", "sharing a configuration"] {
-        assert!(told.contains(title), "{title}: {told}");
-    }
+fn a_leader_that_falls_silent_is_followed_by_the_next_and_cannot_give_orders_any_more() {
+    let told = run("leader_election", &[]);
+    assert_eq!(told.matches("has the seat").count(), 3, "{told}");
+}
+
+#[test]
+fn each_job_is_done_once_though_a_worker_dies_with_one() {
+    assert!(run("job_claim", &[]).contains("jobs were done by the three workers"));
+}
+
+#[test]
+fn a_configuration_that_many_change_and_follow_loses_nothing() {
+    let told = run("shared_config", &[]);
+    assert_eq!(told.matches(" is added: version ").count(), 4, "{told}");
+}
+
+#[test]
+fn one_instance_migrates_and_goes_on_where_a_dead_one_stopped() {
+    let told = run("migration", &[]);
+    assert_eq!(told.matches(" took 0 steps and runs on schema 4").count(), 3, "{told}");
+}
+
+#[test]
+fn a_pool_is_never_overdrawn_and_forgets_no_slot() {
+    let told = run("worker_pool", &[]);
+    assert!(
+        told.contains("all 4 slots are there in the end") && told.contains("misconfigured is told: "),
+        "{told}"
+    );
+}
+
+#[test]
+fn clerks_killed_in_the_middle_lose_and_make_no_money() {
+    let told = run("transfer", &[]);
+    assert_eq!(told.matches("the accounts have 200 together").count(), 4, "{told}");
+}
+
+#[test]
+fn a_stuck_worker_loses_its_lease_though_its_heartbeats_go_on() {
+    let told = run("stuck_worker", &[]);
+    assert!(told.contains("the heir has the job") && told.contains("is refused"), "{told}");
+}
+
+#[test]
+fn recipes_can_be_told_to_a_server_that_runs_already_also_at_the_same_time() {
+    let server = Server::start(IpAddr::V4(Ipv4Addr::LOCALHOST)).expect("the server starts");
+    let addr = server.address.to_string();
+    thread::scope(|scope| {
+        for name in RECIPES {
+            // Twice: nothing that the first leaves behind is in the way of the second.
+            let addr = addr.as_str();
+            scope.spawn(move || [(); 2].map(|()| run(name, &["--addr", addr])));
+        }
+    });
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What the machine itself takes: a datagram there and back, and a sync of the disk.
 
-use crate::load::{self, Client, Figures, Work};
-use crate::machine::Cores;
-use crate::server::cpu_micros;
+use crate::common::load::{self, Client, Figures, Work};
+use crate::common::machine::Cores;
+use crate::common::server::cpu_micros;
 use rustix::thread::gettid;
 use std::fs::File;
 use std::io;

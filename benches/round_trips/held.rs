@@ -1,9 +1,9 @@
 //! What many held locks cost: memory, starts after a kill and after a clean stop, and the work of others meanwhile.
 
-use crate::load::{self, Client, Work};
-use crate::machine::Cores;
-use crate::server::Server;
-use crate::{fresh_dir, thousands};
+use crate::common::load::{self, Client, Work};
+use crate::common::machine::Cores;
+use crate::common::server::Server;
+use crate::common::{fresh_dir, thousands};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};

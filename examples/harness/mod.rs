@@ -1,4 +1,4 @@
-//! A real server in a process of its own, for the examples to start, kill and start again.
+//! A real server in a process of its own, for the examples to start, kill and start again; and what all recipes begin with.
 //!
 //! It is the binary `tenure` where that stands beside the example and is not older than it (`cargo build` makes it). Cargo
 //! does not build it for `cargo run --example`; then the example runs itself again with `--serve`, which is the same server
@@ -7,13 +7,15 @@
 // Each example uses a part of this.
 #![allow(dead_code, reason = "each example is compiled with this module and uses a part of it")]
 
+use clap::Parser;
 use std::env;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
 use tenure::command::Durability;
 use tenure::limits::Limits;
 use tenure::server::{self, Config};
@@ -104,6 +106,54 @@ pub(crate) fn serve_if_asked() -> Result<()> {
         let _ = writeln!(out, "listening on {addr}").and_then(|()| out.flush());
     })?;
     std::process::exit(0)
+}
+
+/// One recipe for the use of locks.
+#[derive(Debug, Parser)]
+struct Args {
+    /// A server that runs already; without it the recipe starts one of its own.
+    #[arg(long, env = "TENURE_ADDR")]
+    addr: Option<SocketAddr>,
+}
+
+/// The `main` of a recipe: tells its story to a server, under names of this run only (they begin with the second
+/// argument), so that it can be repeated against one server. A story that ends otherwise than it should fails.
+pub(crate) fn recipe(story: impl FnOnce(SocketAddr, &str) -> Result<()>) -> ExitCode {
+    let told = serve_if_asked().and_then(|()| {
+        let args = Args::parse();
+        let dir = tempfile::tempdir()?;
+        let server = match args.addr {
+            Some(_) => None,
+            None => Some(Server::start(&dir.path().join("data"))?),
+        };
+        let addr = args.addr.or(server.as_ref().map(Server::addr)).ok_or("there is no server")?;
+        story(addr, &format!("recipe/{}", std::process::id()))?;
+        server.map_or(Ok(()), Server::stop)
+    });
+    match told {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the recipe failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs `work` for each of the numbers, each in a thread of its own, and gives what they gave, in order.
+pub(crate) fn together<T: Send>(
+    numbers: std::ops::RangeInclusive<u32>,
+    work: impl Fn(u32) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let work = &work;
+    thread::scope(|scope| {
+        let threads: Vec<_> = numbers.map(|number| scope.spawn(move || work(number))).collect();
+        threads.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked")?).collect()
+    })
+}
+
+/// Ends the story unless that is so.
+pub(crate) fn expect(so: bool, what: &str) -> Result<()> {
+    if so { Ok(()) } else { Err(format!("this is not so: {what}").into()) }
 }
 
 /// Starts the process and waits for the line with its address.

@@ -10,21 +10,30 @@
 //! Every wait is checked before it starts, and who waits is given nothing by others, so a cycle is closed by a wait or
 //! never: looking from the asker is enough. The work is bounded by [`DEADLOCK_STEPS_MAX`]; it grows with what the asker
 //! depends on, each holder and each place in line looked at once.
+//!
+//! Most waits need no more than a glance: either little stands before the asker, or few wait for it and none of them is in
+//! its way (`behind`). So a chain of waits is built without each wait walking all of it, whichever end it grows at.
 
 use super::State;
-use super::lines::is_slot;
+use super::behind::{Behind, Look};
+use super::lines::{Lock, is_slot};
 use super::locks::Wanted;
 use super::taken::{Taken, conflict};
+use super::waits::mode_of;
 use crate::command::{Ask, Mode};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::{CycleStep, Detail, Kind, Refusal};
 use crate::limits::{CYCLE_SHOWN, DEADLOCK_STEPS_MAX};
 use crate::name::Name;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt::Write as _;
 
-/// How many grants of an owner's session are looked at to see that nobody waits for the owner.
-const OWN_GRANTS_MAX: usize = 64;
+/// Steps of the first look behind the asker. Most waits end here: nobody waits for who holds nothing.
+const GLANCE: usize = 64;
+
+/// Steps of the first look ahead, and of the second behind. Whoever needs more has many on both sides, or closes a cycle.
+const LOOK: usize = 512;
 
 /// The asker among the waiting owners.
 const ASKER: usize = 0;
@@ -57,6 +66,8 @@ struct Waiting<'a> {
 /// A lock whose line is played through: those of its holders and waits who wait for something.
 struct Played<'a> {
     key: &'a Name,
+    /// The lock as it is, if there is one.
+    real: Option<&'a Lock>,
     holders: Vec<(usize, Mode, Token)>,
     converting: Vec<Converting>,
     line: Vec<(usize, Mode)>,
@@ -93,6 +104,8 @@ struct Search<'a> {
     locks: Vec<Played<'a>>,
     by_key: BTreeMap<&'a Name, usize>,
     steps: usize,
+    /// How many steps may be taken.
+    most: usize,
     /// Whether anybody gathered waits for the asker.
     leads_back: bool,
 }
@@ -105,10 +118,10 @@ impl State {
         wanted: &Wanted<'_>,
         converts: Option<Token>,
     ) -> Result<(), Refusal> {
-        if self.nobody_waits_for(wanted.session, wanted.owner) {
-            return Ok(());
-        }
-        match Search::new(self, wanted, converts).verdict() {
+        let mut steps = 0;
+        let verdict = self.judge(wanted, converts, &mut steps);
+        self.deadlock_steps += steps as u64;
+        match verdict {
             Ok(None) => Ok(()),
             Ok(Some(refusal)) => Err(refusal),
             Err(TooLong) => {
@@ -118,20 +131,42 @@ impl State {
         }
     }
 
-    /// Whether it is plain that no owner waits for this one: nobody stands in line for what it holds.
-    fn nobody_waits_for(&self, session: SessionId, owner: &str) -> bool {
-        let grants = &self.sessions[&session].grants;
-        let idle = |ask: &Ask| self.locks[&ask.key].queue_len() == 0;
-        grants.len() <= OWN_GRANTS_MAX
-            && grants
-                .iter()
-                .map(|token| &self.grants[token])
-                .all(|grant| *grant.owner != *owner || grant.asks.iter().all(idle))
+    /// The refusal of a wait, if it would close a cycle; what was looked at is added to `steps`.
+    fn judge(
+        &self,
+        wanted: &Wanted<'_>,
+        converts: Option<Token>,
+        steps: &mut usize,
+    ) -> Result<Option<Refusal>, TooLong> {
+        let mut glance = Behind::new(self, wanted, converts, GLANCE);
+        let mut seen = glance.look();
+        *steps += glance.steps();
+        if seen == Look::Clear {
+            return Ok(None);
+        }
+        let mut ahead = Search::new(self, wanted, converts, LOOK);
+        let verdict = ahead.verdict();
+        *steps += ahead.steps;
+        if verdict.is_ok() {
+            return verdict;
+        }
+        if seen == Look::TooFar {
+            let mut behind = Behind::new(self, wanted, converts, LOOK);
+            seen = behind.look();
+            *steps += behind.steps();
+            if seen == Look::Clear {
+                return Ok(None);
+            }
+        }
+        let mut ahead = Search::new(self, wanted, converts, DEADLOCK_STEPS_MAX);
+        let verdict = ahead.verdict();
+        *steps += ahead.steps;
+        verdict
     }
 }
 
 impl<'a> Search<'a> {
-    fn new(state: &'a State, wanted: &Wanted<'a>, converts: Option<Token>) -> Search<'a> {
+    fn new(state: &'a State, wanted: &Wanted<'a>, converts: Option<Token>, most: usize) -> Search<'a> {
         let mut search = Search {
             state,
             waiting: Vec::new(),
@@ -139,6 +174,7 @@ impl<'a> Search<'a> {
             locks: Vec::new(),
             by_key: BTreeMap::new(),
             steps: 0,
+            most,
             leads_back: false,
         };
         search.add_waiting(wanted.session, wanted.owner, &wanted.terms.label, wanted.asks, None, converts);
@@ -163,15 +199,15 @@ impl<'a> Search<'a> {
             converts,
             missing: asks.len(),
             served: false,
-            holds: Vec::new(),
-            stands: Vec::new(),
+            holds: Vec::with_capacity(1),
+            stands: Vec::with_capacity(1),
             converting: Vec::new(),
         });
         self.waiting.len() - 1
     }
 
     /// The refusal of the asker's wait, if it would close a cycle.
-    fn verdict(mut self) -> Result<Option<Refusal>, TooLong> {
+    fn verdict(&mut self) -> Result<Option<Refusal>, TooLong> {
         let mut next = ASKER;
         while next < self.waiting.len() {
             self.gather(next)?;
@@ -193,7 +229,7 @@ impl<'a> Search<'a> {
 
     fn count(&mut self) -> Result<(), TooLong> {
         self.steps += 1;
-        if self.steps > DEADLOCK_STEPS_MAX { Err(TooLong) } else { Ok(()) }
+        if self.steps > self.most { Err(TooLong) } else { Ok(()) }
     }
 
     /// Gathers the locks that an owner waits for, with all who are in its way there.
@@ -201,7 +237,7 @@ impl<'a> Search<'a> {
         let Waiting { asks, op, converts, .. } = self.waiting[who];
         for ask in asks {
             let lock = self.lock(&ask.key)?;
-            let real = self.state.locks.get(&ask.key);
+            let real = self.locks[lock].real;
             match (converts, op) {
                 (Some(_), Some(_)) => {}
                 (Some(token), None) => {
@@ -223,23 +259,26 @@ impl<'a> Search<'a> {
 
     /// The lock as it is played through, with its holders and conversions.
     fn lock(&mut self, key: &'a Name) -> Result<usize, TooLong> {
-        if let Some(lock) = self.by_key.get(key) {
-            return Ok(*lock);
-        }
         let lock = self.locks.len();
-        self.by_key.insert(key, lock);
+        match self.by_key.entry(key) {
+            Entry::Occupied(known) => return Ok(*known.get()),
+            Entry::Vacant(unknown) => unknown.insert(lock),
+        };
+        let (state, now) = (self.state, self.state.head.at);
+        let real = state.locks.get(key);
         self.locks.push(Played {
             key,
-            holders: Vec::new(),
+            real,
+            // Most have one.
+            holders: Vec::with_capacity(1),
             converting: Vec::new(),
-            line: Vec::new(),
+            line: Vec::with_capacity(1),
             gathered: 0,
             held: Taken::default(),
             taken: Taken::default(),
             next: 0,
         });
-        let (state, now) = (self.state, self.state.head.at);
-        let Some(real) = state.locks.get(key) else { return Ok(lock) };
+        let Some(real) = real else { return Ok(lock) };
         for token in &real.holders {
             self.count()?;
             let Some(grant) = state.live_grant(*token, now) else { continue };
@@ -285,13 +324,13 @@ impl<'a> Search<'a> {
     }
 
     fn gather_line(&mut self, lock: usize, upto: usize) -> Result<(), TooLong> {
-        let Some(real) = self.state.locks.get(self.locks[lock].key) else { return Ok(()) };
+        let Played { key, real: Some(real), .. } = self.locks[lock] else { return Ok(()) };
         while self.locks[lock].gathered < upto {
             self.count()?;
             let op = real.line[self.locks[lock].gathered];
             self.locks[lock].gathered += 1;
             if let Some(who) = self.who(op) {
-                let mode = self.state.waits[&op].mode_of(self.locks[lock].key);
+                let mode = mode_of(self.waiting[who].asks, key);
                 self.stand(lock, who, mode);
             }
         }
@@ -366,8 +405,9 @@ impl<'a> Search<'a> {
 
     /// The shortest cycle through the asker among those who are stuck, as who waits for whom.
     fn cycle(&mut self) -> Result<Option<Vec<Edge>>, TooLong> {
-        self.steps = 0;
-        let mut came_by: BTreeMap<usize, Edge> = BTreeMap::new();
+        // Finding the way back may take as many steps as finding that there is one.
+        self.most += self.steps;
+        let mut came_by: Vec<Option<Edge>> = vec![None; self.waiting.len()];
         // Of whom all who hold a lock and all up to a place in its line were looked at.
         let mut looked_at = vec![(false, 0); self.locks.len()];
         let mut next = VecDeque::from([ASKER]);
@@ -376,14 +416,14 @@ impl<'a> Search<'a> {
                 let edge = Edge { from, lock, token };
                 if to == ASKER {
                     let mut cycle = vec![edge];
-                    while let Some(edge) = came_by.get(&cycle[cycle.len() - 1].from) {
-                        cycle.push(*edge);
+                    while let Some(edge) = came_by[cycle[cycle.len() - 1].from] {
+                        cycle.push(edge);
                     }
                     cycle.reverse();
                     return Ok(Some(cycle));
                 }
-                if to != from && !came_by.contains_key(&to) {
-                    came_by.insert(to, edge);
+                if to != from && came_by[to].is_none() {
+                    came_by[to] = Some(edge);
                     next.push_back(to);
                 }
             }
@@ -443,7 +483,7 @@ impl<'a> Search<'a> {
                 }
             }
             self.steps += steps;
-            if self.steps > DEADLOCK_STEPS_MAX {
+            if self.steps > self.most {
                 return Err(TooLong);
             }
         }
@@ -500,6 +540,147 @@ mod tests {
     use crate::command::{Call, Command, Patience, Request, Terms};
     use crate::identity::Nonce;
     use crate::outcome::Outcome;
+    use crate::time::Time;
+
+    const SESSIONS: u128 = 3;
+    const OWNERS: [&str; 3] = ["", "a", "b"];
+    const MODES: [Mode; 4] = [
+        Mode::Exclusive,
+        Mode::Shared,
+        Mode::Slot { slots: 3, weight: 1 },
+        Mode::Slot { slots: 3, weight: 2 },
+    ];
+
+    /// Owners who hold and wait at random.
+    struct Crowd {
+        state: State,
+        draw: fastrand::Rng,
+        ids: [u64; SESSIONS as usize],
+    }
+
+    impl Crowd {
+        fn new(seed: u64) -> Crowd {
+            let mut state = State::new();
+            for number in 0..SESSIONS {
+                let (nonce, session) = (Nonce(number), SessionId(number));
+                let (name, label) = (String::new(), String::new());
+                let open = Command::OpenSession { nonce, session, name, label, ttl_ms: 10_000 };
+                state.apply(state.op() + 1, Time::ZERO, &open, &mut Vec::new());
+            }
+            Crowd { state, draw: fastrand::Rng::with_seed(seed), ids: [0; SESSIONS as usize] }
+        }
+
+        fn request(&mut self, session: SessionId, call: Call) {
+            let id = &mut self.ids[session.0 as usize];
+            *id += 1;
+            let request =
+                Request { session, id: *id, ack: *id, got: (1..*id).rev().take(64).collect(), call };
+            let op = self.state.op() + 1;
+            self.state.apply(op, Time::ZERO, &Command::Request(request), &mut Vec::new());
+        }
+
+        fn owner(&mut self) -> (SessionId, &'static str) {
+            (SessionId(self.draw.u128(..SESSIONS)), OWNERS[self.draw.usize(..OWNERS.len())])
+        }
+
+        fn asks(&mut self) -> Vec<Ask> {
+            let mut asks = Vec::new();
+            for key in ["p", "q", "r", "s", "t", "u"] {
+                // One lock is for slots and the others are not, so that nobody is refused for that.
+                let modes = if key == "u" { &MODES[2..] } else { &MODES[..2] };
+                if self.draw.u8(..4) == 0 {
+                    let key = Name::new(key).expect("the name is good");
+                    asks.push(Ask { key, mode: modes[self.draw.usize(..modes.len())] });
+                }
+            }
+            asks
+        }
+
+        fn grant(&mut self) -> Option<(Token, SessionId)> {
+            let grants: Vec<_> =
+                self.state.grants.iter().map(|(token, grant)| (*token, grant.session)).collect();
+            self.draw.choice(grants)
+        }
+
+        fn step(&mut self) {
+            match self.draw.u8(..8) {
+                0..5 => {
+                    let ((session, owner), asks) = (self.owner(), self.asks());
+                    if !asks.is_empty() {
+                        let (owner, terms) = (owner.to_owned(), Terms::default());
+                        self.request(session, Call::Acquire { asks, wait: Patience::Forever, owner, terms });
+                    }
+                }
+                5 => {
+                    if let Some((token, session)) = self.grant() {
+                        let asks =
+                            vec![Ask { mode: Mode::Exclusive, ..self.state.grants[&token].asks[0].clone() }];
+                        let wait = Patience::Forever;
+                        self.request(session, Call::Convert { token, asks, wait, holder: None });
+                    }
+                }
+                6 => {
+                    if let Some((token, session)) = self.grant() {
+                        self.request(session, Call::Release { token, holder: None });
+                    }
+                }
+                _ => {
+                    let waits: Vec<_> =
+                        self.state.waits.values().map(|wait| (wait.session, wait.id)).collect();
+                    if let Some((session, wait)) = self.draw.choice(waits) {
+                        self.request(session, Call::CancelWait { wait });
+                    }
+                }
+            }
+        }
+
+        /// A wait that could be asked for now: by an owner that does not wait, for what it does not hold, or for more of what
+        /// it holds.
+        fn wish(&mut self) -> Option<(SessionId, &'static str, Vec<Ask>, Option<Token>)> {
+            let ((session, owner), asks) = (self.owner(), self.asks());
+            if asks.is_empty() || self.state.wait_of(session, owner).is_some() {
+                return None;
+            }
+            let held = self.state.held_of(session, owner, &asks);
+            let Some(token) = held.first() else { return Some((session, owner, asks, None)) };
+            let mut asks = self.state.grants[token].asks.clone();
+            asks.retain(|ask| ask.mode != Mode::Exclusive);
+            asks.iter_mut().for_each(|ask| ask.mode = Mode::Exclusive);
+            (!asks.is_empty()).then_some((session, owner, asks, Some(*token)))
+        }
+    }
+
+    /// Looking behind may only ever spare the look ahead where that finds nothing.
+    #[test]
+    fn who_is_not_in_the_way_when_looking_behind_closes_no_cycle() {
+        let (mut cycles, mut spared, mut long) = (0, 0, 0);
+        for seed in 0..60 {
+            let mut crowd = Crowd::new(seed);
+            for _ in 0..300 {
+                crowd.step();
+                let Some((session, owner, asks, converts)) = crowd.wish() else { continue };
+                let terms = Terms::default();
+                let wanted = Wanted { session, id: 0, fingerprint: 0, asks: &asks, owner, terms: &terms };
+                let mut behind = Behind::new(&crowd.state, &wanted, converts, DEADLOCK_STEPS_MAX);
+                let look = behind.look();
+                let Ok(verdict) = Search::new(&crowd.state, &wanted, converts, DEADLOCK_STEPS_MAX).verdict()
+                else {
+                    panic!("there is no bound")
+                };
+                cycles += u32::from(verdict.is_some());
+                spared += u32::from(look == Look::Clear);
+                long += u32::from(look == Look::Clear && behind.met() > 1);
+                assert!(
+                    look == Look::InTheWay || verdict.is_none(),
+                    "seed {seed}: {owner:?} of {session:?} asks for {asks:?}: {look:?}, and {verdict:?}"
+                );
+            }
+        }
+        assert!(
+            cycles > 500 && spared > 2_000 && long > 200,
+            "{cycles}, {spared}, {long}: too little was tried"
+        );
+    }
 
     /// Owners, a hundred of them in each session, that ask for locks.
     struct Rig {

@@ -12,10 +12,12 @@
 //!   effect and is told the same.
 //!
 //! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
-//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `blocked` (why not), `contention` (what is waited for
-//! most), `guards` (who may write what), `keys`, `transactions`, `files`, `sections` (what is staged under atomic grants),
-//! `history` (what happened lately, for whoever watches), and `parts` (what a snapshot holds).
+//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `behind` (who waits for an owner), `blocked` (why not),
+//! `contention` (what is waited for most), `guards` (who may write what), `keys`, `transactions`, `files`, `sections` (what
+//! is staged under atomic grants), `history` (what happened lately, for whoever watches), and `parts` (what a snapshot
+//! holds).
 
+mod behind;
 mod blocked;
 mod breaks;
 mod contention;
@@ -92,6 +94,8 @@ pub struct State {
     leaving: BTreeSet<u64>,
     /// Which locks are waited for most.
     contention: contention::Contention,
+    /// Steps of all looks for deadlocks. Work done, not something that was decided: no part of a snapshot.
+    deadlock_steps: u64,
 }
 
 /// What a deadline in log time ends.
@@ -152,6 +156,7 @@ impl State {
             unserved: BTreeSet::new(),
             leaving: BTreeSet::new(),
             contention: contention::Contention::default(),
+            deadlock_steps: 0,
         }
     }
 
@@ -388,6 +393,12 @@ impl State {
     /// The caps in force.
     pub fn limits(&self) -> &Limits {
         &self.head.limits
+    }
+
+    /// How many grants, holders and places in line were looked at for deadlocks since this state was built. It tells what the
+    /// looking costs, and is no part of a snapshot.
+    pub fn deadlock_steps(&self) -> u64 {
+        self.deadlock_steps
     }
 
     /// When the next deadline in log time is due; at once, if ended sessions wait to be cleaned up.

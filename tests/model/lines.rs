@@ -678,7 +678,12 @@ impl Model {
             let dead = |wait: &&crate::lines::MWait| !self.wait_lives(wait, self.at);
             let wait =
                 self.lines.waits.iter().filter(dead).find(|wait| (wait.session, wait.id) == *forgotten);
-            self.seen.given_up.extend(wait.map(|_| *forgotten));
+            // Of a reply that was forgotten in the same command nothing tells how its wait ended.
+            match wait.map(|wait| wait.deadline.is_some_and(|deadline| deadline <= self.at)) {
+                Some(true) => self.seen.given_up.push(*forgotten),
+                Some(false) => self.seen.unconverted.push(*forgotten),
+                None => {}
+            }
         }
         for given_up in std::mem::take(&mut self.seen.given_up) {
             let wait = self.lines.waits.iter().find(|wait| (wait.session, wait.id) == given_up);

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -40,6 +41,13 @@ impl Server {
         self.kill();
         (self.child, self.address) = spawn(&self.directory, self.address)?;
         Ok(())
+    }
+
+    /// Kills the server with SIGKILL, for good. Gives its data directory, which goes with this value.
+    #[allow(dead_code, reason = "for tests that read the journal")]
+    pub(crate) fn stopped(&mut self) -> PathBuf {
+        self.kill();
+        self.directory.path().join("data")
     }
 
     /// The socket of a new client: it hears this server and nobody else.

@@ -19,6 +19,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long the replies that are still on their way get at the end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How many locks [`Work::Several`] asks for at once, and out of how many.
+pub(crate) const TOGETHER: usize = 3;
+/// See [`TOGETHER`].
+pub(crate) const NAMES: usize = 1_000;
+
 /// What a client asks for, again and again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
@@ -28,6 +33,10 @@ pub(crate) enum Work {
     Get,
     /// Whatever comes back will do.
     Echo,
+    /// Acquire several locks that are drawn anew each time, waiting for them, and release them at once.
+    Several,
+    /// Acquire the one lock that all want, waiting for it, and release it at once.
+    HandOff,
 }
 
 impl Work {
@@ -37,6 +46,8 @@ impl Work {
             Work::Cycle => "cycle",
             Work::Get => "get",
             Work::Echo => "echo",
+            Work::Several => "several",
+            Work::HandOff => "hand-off",
         }
     }
 }
@@ -46,7 +57,9 @@ pub(crate) struct Client {
     socket: UdpSocket,
     work: Work,
     session: String,
-    key: String,
+    /// The parameter that names what it asks for.
+    named: String,
+    draw: fastrand::Rng,
     id: u64,
     /// The grant to release next.
     token: Option<u64>,
@@ -56,6 +69,8 @@ pub(crate) struct Client {
     sent_last: Instant,
     cycle_began: Instant,
     waiting: bool,
+    /// Whether the request stood in line.
+    in_line: bool,
 }
 
 /// What a load has measured. Times in nanoseconds, sorted.
@@ -64,6 +79,12 @@ pub(crate) struct Figures {
     pub(crate) round_trips: Vec<u64>,
     /// The time of each cycle.
     pub(crate) cycles: Vec<u64>,
+    /// The time to each grant that may have been waited for.
+    pub(crate) grants: Vec<u64>,
+    /// How many of those were told that they stand in line.
+    pub(crate) stood_in_line: u64,
+    /// The time from each release to the grant of whoever was next.
+    pub(crate) hand_offs: Vec<u64>,
     /// Requests sent again after a second. (An error reply ends the run.)
     pub(crate) errors: u64,
     /// CPU time of the server for each round trip, in microseconds.
@@ -83,6 +104,11 @@ impl Figures {
     pub(crate) fn cycle_rate(&self) -> f64 {
         self.cycles.len() as f64 / self.seconds
     }
+
+    /// Grants a second.
+    pub(crate) fn grant_rate(&self) -> f64 {
+        self.grants.len() as f64 / self.seconds
+    }
 }
 
 /// The time below which this part of the sorted samples is, in microseconds.
@@ -99,7 +125,7 @@ impl Client {
     pub(crate) fn open(server: SocketAddr, work: Work, number: usize) -> Result<Client, String> {
         let socket = connect(server)?;
         let session = match work {
-            Work::Cycle | Work::Get => open_session(&socket, number, 60_000)?,
+            Work::Cycle | Work::Get | Work::Several | Work::HandOff => open_session(&socket, number, 60_000)?,
             Work::Echo => "0".repeat(32),
         };
         if work == Work::Get {
@@ -109,16 +135,19 @@ impl Client {
             call(&socket, &set)?;
         }
         socket.set_nonblocking(true).map_err(|error| error.to_string())?;
-        let key = match work {
-            Work::Cycle => format!("bench/own/{number}"),
-            Work::Get | Work::Echo => "bench/read".to_owned(),
+        let named = match work {
+            Work::Cycle => format!(r#""key":"bench/own/{number}""#),
+            Work::Get | Work::Echo => r#""key":"bench/read""#.to_owned(),
+            Work::HandOff => r#""key":"bench/wanted""#.to_owned(),
+            Work::Several => String::new(),
         };
         let now = Instant::now();
         Ok(Client {
             socket: UdpSocket::from_std(socket),
             work,
             session,
-            key,
+            named,
+            draw: fastrand::Rng::with_seed(number as u64),
             id: 1,
             token: None,
             request: Vec::with_capacity(512),
@@ -126,36 +155,66 @@ impl Client {
             sent_last: now,
             cycle_began: now,
             waiting: false,
+            in_line: false,
         })
     }
 
     /// Writes the next request and sends it.
     fn ask(&mut self) -> io::Result<()> {
         self.id += 1;
-        let Client { id, session, key, request, .. } = self;
+        if self.work == Work::Several && self.token.is_none() {
+            self.draw_locks();
+        }
+        let Client { id, session, named, request, .. } = self;
         request.clear();
         match (self.work, self.token) {
             (Work::Get | Work::Echo, _) => write!(
                 request,
-                r#"{{"jsonrpc":"2.0","id":{id},"method":"get","params":{{"session":"{session}","key":"{key}"}}}}"#
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"get","params":{{"session":"{session}",{named}}}}}"#
             ),
             (Work::Cycle, None) => write!(
                 request,
-                r#"{{"jsonrpc":"2.0","id":{id},"method":"acquire_lock","params":{{"session":"{session}","ack":{id},"key":"{key}"}}}}"#
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"acquire_lock","params":{{"session":"{session}","ack":{id},{named}}}}}"#
             ),
             (Work::Cycle, Some(token)) => write!(
                 request,
                 r#"{{"jsonrpc":"2.0","id":{id},"method":"release_lock","params":{{"session":"{session}","ack":{id},"token":{token}}}}}"#
+            ),
+            (Work::Several | Work::HandOff, None) => write!(
+                request,
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"acquire_lock","params":{{"session":"{session}","ack":{id},{named},"wait_ms":60000}}}}"#
+            ),
+            // Also names the wait whose answer it has.
+            (Work::Several | Work::HandOff, Some(token)) => write!(
+                request,
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"release_lock","params":{{"session":"{session}","ack":{id},"got":[{}],"token":{token}}}}}"#,
+                *id - 1
             ),
         }?;
         add_checksum(request)?;
         self.sent = Instant::now();
         self.sent_last = self.sent;
         self.waiting = true;
+        self.in_line = false;
         if self.token.is_none() {
             self.cycle_began = self.sent;
         }
         self.send()
+    }
+
+    /// Draws the locks to ask for next, each once.
+    fn draw_locks(&mut self) {
+        let mut drawn = [0; TOGETHER];
+        for nth in 0..TOGETHER {
+            drawn[nth] = loop {
+                let name = self.draw.usize(..NAMES);
+                if !drawn[..nth].contains(&name) {
+                    break name;
+                }
+            };
+        }
+        let names = drawn.map(|name| format!(r#""bench/several/{name:03}""#));
+        self.named = format!(r#""keys":[{}]"#, names.join(","));
     }
 
     fn send(&self) -> io::Result<()> {
@@ -171,14 +230,20 @@ impl Client {
         if !self.waiting || number_after(bytes, br#""id":"#) != Some(self.id) {
             return None;
         }
+        if matches!(self.work, Work::Several | Work::HandOff)
+            && find(bytes, br#""method":"pending""#).is_some()
+        {
+            self.in_line = true;
+            return None;
+        }
         let good = match (self.work, self.token) {
             (Work::Echo, _) => true,
             (Work::Get, _) => find(bytes, br#""found":true"#).is_some(),
-            (Work::Cycle, None) => {
+            (Work::Cycle | Work::Several | Work::HandOff, None) => {
                 self.token = number_after(bytes, br#""token":"#);
                 self.token.is_some() && find(bytes, br#""granted":true"#).is_some()
             }
-            (Work::Cycle, Some(_)) => {
+            (Work::Cycle | Work::Several | Work::HandOff, Some(_)) => {
                 self.token = None;
                 find(bytes, br#""released":true"#).is_some()
             }
@@ -211,6 +276,9 @@ fn drive(clients: &mut [Client], time: Duration, server_cpu: &dyn Fn() -> f64) -
     let mut figures = Figures {
         round_trips: Vec::with_capacity(1 << 20),
         cycles: Vec::with_capacity(1 << 20),
+        grants: Vec::new(),
+        stood_in_line: 0,
+        hand_offs: Vec::new(),
         errors: 0,
         server_cpu: 0.0,
         load_busy: 0.0,
@@ -220,6 +288,7 @@ fn drive(clients: &mut [Client], time: Duration, server_cpu: &dyn Fn() -> f64) -
     let mut began = Instant::now();
     let mut looked = began;
     let mut measured_from = None;
+    let mut released = None;
     loop {
         poll.poll(&mut events, Some(LOOK_EVERY))?;
         for event in &events {
@@ -242,7 +311,19 @@ fn drive(clients: &mut [Client], time: Duration, server_cpu: &dyn Fn() -> f64) -
                 if client.work == Work::Cycle && client.token.is_none() {
                     figures.cycles.push((now - client.cycle_began).as_nanos() as u64);
                 }
+                let fights = matches!(client.work, Work::Several | Work::HandOff);
+                let granted = fights && client.token.is_some();
+                if granted {
+                    figures.grants.push((now - client.sent).as_nanos() as u64);
+                    figures.stood_in_line += u64::from(client.in_line);
+                }
                 client.ask()?;
+                if granted && client.work == Work::HandOff {
+                    // What the client has just sent is its release.
+                    if let Some(released) = released.replace(client.sent) {
+                        figures.hand_offs.push((now - released).as_nanos() as u64);
+                    }
+                }
             }
         }
         let now = Instant::now();
@@ -254,14 +335,17 @@ fn drive(clients: &mut [Client], time: Duration, server_cpu: &dyn Fn() -> f64) -
             None if now - began >= time / 4 => {
                 figures.round_trips.clear();
                 figures.cycles.clear();
+                figures.grants.clear();
+                figures.stood_in_line = 0;
+                figures.hand_offs.clear();
                 figures.errors = 0;
                 began = now;
-                measured_from = Some((server_cpu(), own_cpu_seconds()));
+                measured_from = Some((server_cpu(), thread_cpu_seconds()));
             }
             Some((server_from, own_from)) if now - began >= time => {
                 figures.seconds = (now - began).as_secs_f64();
                 figures.server_cpu = (server_cpu() - server_from) / figures.round_trips.len() as f64;
-                figures.load_busy = (own_cpu_seconds() - own_from) / figures.seconds;
+                figures.load_busy = (thread_cpu_seconds() - own_from) / figures.seconds;
                 break;
             }
             _ => {}
@@ -269,6 +353,8 @@ fn drive(clients: &mut [Client], time: Duration, server_cpu: &dyn Fn() -> f64) -
     }
     figures.round_trips.sort_unstable();
     figures.cycles.sort_unstable();
+    figures.grants.sort_unstable();
+    figures.hand_offs.sort_unstable();
     Ok(figures)
 }
 
@@ -285,7 +371,8 @@ fn resend(clients: &mut [Client], now: Instant) -> io::Result<u64> {
     Ok(late)
 }
 
-fn own_cpu_seconds() -> f64 {
+/// CPU time that this thread has used.
+pub(crate) fn thread_cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

@@ -1,6 +1,6 @@
 //! The real server as a process: started, killed, stopped, and what the kernel says of it.
 
-use crate::machine::Cores;
+use super::machine::Cores;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

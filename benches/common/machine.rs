@@ -38,7 +38,7 @@ fn move_to(core: usize) {
     let mut cores = CpuSet::new();
     cores.set(core);
     if let Err(error) = sched_setaffinity(None, &cores) {
-        eprintln!("round_trips: this thread cannot move to core {core}: {error}");
+        eprintln!("{}: this thread cannot move to core {core}: {error}", env!("CARGO_CRATE_NAME"));
     }
 }
 
@@ -72,7 +72,7 @@ pub(crate) fn describe(dir: &Path, cores: &Cores) -> Result<(), String> {
 
 /// The command of this run; what cargo adds, and where a directory is, is nobody's business.
 fn command() -> String {
-    let mut shown = "cargo bench --bench round_trips".to_owned();
+    let mut shown = concat!("cargo bench --bench ", env!("CARGO_CRATE_NAME")).to_owned();
     let mut between = " --";
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     while let Some(argument) = arguments.next() {

@@ -1,0 +1,102 @@
+//! What the benchmarks share: the real server on one core, a load on the other, and how figures are shown.
+
+pub(crate) mod load;
+pub(crate) mod machine;
+pub(crate) mod server;
+
+use machine::Cores;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The options that every benchmark has.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Time of one measurement under load, after a warm-up of a quarter of it.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// How often everything is measured; medians are shown.
+    #[arg(long, default_value_t = 3)]
+    repeats: usize,
+    /// Run only what has this in its name.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Where the fresh data directories are made: a directory on the disk to measure [default: Cargo's target directory].
+    #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"), hide_default_value = true)]
+    dir: PathBuf,
+    /// Let the system place server and load, in place of a core for each.
+    #[arg(long)]
+    no_pin: bool,
+    /// Show that it works, with tiny numbers.
+    #[arg(long)]
+    test: bool,
+    /// What `cargo bench` says.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What is measured, how often, how long and where.
+pub(crate) struct Plan {
+    pub(crate) seconds: f64,
+    pub(crate) repeats: usize,
+    pub(crate) only: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) cores: Cores,
+    /// Whether it is only to be shown that everything works.
+    pub(crate) test: bool,
+}
+
+impl Plan {
+    /// Whether nothing was said but that it should be shown to work: without cargo's `--bench`, or with `--test`.
+    pub(crate) fn is_test() -> bool {
+        let said = |word: &str| std::env::args().any(|argument| argument == word);
+        !said("--bench") || said("--test")
+    }
+
+    /// One short pass. Whatever else `cargo test` was told is for the other tests.
+    pub(crate) fn test() -> Plan {
+        Plan {
+            seconds: 0.05,
+            repeats: 1,
+            only: String::new(),
+            dir: PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
+            cores: Cores::free(),
+            test: true,
+        }
+    }
+
+    /// What the options say.
+    pub(crate) fn of(options: Options) -> Plan {
+        let Options { seconds, repeats, only, dir, no_pin, .. } = options;
+        let cores = if no_pin { Cores::free() } else { Cores::split() };
+        Plan { seconds: seconds.max(0.01), repeats: repeats.max(1), only, dir, cores, test: false }
+    }
+
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        name.contains(&self.only)
+    }
+
+    pub(crate) fn time(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+}
+
+/// A directory that goes when the measurement is over.
+pub(crate) fn fresh_dir(parent: &std::path::Path) -> Result<tempfile::TempDir, String> {
+    tempfile::Builder::new()
+        .prefix(concat!(env!("CARGO_CRATE_NAME"), "-"))
+        .tempdir_in(parent)
+        .map_err(|error| format!("no fresh directory in {}: {error}", parent.display()))
+}
+
+/// A whole number with a comma at each thousand.
+pub(crate) fn thousands(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
