@@ -1,6 +1,7 @@
 //! What the crash tests are made of: a server as a process, clients as sockets and as processes, a bad network, and a
 //! judge.
 
+mod crowd;
 mod oracle;
 mod process;
 mod proxy;
@@ -8,6 +9,7 @@ mod raw;
 mod server;
 mod worker;
 
+pub(crate) use crowd::{Ask, Crowd};
 pub(crate) use oracle::Oracle;
 pub(crate) use process::ClientProcess;
 pub(crate) use proxy::{Direction, Faults, Proxy};
