@@ -14,6 +14,7 @@
 mod harness;
 
 mod client;
+mod crowd;
 mod disk;
 mod input;
 mod journal;

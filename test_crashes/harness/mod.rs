@@ -2,6 +2,7 @@
 //! judge.
 
 mod block;
+mod crowd;
 mod fuse;
 mod namespace;
 mod oracle;
@@ -12,6 +13,7 @@ mod server;
 mod worker;
 
 pub(crate) use block::Disk;
+pub(crate) use crowd::{Ask, Crowd};
 pub(crate) use fuse::DiskRack;
 pub(crate) use namespace::{Lack, can_unshare, has, run_inside, skip};
 pub(crate) use oracle::Oracle;

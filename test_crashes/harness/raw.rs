@@ -433,14 +433,14 @@ pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// Adds the trailer.
-fn seal(text: &[u8]) -> Vec<u8> {
+pub(super) fn seal(text: &[u8]) -> Vec<u8> {
     let mut bytes = text.to_vec();
     bytes.extend_from_slice(format!("\n{:08x}", crc32c(text)).as_bytes());
     bytes
 }
 
 /// Reads a datagram of the server, which must be whole.
-fn unseal(bytes: &[u8]) -> Value {
+pub(super) fn unseal(bytes: &[u8]) -> Value {
     let mut message = bytes;
     if bytes.len() > 9 && bytes[bytes.len() - 9] == b'\n' {
         let (text, trailer) = bytes.split_at(bytes.len() - 9);

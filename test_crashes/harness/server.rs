@@ -280,10 +280,19 @@ impl Server {
 
     /// The most memory that it has had so far, in KiB.
     pub(crate) fn memory_peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory that it has now, in KiB.
+    pub(crate) fn memory_now(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, line: &str) -> u64 {
         let pid = self.child.as_ref().expect("it runs").id();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        peak.trim().trim_end_matches(" kB").parse().unwrap()
+        let kib = status.lines().find_map(|told| told.strip_prefix(line)).unwrap();
+        kib.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// What it has said on stderr so far, over all its starts.
