@@ -10,13 +10,14 @@
 //! lose what was not synced, the test writes a file each time that it does not sync, and one that it does.
 
 use crate::harness::{
-    Disk, DiskRack, Lack, Life, Oracle, Server, Setup, Worker, can_unshare, has, mix, poll_until, run_inside,
-    seed, skip,
+    Disk, DiskRack, Lack, Life, Oracle, Raw, Server, Setup, Worker, can_unshare, has, mix, poll_until,
+    run_inside, seed, skip,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -89,6 +90,8 @@ struct Figures {
     unsynced_files: u64,
     unsynced_files_lost: u64,
     acked: u64,
+    /// Files that were rotated or deleted.
+    rotated: u64,
 }
 
 /// How many cuts are asked for.
@@ -238,7 +241,8 @@ fn one_disk(kind: &Kind, cuts: u64, rng: &mut fastrand::Rng, figures: &mut Figur
     server.must_launch();
     let oracle = Arc::new(Oracle::default());
     let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    let kept = std::thread::scope(|scope| {
+        let rotating;
         for _ in 0..WORKERS {
             let mut worker = Worker::new(server.address(), &oracle, &LOCKS, rng.u64(..));
             let mut own = rng.fork();
@@ -249,7 +253,9 @@ fn one_disk(kind: &Kind, cuts: u64, rng: &mut fastrand::Rng, figures: &mut Figur
                 }
             });
         }
-        let _guard = StopAtEnd(&stop);
+        let (stop, to) = (&stop, server.address());
+        rotating = scope.spawn(move || rotate_again_and_again(to, stop));
+        let _guard = StopAtEnd(stop);
         for _ in 0..cuts {
             let before = oracle.acked_so_far();
             poll_until("progress between two cuts", || (oracle.acked_so_far() > before + 20).then_some(()));
@@ -258,9 +264,15 @@ fn one_disk(kind: &Kind, cuts: u64, rng: &mut fastrand::Rng, figures: &mut Figur
         }
         let before = oracle.acked_so_far();
         poll_until("progress after the last cut", || (oracle.acked_so_far() > before + 20).then_some(()));
+        stop.store(true, Ordering::Relaxed);
+        rotating.join().unwrap()
     });
     let mut raw = server.client(60_000);
     raw.acquire("the last request succeeds");
+    for (file, content) in &kept {
+        assert_eq!(raw.read(file), *content, "{file}, of {} that were rotated or deleted", kept.len());
+    }
+    figures.rotated += kept.len() as u64;
     let files: BTreeMap<String, String> =
         oracle.files().into_iter().map(|file| (file.clone(), raw.read(&file))).collect();
     let counted = oracle.counters().into_iter();
@@ -275,6 +287,39 @@ fn one_disk(kind: &Kind, cuts: u64, rng: &mut fastrand::Rng, figures: &mut Figur
         assert_eq!(fs::read_to_string(server.file(file)).unwrap(), *content, "{file} on disk");
     }
     Ok(())
+}
+
+/// Writes files and rotates or deletes each, until it is told to stop. Gives what each file must hold in the end.
+fn rotate_again_and_again(to: SocketAddr, stop: &AtomicBool) -> BTreeMap<String, String> {
+    let mut raw = Raw::new(to);
+    raw.patience = Duration::from_secs(120);
+    raw.open_session(60_000);
+    raw.acks = true;
+    let mut kept = BTreeMap::new();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let token = raw.acquire("log/now");
+        let line = format!("{number}\n");
+        raw.append("log/now", token, &line);
+        raw.append("log/now", token, &line);
+        if number % 3 == 0 {
+            raw.ok("delete_file", json!({"file": "log/now", "token": token}));
+            kept.insert("log/now".to_owned(), String::new());
+        } else {
+            let old = format!("log/{}", number % 50);
+            if kept.contains_key(&old) {
+                let other = raw.acquire(&old);
+                raw.ok("delete_file", json!({"file": old, "token": other}));
+                raw.release(other);
+            }
+            raw.ok("rotate_file", json!({"file": "log/now", "token": token, "to": old}));
+            kept.insert(old, line.repeat(2));
+        }
+        raw.release(token);
+    }
+    kept
 }
 
 /// Where replies are not waited for by the disk a cut may lose what was told, but the server starts, what is left is a
