@@ -32,7 +32,8 @@ fn run(target: &str, body: impl Fn(&[u8])) {
     assert!(inputs.len() >= 10, "the corpus in {} has {} inputs", directory.display(), inputs.len());
     for input in inputs {
         let bytes = std::fs::read(&input).unwrap();
-        println!("{}", input.display()); // the last line shown with a failure
+        // Standard error is shown with a failure: its last line tells the input.
+        eprintln!("{}", input.display());
         body(&bytes);
     }
 }

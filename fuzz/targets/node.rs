@@ -388,11 +388,10 @@ impl World {
         self.drain();
     }
 
+    /// Whatever is on its way gets there.
     fn flow(&mut self) {
         self.held = false;
-        while self.commit() {
-            self.drain();
-        }
+        self.drain();
     }
 
     /// Makes the oldest batch durable, if there is one.

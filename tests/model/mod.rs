@@ -4,7 +4,6 @@
 
 pub(crate) mod keys;
 pub(crate) mod lines;
-#[expect(clippy::module_inception, reason = "it is the model of the tests of this name")]
 pub(crate) mod model;
 pub(crate) mod random;
 pub(crate) mod run;
