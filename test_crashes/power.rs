@@ -242,7 +242,6 @@ fn one_disk(kind: &Kind, cuts: u64, rng: &mut fastrand::Rng, figures: &mut Figur
     let oracle = Arc::new(Oracle::default());
     let stop = AtomicBool::new(false);
     let kept = std::thread::scope(|scope| {
-        let rotating;
         for _ in 0..WORKERS {
             let mut worker = Worker::new(server.address(), &oracle, &LOCKS, rng.u64(..));
             let mut own = rng.fork();
@@ -254,7 +253,7 @@ fn one_disk(kind: &Kind, cuts: u64, rng: &mut fastrand::Rng, figures: &mut Figur
             });
         }
         let (stop, to) = (&stop, server.address());
-        rotating = scope.spawn(move || rotate_again_and_again(to, stop));
+        let rotating = scope.spawn(move || rotate_again_and_again(to, stop));
         let _guard = StopAtEnd(stop);
         for _ in 0..cuts {
             let before = oracle.acked_so_far();
