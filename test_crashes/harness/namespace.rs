@@ -63,10 +63,18 @@ pub(crate) fn can_unshare(kinds: &[&str]) -> Result<(), Lack> {
     }
 }
 
+/// Runs what is appended in new namespaces: its mounts are nobody else's, and its processes end with the first of them.
+///
+/// A process of a session of its own keeps the mounts until all others are gone. Without it the last to go might be the
+/// one that serves a mounted disk; killed, it would wait for the disk to be written, for ever.
 fn unshare(kinds: &[&str]) -> Command {
+    const SCRIPT: &str = r#"
+        kinds=$1; shift
+        setsid sh -c "while kill -0 $$; do sleep 1; done; sleep 3" </dev/null >/dev/null 2>&1 &
+        exec unshare --pid --fork --kill-child $kinds sh -c 'mount -t proc proc /proc && exec "$@"' sh "$@"
+    "#;
     let mut command = Command::new("unshare");
-    // In a namespace of processes of its own everything ends with the first of them.
-    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]).args(kinds);
+    command.args(["--mount", "sh", "-c", SCRIPT, "sh", &kinds.join(" ")]);
     command
 }
 
