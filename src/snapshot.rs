@@ -252,7 +252,15 @@ impl Document {
         rising("keys", self.keys.iter().map(|part| &part.key))?;
         rising("files", self.files.iter().map(|part| &part.file))?;
         rising("contention", self.contention.iter().map(|part| &part.key))?;
+        for session in &self.sessions {
+            rising("replies", session.replies.iter().map(|part| part.id))?;
+            rising("waits", session.waits.iter().map(|part| part.id))?;
+        }
         let staged = || self.grants.iter().filter_map(|part| part.section.as_ref());
+        for section in staged() {
+            rising("section.keys", section.keys.iter().map(|part| &part.key))?;
+            rising("section.files", section.files.iter().map(|part| &part.file))?;
+        }
         let values = self.keys.iter().map(|part| (&part.key, &part.value));
         let staged_values =
             staged().flat_map(|part| &part.keys).filter_map(|part| Some((&part.key, part.value.as_ref()?)));
@@ -575,6 +583,32 @@ mod tests {
             assert_ne!(hostile, text);
             assert!(matches!(decode(&resealed(&hostile)), Err(Fault::Damaged(_))));
         }
+    }
+
+    /// Found by fuzzing: the replies of a session and what is staged in a section were taken in any order, unlike all else,
+    /// and written in another.
+    #[test]
+    fn what_stands_inside_a_session_or_a_section_is_in_order_too() {
+        let refused = |change: fn(&mut Parts)| {
+            let mut snapshot = sample();
+            change(&mut snapshot.parts);
+            match decode(&bytes(&snapshot)) {
+                Err(Fault::Damaged(sentence)) => assert!(sentence.contains("out of order"), "{sentence}"),
+                other => panic!("it was taken: {other:?}"),
+            }
+        };
+        refused(|parts| {
+            let reply = parts.sessions[0].replies[0].clone();
+            parts.sessions[0].replies = vec![ReplyPart { id: 2, ..reply.clone() }, reply];
+        });
+        refused(|parts| {
+            let section = parts.grants[0].section.as_mut().unwrap();
+            section.keys.insert(0, section.keys.last().unwrap().clone());
+        });
+        refused(|parts| {
+            let section = parts.grants[0].section.as_mut().unwrap();
+            section.files.insert(0, section.files.last().unwrap().clone());
+        });
     }
 
     #[test]

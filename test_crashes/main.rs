@@ -14,14 +14,19 @@
 mod harness;
 
 mod client;
+mod crowd;
 mod disk;
 mod input;
 mod journal;
 mod load;
 mod locks;
+mod lockset;
 mod network;
+mod partition;
+mod power;
 mod sections;
 mod server;
 mod stall;
 mod table;
+mod trace;
 mod watch;

@@ -299,7 +299,7 @@ mod tests {
         let expected = "\
 deploy is held
   by client 3 (ci) for 2.1s, exclusive, token 17, 9s left, label \"night\\u{1b}\"
-    for 1m more at most, whatever is renewed
+    for 1m 0s more at most, whatever is renewed
     asked to let go by client 9: \"deploy\\u{1b}\", broken in 1.5s
     offered to client 8
 4 wait

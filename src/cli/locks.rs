@@ -47,7 +47,7 @@ pub(crate) struct Acquire {
     bounds: Bounds,
     /// Stage what is written under the lock: it takes effect together at the release, or not at all. `run` releases only if
     /// the command exits with 0, and throws it away otherwise.
-    #[arg(long)]
+    #[arg(long, env = "TENURE_ATOMIC")]
     pub(crate) atomic: bool,
     /// A note for those who ask who holds it.
     #[arg(long, env = "TENURE_LABEL", value_name = "TEXT", default_value = "")]
@@ -106,7 +106,7 @@ pub(crate) struct Release {
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
     /// Throw away what was staged under a lock that was acquired with --atomic.
-    #[arg(long)]
+    #[arg(long, env = "TENURE_ABANDON")]
     abandon: bool,
     #[command(flatten)]
     token: Token,

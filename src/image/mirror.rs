@@ -55,6 +55,9 @@ pub(super) struct Mirror {
     pub(super) gauges: Arc<Gauges>,
     checks: VecDeque<Name>,
     checking: Option<Checking>,
+    /// Files that the state does not know, after a stop that may have lost the log's word of them. What is created in
+    /// the place of one puts it aside.
+    pub(super) lost: BTreeSet<Name>,
 }
 
 /// One file.
@@ -174,6 +177,7 @@ impl Mirror {
             gauges: Arc::default(),
             checks: VecDeque::new(),
             checking: None,
+            lost: BTreeSet::new(),
         })
     }
 
@@ -378,12 +382,32 @@ impl Mirror {
 
     /// Creates the file on disk, which must not have it.
     fn create(&mut self, name: &Name) -> Result<Arc<OwnedFd>, Hitch> {
+        if self.lost.remove(name) {
+            self.put_aside(name)?;
+        }
         let (fd, found) = self.tree.create_file(name)?;
         if let Some(file) = self.files.get_mut(name) {
             file.identity = Some(found.identity);
             file.fresh = true;
         }
         Ok(self.cache(name, fd))
+    }
+
+    /// Gives another name to a file whose creation the log may have lost. It may be somebody else's all the same, so
+    /// nothing of it is destroyed.
+    fn put_aside(&mut self, name: &Name) -> Result<(), Hitch> {
+        let generation = self.files.get(name).map_or(0, |file| file.generation);
+        let Ok(aside) = Name::file(&format!("{name}.lost-{generation}")) else { return Ok(()) };
+        match self.tree.rename(name, &aside) {
+            Ok(()) => {
+                log::warn!(
+                    "file {name:?} is {aside:?} from now on: it is begun anew, and the log has lost the old one"
+                );
+                Ok(())
+            }
+            Err(Obstacle::Missing) => Ok(()),
+            Err(obstacle) => Err(obstacle.into()),
+        }
     }
 
     /// The open descriptor of a known file, which must be the same file as before.

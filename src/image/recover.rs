@@ -81,7 +81,12 @@ pub(super) fn recover(
     }
     mirror.stopped |= !mirror.behind.is_empty();
     let known = parts.iter().map(|part| part.file.as_str()).collect();
-    redone.recovery.unknown = mirror.tree.unknown(&known, UNKNOWN_SHOWN);
+    let mut found = |name: &str| {
+        if trust_surplus && mirror.lost.len() < LOST_MAX {
+            mirror.lost.extend(Name::file(name));
+        }
+    };
+    redone.recovery.unknown = mirror.tree.unknown(&known, UNKNOWN_SHOWN, &mut found);
     Ok((mirror, redone.recovery))
 }
 
@@ -458,3 +463,6 @@ const LOST_FAULT: &str = "its fault was not logged before the stop";
 
 /// Unknown files that are named.
 const UNKNOWN_SHOWN: usize = 8;
+
+/// How many files are remembered that the log may have lost.
+const LOST_MAX: usize = 100_000;

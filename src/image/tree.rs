@@ -239,8 +239,9 @@ impl Tree {
         }
     }
 
-    /// Whatever stands on disk that is not in `known`, directories aside. Reads names only. At most `shown` are told.
-    pub fn unknown(&self, known: &BTreeSet<&str>, shown: usize) -> Unknown {
+    /// Whatever stands on disk that is not in `known`, directories aside, each also told to `found`. Reads names only. At
+    /// most `shown` are in what is returned.
+    pub fn unknown(&self, known: &BTreeSet<&str>, shown: usize, found: &mut impl FnMut(&str)) -> Unknown {
         let mut unknown = Unknown::default();
         let mut todo = vec![String::new()];
         while let Some(path) = todo.pop() {
@@ -257,6 +258,7 @@ impl Tree {
                     todo.push(full);
                 } else if !known.contains(full.as_str()) {
                     unknown.count += 1;
+                    found(&full);
                     if unknown.first.len() < shown {
                         unknown.first.push(full.escape_debug().to_string());
                     }

@@ -539,6 +539,7 @@ mod tests {
     use super::*;
     use crate::command::{Call, Command, Patience, Request, Terms};
     use crate::identity::Nonce;
+    use crate::outcome::Outcome;
     use crate::time::Time;
 
     const SESSIONS: u128 = 3;
@@ -679,5 +680,93 @@ mod tests {
             cycles > 500 && spared > 2_000 && long > 200,
             "{cycles}, {spared}, {long}: too little was tried"
         );
+    }
+
+    /// Owners, a hundred of them in each session, that ask for locks.
+    struct Rig {
+        state: State,
+        /// How many requests each session has sent.
+        sent: BTreeMap<u128, u64>,
+    }
+
+    impl Rig {
+        fn new() -> Rig {
+            Rig { state: State::new(), sent: BTreeMap::new() }
+        }
+
+        fn apply(&mut self, command: &Command) -> Outcome {
+            let (op, at) = (self.state.op() + 1, self.state.at());
+            self.state.apply(op, at, command, &mut Vec::new())
+        }
+
+        fn acquire(&mut self, owner: u64, asks: Vec<Ask>) -> Outcome {
+            let number = u128::from(owner / 100) + 1;
+            let session = SessionId(number);
+            if !self.sent.contains_key(&number) {
+                let (nonce, name, label) = (Nonce(number), String::new(), String::new());
+                self.apply(&Command::OpenSession { nonce, session, name, label, ttl_ms: 10_000 });
+            }
+            let id = self.sent.entry(number).or_default();
+            *id += 1;
+            let call = Call::Acquire {
+                asks,
+                wait: Patience::Forever,
+                owner: format!("{owner}"),
+                terms: Terms::default(),
+            };
+            let request = Request { session, id: *id, ack: 0, got: Vec::new(), call };
+            self.apply(&Command::Request(request))
+        }
+    }
+
+    fn ask(key: &str, mode: Mode) -> Ask {
+        Ask { key: Name::new(key).unwrap(), mode }
+    }
+
+    #[test]
+    fn a_cycle_of_ten_thousand_owners_is_found() {
+        const OWNERS: u64 = 10_000;
+        let mut rig = Rig::new();
+        let lock = |owner: u64| vec![ask(&format!("{owner:05}"), Mode::Exclusive)];
+        for owner in 0..OWNERS {
+            let outcome = rig.acquire(owner, lock(owner));
+            assert!(matches!(outcome, Outcome::Granted { .. }), "{outcome:?}");
+        }
+        for owner in 0..OWNERS - 1 {
+            let outcome = rig.acquire(owner, lock(owner + 1));
+            assert!(matches!(outcome, Outcome::Waiting(_)), "{outcome:?}");
+        }
+        let outcome = rig.acquire(OWNERS - 1, lock(0));
+        let Outcome::Refused(refusal) = outcome else { panic!("{outcome:?}") };
+        let Detail::Cycle { cycle, cycle_total } = &refusal.detail else { panic!("{refusal:?}") };
+        assert_eq!((refusal.kind, cycle.len(), *cycle_total), (Kind::Deadlock, CYCLE_SHOWN, OWNERS));
+        assert_eq!((&*cycle[0].owner, &*cycle[1].owner), ("9999", "0"));
+        assert_eq!(rig.state.head().unchecked_waits, 0);
+    }
+
+    /// The last of `readers` readers of 64 locks waits for who then asks to write them all.
+    fn writer_behind(readers: u64) -> (Outcome, u64) {
+        let mut rig = Rig::new();
+        let all = |mode| (0..64).map(|lock| ask(&format!("{lock:02}"), mode)).collect::<Vec<_>>();
+        let one = || vec![ask("one", Mode::Exclusive)];
+        rig.acquire(0, one());
+        for reader in 1..=readers {
+            rig.acquire(reader, all(Mode::Shared));
+        }
+        let outcome = rig.acquire(readers, one());
+        assert!(matches!(outcome, Outcome::Waiting(_)), "{outcome:?}");
+        let outcome = rig.acquire(0, all(Mode::Exclusive));
+        (outcome, rig.state.head().unchecked_waits)
+    }
+
+    #[test]
+    fn what_is_too_much_to_look_at_is_allowed_and_counted() {
+        let most = DEADLOCK_STEPS_MAX as u64 / 64;
+        let (outcome, unchecked) = writer_behind(most);
+        assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+        assert_eq!(unchecked, 0);
+        let (outcome, unchecked) = writer_behind(most + 1);
+        assert!(matches!(outcome, Outcome::Waiting(_)), "{outcome:?}");
+        assert_eq!(unchecked, 1);
     }
 }

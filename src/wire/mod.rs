@@ -326,12 +326,12 @@ pub fn decode(message: &[u8]) -> Result<Message, Dropped> {
     if first != Some(&b'[') {
         return match serde_json::from_slice::<&RawValue>(message) {
             Ok(raw) => decode_element(raw).map(single),
-            Err(error) => Ok(broken(Kind::Parse, format!("the datagram is not JSON: {error}"))),
+            Err(error) => Ok(broken(Kind::Parse, format!("the datagram is not JSON: {}", told(&error)))),
         };
     }
     let elements = match serde_json::from_slice::<Vec<&RawValue>>(message) {
         Ok(elements) => elements,
-        Err(error) => return Ok(broken(Kind::Parse, format!("the datagram is not JSON: {error}"))),
+        Err(error) => return Ok(broken(Kind::Parse, format!("the datagram is not JSON: {}", told(&error)))),
     };
     if elements.is_empty() {
         return Ok(broken(Kind::InvalidRequest, "a batch must not be empty".into()));
@@ -388,7 +388,11 @@ fn decode_element(raw: &RawValue) -> Result<Element, Dropped> {
                 return Err(Dropped::NotARequest);
             }
             let id = glimpse.and_then(|glimpse| glimpse.id).and_then(echo).unwrap_or_else(Id::null);
-            return Ok(refused(id, Kind::InvalidRequest, format!("not a JSON-RPC 2.0 request: {error}")));
+            return Ok(refused(
+                id,
+                Kind::InvalidRequest,
+                format!("not a JSON-RPC 2.0 request: {}", told(&error)),
+            ));
         }
     };
     let Some(id) = envelope.id.and_then(echo) else {
@@ -410,7 +414,11 @@ fn decode_element(raw: &RawValue) -> Result<Element, Dropped> {
             ));
         }
         Some((_, Err(error))) => {
-            return Ok(refused(id, Kind::InvalidParams, format!("{}: {error}", shorten(&envelope.method))));
+            return Ok(refused(
+                id,
+                Kind::InvalidParams,
+                format!("{}: {}", shorten(&envelope.method), told(&error)),
+            ));
         }
         Some((_, Ok(params))) => params,
     };
@@ -435,6 +443,19 @@ fn shorten(text: &str) -> &str {
         Some((at, _)) => &text[..at],
         None => text,
     }
+}
+
+/// What serde says is wrong. It repeats a name that it does not know whole, which alone can be longer than a reply may be:
+/// the middle of that is left out.
+fn told(error: &serde_json::Error) -> String {
+    /// Bytes kept of the beginning, and of the end, where all that would have been right is listed.
+    const KEPT: (usize, usize) = (160, 1_000);
+    let text = error.to_string();
+    if text.len() <= KEPT.0 + KEPT.1 {
+        return text;
+    }
+    let boundary = |at: usize| (at..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    format!("{} … {}", &text[..boundary(KEPT.0)], &text[boundary(text.len() - KEPT.1)..])
 }
 
 fn invalid(text: impl Into<String>) -> Refusal {

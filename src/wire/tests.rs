@@ -66,6 +66,29 @@ fn replies_and_notifications_are_dropped_so_that_two_servers_cannot_talk_for_eve
     assert_eq!(decode(br#"[{"jsonrpc":"2.0","id":null,"error":{}}]"#).unwrap_err(), Dropped::NotARequest);
 }
 
+/// Found by fuzzing: the refusal repeated the name of a parameter whole, and with all names that are known behind it grew
+/// longer than a datagram can be. It could not be sent, and the client asked again for ever.
+#[test]
+fn a_refusal_is_short_whatever_it_is_about() {
+    let long = "é".repeat(32_600);
+    for text in [
+        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"get","params":{{"{long}":1}}}}"#),
+        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"get","{long}":1}}"#),
+        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{long}"}}"#),
+        format!(r#"{{"jsonrpc":"{long}","id":1,"method":"get"}}"#),
+        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"get","params":{{"session":"{long}"}}}}"#),
+        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"get","params":{{"key":"{long}"}}}}"#),
+        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"acquire_lock","params":{{"keys":[{{"{long}":1}}]}}}}"#),
+    ] {
+        let element = one(&text);
+        let mut out = Vec::new();
+        encode_error(&mut out, &element.id, &element.request.unwrap_err());
+        assert!(out.len() < 2_000, "{} bytes: {}", out.len(), String::from_utf8_lossy(&out));
+    }
+    let refusal = call("get", &format!(r#"{{"{long}":1}}"#)).unwrap_err();
+    assert!(refusal.message.contains("expected one of") && refusal.message.contains("`apply`"), "{refusal}");
+}
+
 #[test]
 fn methods_refuse_what_they_do_not_take_and_ask_for_what_they_need() {
     assert_eq!(kind("get", r#"{"key":"a","value":1}"#), Kind::InvalidParams);

@@ -39,6 +39,7 @@ struct History {
     /// For each key: increments acknowledged, increments sent.
     counters: BTreeMap<String, (u64, u64)>,
     acked: u64,
+    expired: u64,
     faults: Vec<String>,
 }
 
@@ -51,6 +52,8 @@ pub(crate) struct Verdict {
     pub(crate) lost: u64,
     /// Appends that stand more than once.
     pub(crate) doubled: u64,
+    /// Clients that kept their sessions alive and were refused.
+    pub(crate) expired: u64,
     /// What else is wrong, as sentences.
     pub(crate) faults: Vec<String>,
 }
@@ -58,8 +61,9 @@ pub(crate) struct Verdict {
 impl Verdict {
     /// Prints the figures and fails the test if any is not nothing.
     pub(crate) fn assert_clean(&self) {
-        println!("acked {}, lost {}, doubled {}", self.acked, self.lost, self.doubled);
-        assert!(self.lost == 0 && self.doubled == 0 && self.faults.is_empty(), "{self:#?}");
+        let Verdict { acked, lost, doubled, expired, faults } = self;
+        println!("acked {acked}, lost {lost}, doubled {doubled}, wrongly expired {expired}");
+        assert!(*lost == 0 && *doubled == 0 && *expired == 0 && faults.is_empty(), "{self:#?}");
     }
 }
 
@@ -140,6 +144,12 @@ impl Oracle {
         self.history.lock().unwrap().acked
     }
 
+    /// A client that kept its session alive was refused as though it had not.
+    pub(crate) fn wrongly_expired(&self, text: String) {
+        self.history.lock().unwrap().expired += 1;
+        self.fault(text);
+    }
+
     /// Something that must not happen did.
     pub(crate) fn fault(&self, text: String) {
         self.history.lock().unwrap().faults.push(text);
@@ -158,8 +168,12 @@ impl Oracle {
     /// Judges the whole run by the files as they stand and the keys as they are.
     pub(crate) fn judge(&self, files: &BTreeMap<String, String>, keys: &BTreeMap<String, u64>) -> Verdict {
         let history = self.history.lock().unwrap();
-        let mut verdict =
-            Verdict { acked: history.acked, faults: history.faults.clone(), ..Verdict::default() };
+        let mut verdict = Verdict {
+            acked: history.acked,
+            expired: history.expired,
+            faults: history.faults.clone(),
+            ..Verdict::default()
+        };
         // The command of the last token, the greatest token of earlier commands, and the greatest of this one.
         let (mut last, mut before, mut most) = (0, 0, 0);
         for ((op, _), token) in &history.grants {

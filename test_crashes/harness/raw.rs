@@ -71,6 +71,8 @@ pub(crate) struct Raw {
     pub(crate) acks: bool,
     /// How long [`finish`](Raw::finish) waits for the final answer.
     pub(crate) patience: Duration,
+    /// The proof of its address, once the server has asked for one.
+    cookie: Option<String>,
     next_id: u64,
     got: VecDeque<u64>,
     inbox: VecDeque<Value>,
@@ -79,7 +81,8 @@ pub(crate) struct Raw {
 impl Raw {
     /// A client without a session.
     pub(crate) fn new(to: SocketAddr) -> Raw {
-        Raw::bound(to, "127.0.0.1:0".parse().unwrap())
+        let from = if to.ip().is_loopback() { "127.0.0.1:0" } else { "0.0.0.0:0" };
+        Raw::bound(to, from.parse().unwrap())
     }
 
     /// A client without a session that sends from an address of its choice.
@@ -92,6 +95,7 @@ impl Raw {
             client: 0,
             acks: false,
             patience: PATIENCE,
+            cookie: None,
             next_id: 1,
             got: VecDeque::new(),
             inbox: VecDeque::new(),
@@ -154,6 +158,9 @@ impl Raw {
                 params.insert("ack".into(), json!(id));
             }
         }
+        if let Some(cookie) = &self.cookie {
+            params.entry("cookie").or_insert_with(|| json!(cookie));
+        }
         let text = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string();
         Sent { id, method: method.into(), bytes: seal(text.as_bytes()) }
     }
@@ -193,10 +200,17 @@ impl Raw {
     pub(crate) fn finish_with(&mut self, sent: &Sent, mut between: impl FnMut()) -> Answer {
         let start = Instant::now();
         let mut last = None;
+        let mut proven = sent.clone();
         loop {
             between();
-            self.send(sent);
+            self.send(&proven);
             match self.listen(sent, RESEND) {
+                Some(answer) if answer.kind() == Some("verify") => {
+                    self.cookie = answer.0["error"]["data"]["cookie"].as_str().map(str::to_owned);
+                    let mut message = unseal(&sent.bytes);
+                    message["params"]["cookie"] = json!(self.cookie);
+                    proven.bytes = seal(message.to_string().as_bytes());
+                }
                 Some(answer) if answer.is_for_now() => {
                     last = Some(answer);
                     std::thread::sleep(Duration::from_millis(10));
@@ -284,7 +298,10 @@ impl Raw {
 
     /// Keeps the session alive with heartbeats until what it returns is dropped.
     pub(crate) fn beats(&self, every: Duration) -> Beats {
-        let params = json!({"session": self.session.as_ref().expect("a session is open")});
+        let mut params = json!({"session": self.session.as_ref().expect("a session is open")});
+        if let Some(cookie) = &self.cookie {
+            params["cookie"] = json!(cookie);
+        }
         let text =
             json!({"jsonrpc": "2.0", "id": "beat", "method": "heartbeat", "params": params}).to_string();
         let (bytes, to) = (seal(text.as_bytes()), self.to);
@@ -416,14 +433,14 @@ pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// Adds the trailer.
-fn seal(text: &[u8]) -> Vec<u8> {
+pub(super) fn seal(text: &[u8]) -> Vec<u8> {
     let mut bytes = text.to_vec();
     bytes.extend_from_slice(format!("\n{:08x}", crc32c(text)).as_bytes());
     bytes
 }
 
 /// Reads a datagram of the server, which must be whole.
-fn unseal(bytes: &[u8]) -> Value {
+pub(super) fn unseal(bytes: &[u8]) -> Value {
     let mut message = bytes;
     if bytes.len() > 9 && bytes[bytes.len() - 9] == b'\n' {
         let (text, trailer) = bytes.split_at(bytes.len() - 9);

@@ -28,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) log: &'static str,
     /// How many files the process may have open, if not as many as the tests.
     pub(crate) open_files: Option<u32>,
+    /// A program with its arguments that runs the server in its own place.
+    pub(crate) run_by: Vec<String>,
 }
 
 impl Default for Setup {
@@ -39,6 +41,7 @@ impl Default for Setup {
             disarmed: false,
             log: "debug",
             open_files: None,
+            run_by: Vec::new(),
         }
     }
 }
@@ -149,9 +152,14 @@ impl Server {
     pub(crate) fn spawn(&mut self) -> mpsc::Receiver<String> {
         assert!(self.child.is_none(), "it runs already");
         const PROGRAM: &str = env!("CARGO_BIN_EXE_tenure");
-        let mut command = match self.setup.open_files {
-            None => Command::new(PROGRAM),
-            Some(most) => {
+        let mut command = match (self.setup.open_files, self.setup.run_by.split_first()) {
+            (None, None) => Command::new(PROGRAM),
+            (None, Some((runner, arguments))) => {
+                let mut command = Command::new(runner);
+                command.args(arguments).arg(PROGRAM);
+                command
+            }
+            (Some(most), _) => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh", PROGRAM]);
                 shell
@@ -272,10 +280,19 @@ impl Server {
 
     /// The most memory that it has had so far, in KiB.
     pub(crate) fn memory_peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory that it has now, in KiB.
+    pub(crate) fn memory_now(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, line: &str) -> u64 {
         let pid = self.child.as_ref().expect("it runs").id();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        peak.trim().trim_end_matches(" kB").parse().unwrap()
+        let kib = status.lines().find_map(|told| told.strip_prefix(line)).unwrap();
+        kib.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// What it has said on stderr so far, over all its starts.

@@ -66,7 +66,9 @@ impl Worker {
         raw.acks = true;
         match self.run(raw, &locks, way, life) {
             Ok(raw) => self.raw = Some(raw),
-            Err(Lost(text)) => self.oracle.fault(format!("{locks:?}: a living client was refused: {text}")),
+            Err(Lost(text)) => {
+                self.oracle.wrongly_expired(format!("{locks:?}: a living client was refused: {text}"))
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Keys, files, what guards them, and what is staged for them.
 
-use crate::model::{Model, Out, Said, refused};
+use super::model::{Model, Out, Said, refused};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tenure::command::{Ask, Call, Change, Compare, Life, Mode};
@@ -413,7 +413,7 @@ impl Model {
                     return Err(refused("unsupported", ""));
                 }
                 let whose = holder.unwrap_or(me);
-                let own = |(grant, mode): &(&crate::lines::MGrant, Mode)| {
+                let own = |(grant, mode): &(&super::lines::MGrant, Mode)| {
                     *mode == Mode::Exclusive && grant.session == whose
                 };
                 let held = self.holders(to, self.at);

@@ -1,6 +1,6 @@
 //! Locks, their holders and their lines, in the plainest way: two lists, and every question asked of them anew.
 
-use crate::model::{Model, Out, Said, Why, refused};
+use super::model::{Model, Out, Said, Why, refused};
 use std::collections::BTreeMap;
 use tenure::command::{Ask, Call, Mode, Patience, Request, Terms};
 use tenure::identity::SessionId;
@@ -27,7 +27,7 @@ pub(crate) struct MGrant {
     /// The number of the session to which it is offered, and the command that offered it.
     pub(crate) offered: Option<(u64, u64)>,
     /// What is staged under it.
-    pub(crate) section: Vec<crate::keys::Staged>,
+    pub(crate) section: Vec<super::keys::Staged>,
 }
 
 /// A wait: for a grant, or for other modes of a grant that is held.
@@ -675,7 +675,7 @@ impl Model {
     /// `touches` and a tick must do.
     pub(crate) fn clean_up(&mut self) {
         for forgotten in &self.seen.forgotten {
-            let dead = |wait: &&crate::lines::MWait| !self.wait_lives(wait, self.at);
+            let dead = |wait: &&super::lines::MWait| !self.wait_lives(wait, self.at);
             let wait =
                 self.lines.waits.iter().filter(dead).find(|wait| (wait.session, wait.id) == *forgotten);
             // Of a reply that was forgotten in the same command nothing tells how its wait ended.

@@ -7,8 +7,8 @@
 //!
 //! Nothing is swept in portions here: the runs are so small that one command of the state sweeps all there is.
 
-use crate::keys::{MFile, MKey};
-use crate::lines::Lines;
+use super::keys::{MFile, MKey};
+use super::lines::Lines;
 use std::collections::{BTreeMap, VecDeque};
 use tenure::command::{Ask, Call, Command, EndReason, Request};
 use tenure::identity::{Nonce, SessionId};
@@ -625,7 +625,7 @@ impl Model {
         }
     }
 
-    pub(crate) fn settle(&mut self, wait: &crate::lines::MWait, out: Out) {
+    pub(crate) fn settle(&mut self, wait: &super::lines::MWait, out: Out) {
         let session = self.sessions.get_mut(&wait.session).expect("a wait has a session");
         let answer = session.waits.get_mut(&wait.id).expect("its session remembers it");
         assert!(answer.outcome.is_none(), "a wait is answered once");

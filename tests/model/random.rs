@@ -1,7 +1,7 @@
 //! Random commands: few sessions, few names, spans of time around the deadlines, copies and clashes on purpose.
 
-use crate::keys::crc32c;
-use crate::model::Model;
+use super::keys::crc32c;
+use super::model::Model;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -40,21 +40,69 @@ pub(crate) fn fresh_seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
-/// SplitMix64: small, and the same everywhere (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
-pub(crate) struct Random(u64);
+/// Where draws come from.
+pub(crate) enum Random {
+    /// SplitMix64: small, and the same everywhere (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
+    Seeded(u64),
+    /// Bytes, in their order; zeros when there are no more.
+    Bytes {
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// How many were drawn.
+        drawn: usize,
+    },
+}
 
 impl Random {
+    pub(crate) fn seeded(seed: u64) -> Random {
+        Random::Seeded(seed)
+    }
+
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Random {
+        Random::Bytes { bytes: bytes.to_vec(), drawn: 0 }
+    }
+
+    /// Whether there is nothing more to draw from.
+    pub(crate) fn is_drawn(&self) -> bool {
+        match self {
+            Random::Seeded(_) => false,
+            Random::Bytes { bytes, drawn } => *drawn >= bytes.len(),
+        }
+    }
+
+    /// A number of so many bytes.
+    fn draw(&mut self, count: usize) -> u64 {
+        match self {
+            Random::Seeded(seed) => {
+                *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let mut z = *seed;
+                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                z ^ (z >> 31)
+            }
+            Random::Bytes { bytes, drawn } => {
+                let rest = bytes.get(*drawn..).unwrap_or_default();
+                *drawn += count;
+                rest.iter().take(count).fold(0, |number, byte| number << 8 | u64::from(*byte))
+            }
+        }
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.draw(8)
     }
 
     /// A number below `n`.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        // As few bytes as can say it: then a changed byte is a changed choice.
+        let count = if n <= 1 << 8 {
+            1
+        } else if n <= 1 << 16 {
+            2
+        } else {
+            8
+        };
+        self.draw(count) % n
     }
 
     pub(crate) fn one_in(&mut self, n: u64) -> bool {
@@ -78,9 +126,9 @@ pub(crate) struct Draw {
 }
 
 impl Draw {
-    pub(crate) fn new(seed: u64) -> Draw {
+    pub(crate) fn new(random: Random) -> Draw {
         Draw {
-            random: Random(seed),
+            random,
             families: families(),
             term: 0,
             draws: 0,
@@ -139,14 +187,18 @@ impl Draw {
         command
     }
 
-    /// A term, in which some caps are met all the time and others never.
     fn new_term(&mut self, raised: bool) -> Command {
         self.term += 1;
+        Command::NewTerm { term: self.term, limits: self.limits(), durability: Durability::Sync, raised }
+    }
+
+    /// Caps, some of which are met all the time and others never.
+    pub(crate) fn limits(&mut self) -> Limits {
         let mut cap = |least: u64, more: u64| match self.random.one_in(2) {
             true => least + self.random.below(more),
             false => 4 * (least + more),
         };
-        let limits = Limits {
+        Limits {
             default_ttl_ms: 10_000,
             sessions: cap(3, 4),
             replies: cap(2, 6),
@@ -167,8 +219,7 @@ impl Draw {
             staged_bytes: cap(200, 200),
             history_events: cap(5, 20),
             history_bytes: cap(500, 2_000),
-        };
-        Command::NewTerm { term: self.term, limits, durability: Durability::Sync, raised }
+        }
     }
 
     fn open(&mut self) -> Command {
