@@ -18,6 +18,8 @@ pub(crate) struct Oracle {
     pub(crate) violations: Vec<String>,
     pub(crate) commands: u64,
     pub(crate) recoveries: u64,
+    /// Where the last recovery ended.
+    recovered: u64,
 }
 
 impl Oracle {
@@ -31,6 +33,7 @@ impl Oracle {
             violations: Vec::new(),
             commands: 0,
             recoveries: 0,
+            recovered: 0,
         }
     }
 
@@ -72,13 +75,18 @@ impl Oracle {
             self.violations.push("a directory with a log was taken for a fresh one".into());
         }
         self.recoveries += 1;
-        self.apply_up_to(state.op());
-        self.entries.clear();
-        self.tags.clear();
-        self.acked = self.acked.max(self.state.op());
+        self.recovered = state.op();
     }
 
-    fn judge(&mut self, state: &State) -> Option<String> {
+    /// The start is over: from here on what it recovered must be there again. Before, it may have read what no sync covered.
+    pub(crate) fn started(&mut self) {
+        self.apply_up_to(self.recovered);
+        self.entries.clear();
+        self.tags.clear();
+        self.acked = self.acked.max(self.recovered);
+    }
+
+    fn judge(&self, state: &State) -> Option<String> {
         let op = state.op();
         if op < self.acked {
             return Some(format!("op {} was acknowledged, and recovery ends with op {op}", self.acked));
@@ -87,14 +95,17 @@ impl Oracle {
         if op > last {
             return Some(format!("recovery ends with op {op}, and the log was given ops up to {last} only"));
         }
-        self.apply_up_to(op);
-        (shown(state) != shown(&self.state)).then(|| {
+        let mut expected = State::from_parts(self.state.parts()).expect("it is a state");
+        for (of, entry) in self.entries.iter().take_while(|(of, _)| *of <= op) {
+            expected.apply(*of, entry.at, &entry.command, &mut Vec::new());
+        }
+        (shown(state) != shown(&expected)).then(|| {
             format!("the state recovered at op {op} is not what the commands up to there give")
         })
     }
 
     /// Whether this could be the state recovered from a damaged disk, without taking it for that.
-    pub(crate) fn could_be(&mut self, state: &State) -> Option<String> {
+    pub(crate) fn could_be(&self, state: &State) -> Option<String> {
         self.judge(state)
     }
 }
@@ -227,6 +238,13 @@ impl Checks {
         });
         let known = self.tokens.insert(token, holder.clone());
         self.judge("tokens are unique", known.is_none(), || format!("token {token}: {known:?} and {holder:?}"));
+        self.highest_token = self.highest_token.max(token);
+    }
+
+    /// Who asked for what it holds already was told so.
+    pub(crate) fn granted_again(&mut self, token: u64, holder: (usize, u64, String)) {
+        let known = self.tokens.entry(token).or_insert_with(|| holder.clone()).clone();
+        self.judge("a token has one holder", known == holder, || format!("token {token}: {known:?} and {holder:?}"));
         self.highest_token = self.highest_token.max(token);
     }
 

@@ -4,7 +4,7 @@ use crate::checks::{Belief, Checks, Fate, Floor, Mode, Waited};
 use crate::plan::Plan;
 use fastrand::Rng;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use tenure::client::engine::{Config, Engine, Event, Failure, Stage};
 use tenure::client::GrantState;
@@ -134,6 +134,8 @@ pub(crate) struct Client {
     pub(crate) closing: bool,
     pub(crate) last_done: u64,
     generations: BTreeMap<String, u64>,
+    /// Owners whose request for locks ended without an answer: it may stand in line still.
+    unsettled: BTreeSet<String>,
 }
 
 impl Client {
@@ -167,6 +169,7 @@ impl Client {
             closing: false,
             last_done: 0,
             generations: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
             rng,
         };
         client.begin_process();
@@ -229,13 +232,18 @@ impl Client {
         matches!(state, Some(GrantState::Safe | GrantState::AtRisk))
     }
 
+    /// Whether somebody believes so, this client or another.
+    fn lives(&self, now: u64, others: &[Client], belief: &Belief) -> bool {
+        others.iter().chain([self]).any(|one| one.number == belief.client && one.believes(now, belief))
+    }
+
     pub(crate) fn public_number(&self) -> Option<u64> {
         self.engines.last().and_then(|(_, engine)| engine.session()).map(|(_, number, _)| number)
     }
 
     /// Whether an owner has asked for this lock and not been answered, as far as this client knows, or was answered since.
     pub(crate) fn asks_for(&self, owner: &str, key: &str) -> bool {
-        self.calls.values().any(|call| {
+        self.unsettled.contains(owner) || self.calls.values().any(|call| {
             let named = self.owners.get(call.owner).is_some_and(|known| known.name == owner);
             named
                 && match &call.what {
@@ -354,26 +362,32 @@ impl Client {
                 scene.checks.disbelieve(self.number, life, from);
                 let mode = Mode::Exclusive;
                 let believed = self.believes(scene.now, &Belief { client: self.number, life, token, mode });
+                // A release that is on its way follows its grant.
+                for ((of, _), call) in &mut self.calls {
+                    match &mut call.what {
+                        What::Release { token: leaving } if (*of, *leaving) == (life, from) => *leaving = token,
+                        _ => {}
+                    }
+                }
+                let mut believed_in = Vec::new();
                 for owner in &mut self.owners {
-                    for held in &mut owner.held {
-                        if (held.life, held.token) == (life, from) {
-                            (held.token, held.keys) = (token, keys.clone());
+                    if let Some(held) =
+                        owner.held.iter_mut().find(|held| (held.life, held.token) == (life, from))
+                    {
+                        (held.token, held.keys) = (token, keys.clone());
+                        if token != from {
                             let holder = (self.number, life, owner.name.clone());
-                            if token != from {
-                                scene.checks.granted(Floor { token: from, ..Floor::default() }, token, holder);
-                            }
-                            if !held.leaving {
-                                for (key, mode) in &keys {
-                                    let belief = Belief { client: self.number, life, token, mode: *mode };
-                                    // What came late may be lost already, as the next event then says.
-                                    if believed {
-                                        scene.checks.believe(key, belief, |other| lives(scene.now, others, other));
-                                    }
-                                }
-                            }
-                            break;
+                            scene.checks.granted(Floor { token: from, ..Floor::default() }, token, holder);
+                        }
+                        // What came late may be lost already, as the next event then says.
+                        if believed && !held.leaving {
+                            believed_in = keys.clone();
                         }
                     }
+                }
+                for (key, mode) in &believed_in {
+                    let belief = Belief { client: self.number, life, token, mode: *mode };
+                    scene.checks.believe(key, belief, |other| self.lives(scene.now, others, other));
                 }
             }
             Event::Ended { .. } if life == self.life && !self.closing => {
@@ -419,14 +433,21 @@ impl Client {
                 let Some(token) = granted else { return };
                 scene.count("grants");
                 let holder = (self.number, life, self.owners[call.owner].name.clone());
-                scene.checks.granted(floor(""), token, holder);
-                if *waits || call.pending.is_none() {
+                // Who has given a lease up by its own clock, and asks again while the server still keeps it, is told its grant.
+                let again = value["again"] == Value::Bool(true);
+                if again {
+                    scene.count("grants told again");
+                    scene.checks.granted_again(token, holder);
+                } else {
+                    scene.checks.granted(floor(""), token, holder);
+                }
+                if !again && (*waits || call.pending.is_none()) {
                     let keys = keys.clone();
                     scene.checks.waited(Waited { keys, began: call.began, pending: call.pending, token });
                 }
                 for (key, mode) in keys {
                     let belief = Belief { client: self.number, life, token, mode: *mode };
-                    scene.checks.believe(key, belief, |other| lives(scene.now, others, other));
+                    scene.checks.believe(key, belief, |other| self.lives(scene.now, others, other));
                 }
                 self.owners[call.owner].held.push(Held {
                     life,
@@ -437,7 +458,7 @@ impl Client {
                     staged: Vec::new(),
                     appends: Vec::new(),
                     leaving: false,
-                    tainted: false,
+                    tainted: again,
                 });
             }
             What::Release { token } => {
@@ -570,6 +591,9 @@ impl Client {
                 }
             }
             scene.checks.cycle(fault);
+        }
+        if fate == Fate::Maybe && matches!(call.what, What::Acquire { .. } | What::Convert { .. }) {
+            self.unsettled.insert(self.owners[call.owner].name.clone());
         }
         if kind == "file_fault"
             && let What::Append { file, .. } = &call.what
@@ -889,10 +913,6 @@ impl Client {
         self.calls.insert((life, id.clone()), call);
         self.owners[index].busy = Some((life, id));
     }
-}
-
-fn lives(now: u64, others: &[Client], belief: &Belief) -> bool {
-    others.iter().find(|other| other.number == belief.client).is_none_or(|other| other.believes(now, belief))
 }
 
 /// What was staged under a grant that has ended.

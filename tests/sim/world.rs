@@ -447,9 +447,12 @@ impl World {
                     return self.at(self.stalled_until, Event::Done(run, thread, turn));
                 }
                 self.disk.finish(turn);
+                // What the journal does about the keeper's news is no part of another thread's turn.
+                let turn = self.disk.begin();
                 if let Some(server) = &mut self.server {
                     server.tell(thread);
                 }
+                self.disk.finish(turn);
                 let soon = self.time() + self.rng.u64(1..40);
                 self.wake_loop(soon);
                 self.run_threads();
@@ -474,6 +477,7 @@ impl World {
                     if let Some(turn) = self.start_turn.take() {
                         self.disk.finish(turn);
                     }
+                    self.oracle.borrow_mut().started();
                     self.begin_loop();
                 }
             }
@@ -814,7 +818,7 @@ impl World {
                     self.count("flipped bit: refused");
                     (!why.contains(&file)).then(|| format!("a refusal that does not name {file}: {why}"))
                 }
-                Ok(recovered) => self.oracle.borrow_mut().could_be(&recovered.state),
+                Ok(recovered) => self.oracle.borrow().could_be(&recovered.state),
             };
             if let Some(fault) = fault {
                 self.fail(format!("bit {bit} of {file} was flipped: {fault}"));
