@@ -32,7 +32,10 @@ pub struct LogClock {
 
 impl std::fmt::Debug for LogClock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogClock").field("now", &self.now()).field("stalled", &self.stalled).finish_non_exhaustive()
+        f.debug_struct("LogClock")
+            .field("now", &self.now())
+            .field("stalled", &self.stalled)
+            .finish_non_exhaustive()
     }
 }
 

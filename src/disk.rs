@@ -250,7 +250,8 @@ pub(crate) fn make_dir_at(dir: impl AsFd + Copy, name: &str, mode: Mode) -> rust
         || Step::Create,
         || rustix::fs::mkdirat(dir, name, mode),
         |()| {
-            let inode = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_or(0, |stat| stat.st_ino);
+            let inode =
+                rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_or(0, |stat| stat.st_ino);
             Some(Change::DirMade { place: place_at(dir, name), inode })
         },
     )

@@ -860,7 +860,9 @@ impl Writer {
                 )));
             }
             if self.told_now.is_some() {
-                return Err(DiskError::new("without threads, the keeper must have its turn before the segment is full"));
+                return Err(DiskError::new(
+                    "without threads, the keeper must have its turn before the segment is full",
+                ));
             }
             match before.pop_front().or_else(|| self.messages.recv().ok()) {
                 Some(Message::Kept(kept)) => self.kept(kept)?,

@@ -569,7 +569,9 @@ fn open_for_writing(path: &Path) -> Result<File, DiskError> {
 /// if that fails.
 fn allocate(path: &Path, size: u64, stop: &AtomicBool) -> Result<File, DiskError> {
     let file = create(path)?;
-    let made = reserve(&file, size).and_then(|()| zero(&file, 0, size, stop)).and_then(|()| Ok(disk::sync_all(&file)?));
+    let made = reserve(&file, size)
+        .and_then(|()| zero(&file, 0, size, stop))
+        .and_then(|()| Ok(disk::sync_all(&file)?));
     match made {
         Ok(()) => Ok(file),
         Err(error) => {

@@ -96,12 +96,7 @@ impl Turn {
     ///
     /// # Errors
     /// A sentence: the server must end.
-    pub fn work(
-        &mut self,
-        outside: &mut dyn Outside,
-        asked: Option<Time>,
-        read: bool,
-    ) -> Result<(), String> {
+    pub fn work(&mut self, outside: &mut dyn Outside, asked: Option<Time>, read: bool) -> Result<(), String> {
         let began = self.clock.now();
         if read {
             self.hear(outside, began, asked)?;
@@ -119,12 +114,7 @@ impl Turn {
 
     /// Reads what has come, and lets time pass up to `began`, when this turn did. If a deadline has come meanwhile, time
     /// stays just before it until the socket was read.
-    fn hear(
-        &mut self,
-        outside: &mut dyn Outside,
-        began: Time,
-        asked: Option<Time>,
-    ) -> Result<(), String> {
+    fn hear(&mut self, outside: &mut dyn Outside, began: Time, asked: Option<Time>) -> Result<(), String> {
         // It may have become readable between the waking up and now.
         self.readable |= asked.is_some_and(|asked| asked <= began);
         if self.read_since_empty == 0 {

@@ -187,7 +187,7 @@ impl Tree {
                 match rustix::fs::statat(&new, new_last, AtFlags::SYMLINK_NOFOLLOW) {
                     Err(Errno::NOENT) => {
                         Ok(disk::rename_at((&old, old_last), (&new, new_last), RenameFlags::empty())?)
-                    },
+                    }
                     Err(error) => Err(error.into()),
                     Ok(_) => Err(Errno::EXIST.into()),
                 }

@@ -67,8 +67,18 @@ impl Stepped {
         let mut writer = Writer::new(dir, tail, config, opened, messages, helpers, told, now);
         writer.told_now = Some(now);
         let log = FileLog::beside(&writer, inbox.clone(), events);
-        let stepped =
-            Stepped { writer, keeper, inbox, jobs, orders, kept, folded: None, written, outbox, failed: false };
+        let stepped = Stepped {
+            writer,
+            keeper,
+            inbox,
+            jobs,
+            orders,
+            kept,
+            folded: None,
+            written,
+            outbox,
+            failed: false,
+        };
         Ok((log, stepped))
     }
 

@@ -5,11 +5,11 @@ use super::assembly::{Place, Slot};
 use super::{
     Asked, BUSY_RETRY_MS, FILE_BYTES_PENDING_MAX, FileTag, FileWork, Flight, GATHERED_BYTES_MAX, Node, Tag,
 };
-use crate::limits::Limits;
 use crate::command::{Call, Command, EndReason, Patience, Request};
 use crate::event;
 use crate::identity::SessionId;
 use crate::kind::{Detail, Kind, Refusal};
+use crate::limits::Limits;
 use crate::log::Room;
 use crate::outcome::Outcome;
 use crate::proof::is_loopback;

@@ -99,9 +99,8 @@ impl Oracle {
         for (of, entry) in self.entries.iter().take_while(|(of, _)| *of <= op) {
             expected.apply(*of, entry.at, &entry.command, &mut Vec::new());
         }
-        (shown(state) != shown(&expected)).then(|| {
-            format!("the state recovered at op {op} is not what the commands up to there give")
-        })
+        (shown(state) != shown(&expected))
+            .then(|| format!("the state recovered at op {op} is not what the commands up to there give"))
     }
 
     /// Whether this could be the state recovered from a damaged disk, without taking it for that.
@@ -237,14 +236,18 @@ impl Checks {
             format!("{holder:?} got token {token} after {} was given out", floor.token)
         });
         let known = self.tokens.insert(token, holder.clone());
-        self.judge("tokens are unique", known.is_none(), || format!("token {token}: {known:?} and {holder:?}"));
+        self.judge("tokens are unique", known.is_none(), || {
+            format!("token {token}: {known:?} and {holder:?}")
+        });
         self.highest_token = self.highest_token.max(token);
     }
 
     /// Who asked for what it holds already was told so.
     pub(crate) fn granted_again(&mut self, token: u64, holder: (usize, u64, String)) {
         let known = self.tokens.entry(token).or_insert_with(|| holder.clone()).clone();
-        self.judge("a token has one holder", known == holder, || format!("token {token}: {known:?} and {holder:?}"));
+        self.judge("a token has one holder", known == holder, || {
+            format!("token {token}: {known:?} and {holder:?}")
+        });
         self.highest_token = self.highest_token.max(token);
     }
 
@@ -329,7 +332,9 @@ impl Checks {
         let known = entry.versions.insert(version, value.into());
         let twice = entry.versions.iter().find(|(other, one)| **other != version && *one == value);
         let fault = match (known, twice) {
-            (Some(known), _) if known != value => Some(format!("{key} version {version}: {known} and {value}")),
+            (Some(known), _) if known != value => {
+                Some(format!("{key} version {version}: {known} and {value}"))
+            }
             (_, Some((other, _))) => Some(format!("{key}={value} has versions {other} and {version}")),
             _ => None,
         };
@@ -365,9 +370,11 @@ impl Checks {
     pub(crate) fn read(&mut self, key: &str, floor: Floor, found: Option<(u64, &str)>) {
         let Some((version, value)) = found else { return self.absent(key, floor) };
         let written = self.keys.get(key).and_then(|key| key.writes.get(value)).copied();
-        self.judge("reads are of what was written", matches!(written, Some(fate) if fate != Fate::Never), || {
-            format!("{key} is {value}, version {version}: {written:?}")
-        });
+        self.judge(
+            "reads are of what was written",
+            matches!(written, Some(fate) if fate != Fate::Never),
+            || format!("{key} is {value}, version {version}: {written:?}"),
+        );
         let fresh = version >= floor.seen && version > floor.gone;
         self.judge("keys are linearizable", fresh, || {
             format!("{key} was read as version {version} after {floor:?} was known")
@@ -380,13 +387,18 @@ impl Checks {
         let ok = floor.seen == 0 || entry.open_deletes > 0 || entry.gone >= floor.seen;
         let gone = entry.gone;
         self.judge("keys are linearizable", ok, || {
-            format!("{key} was read as absent after version {} was written and only {gone} was removed", floor.seen)
+            format!(
+                "{key} was read as absent after version {} was written and only {gone} was removed",
+                floor.seen
+            )
         });
     }
 
     /// Two keys that sections alone write, always together, were read in one page.
     pub(crate) fn pair(&mut self, one: Option<(u64, String)>, other: Option<(u64, String)>) {
-        self.judge("sections are atomic", one == other, || format!("half of a section: {one:?} and {other:?}"));
+        self.judge("sections are atomic", one == other, || {
+            format!("half of a section: {one:?} and {other:?}")
+        });
     }
 
     pub(crate) fn append_begins(&mut self, file: &str, data: &str, token: u64) {
@@ -395,7 +407,9 @@ impl Checks {
     }
 
     pub(crate) fn append_ends(&mut self, file: &str, data: &str, result: Result<u64, Fate>) {
-        let Some(append) = self.files.get_mut(file).and_then(|file| file.appends.get_mut(data)) else { return };
+        let Some(append) = self.files.get_mut(file).and_then(|file| file.appends.get_mut(data)) else {
+            return;
+        };
         match result {
             Ok(offset) => (append.fate, append.offset) = (Fate::Done, Some(offset)),
             Err(fate) => append.fate = fate,
@@ -437,7 +451,9 @@ impl Checks {
             for (expected, version) in key.swaps.iter().filter(|(expected, _)| *expected > 0) {
                 let before = key.versions.range(..version).next_back().map(|(before, _)| *before);
                 if before != Some(*expected) {
-                    faults.push(format!("{name}: {version} replaced {expected}, but {before:?} came before it"));
+                    faults.push(format!(
+                        "{name}: {version} replaced {expected}, but {before:?} came before it"
+                    ));
                 }
             }
             key.guarded.sort_unstable();
@@ -507,9 +523,10 @@ fn judge_file(file: &File, bytes: &[u8]) -> Option<String> {
         token = append.token;
         offset += line.len() as u64;
     }
-    let missing = file.appends.iter().find(|(line, append)| {
-        append.fate == Fate::Done && !found.contains(line.as_str())
-    });
+    let missing = file
+        .appends
+        .iter()
+        .find(|(line, append)| append.fate == Fate::Done && !found.contains(line.as_str()));
     if let Some((line, append)) = missing {
         return Some(format!("{line:?} was acknowledged at {:?} and is not there", append.offset));
     }

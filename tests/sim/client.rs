@@ -6,8 +6,8 @@ use fastrand::Rng;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use tenure::client::engine::{Config, Engine, Event, Failure, Stage};
 use tenure::client::GrantState;
+use tenure::client::engine::{Config, Engine, Event, Failure, Stage};
 use tenure::command;
 use tenure::identity::Nonce;
 use tenure::time::Time;
@@ -15,6 +15,7 @@ use tenure::wire::{ChangeAsk, CompareAsk, Int, KeyAsk, KeyMode, Params, WaitMs};
 
 /// What a call is for, as far as its answer must be judged.
 #[derive(Clone, Debug)]
+#[expect(dead_code, reason = "some of it is there for the history, which shows all of it")]
 pub(crate) enum What {
     Acquire { keys: Vec<(String, Mode)>, atomic: bool, waits: bool },
     Convert { token: u64 },
@@ -243,15 +244,16 @@ impl Client {
 
     /// Whether an owner has asked for this lock and not been answered, as far as this client knows, or was answered since.
     pub(crate) fn asks_for(&self, owner: &str, key: &str) -> bool {
-        self.unsettled.contains(owner) || self.calls.values().any(|call| {
-            let named = self.owners.get(call.owner).is_some_and(|known| known.name == owner);
-            named
-                && match &call.what {
-                    What::Acquire { keys, .. } => keys.iter().any(|(name, _)| name == key),
-                    What::Convert { .. } => true,
-                    _ => false,
-                }
-        })
+        self.unsettled.contains(owner)
+            || self.calls.values().any(|call| {
+                let named = self.owners.get(call.owner).is_some_and(|known| known.name == owner);
+                named
+                    && match &call.what {
+                        What::Acquire { keys, .. } => keys.iter().any(|(name, _)| name == key),
+                        What::Convert { .. } => true,
+                        _ => false,
+                    }
+            })
     }
 
     pub(crate) fn is_quiet(&self) -> bool {
@@ -259,9 +261,9 @@ impl Client {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.engines
-            .last()
-            .is_none_or(|(_, engine)| matches!(engine.stage(), Stage::Closed | Stage::Ended { .. } | Stage::Idle))
+        self.engines.last().is_none_or(|(_, engine)| {
+            matches!(engine.stage(), Stage::Closed | Stage::Ended { .. } | Stage::Idle)
+        })
     }
 
     pub(crate) fn close(&mut self, now: u64) {
@@ -299,7 +301,8 @@ impl Client {
         });
         let timers = self.engines.iter().filter_map(|(_, engine)| engine.poll_timeout());
         let engine_at = timers.min().map(|at| self.simulated(at));
-        let think_at = self.owners.iter().filter(|owner| owner.busy.is_none()).map(|owner| owner.think_at).min();
+        let think_at =
+            self.owners.iter().filter(|owner| owner.busy.is_none()).map(|owner| owner.think_at).min();
         let think_at = think_at.filter(|_| !self.closing && (scene.rough || !self.is_quiet()));
         self.wake_at = engine_at.into_iter().chain(think_at).min().map(|at| at.max(scene.now + 1));
         out
@@ -335,7 +338,8 @@ impl Client {
                 let process = (self.number * 100 + call.owner) as u64;
                 match result {
                     Ok(answered) => {
-                        let value: Value = serde_json::from_str(answered.raw.get()).expect("answers are JSON");
+                        let value: Value =
+                            serde_json::from_str(answered.raw.get()).expect("answers are JSON");
                         scene.count("answered");
                         scene.line(process, "ok", call.what.name(), format!("{:?} {value}", call.what));
                         let granted = answered.granted.map(|granted| granted.token);
@@ -358,14 +362,17 @@ impl Client {
                 self.lose(scene, life, loss.token);
             }
             Event::Converted { from, token, keys } => {
-                let keys: Vec<(String, Mode)> = keys.iter().map(|key| (key.key.clone(), mode_of(&key.mode))).collect();
+                let keys: Vec<(String, Mode)> =
+                    keys.iter().map(|key| (key.key.clone(), mode_of(&key.mode))).collect();
                 scene.checks.disbelieve(self.number, life, from);
                 let mode = Mode::Exclusive;
                 let believed = self.believes(scene.now, &Belief { client: self.number, life, token, mode });
                 // A release that is on its way follows its grant.
                 for ((of, _), call) in &mut self.calls {
                     match &mut call.what {
-                        What::Release { token: leaving } if (*of, *leaving) == (life, from) => *leaving = token,
+                        What::Release { token: leaving } if (*of, *leaving) == (life, from) => {
+                            *leaving = token
+                        }
                         _ => {}
                     }
                 }
@@ -465,7 +472,8 @@ impl Client {
                 scene.count("releases");
                 let version = value["op"].as_u64().unwrap_or(0);
                 let owner = &mut self.owners[call.owner];
-                if let Some(at) = owner.held.iter().position(|held| (held.life, held.token) == (life, *token)) {
+                if let Some(at) = owner.held.iter().position(|held| (held.life, held.token) == (life, *token))
+                {
                     let held = owner.held.remove(at);
                     self.commit(scene, &held, &call, version);
                 }
@@ -561,7 +569,14 @@ impl Client {
         }
     }
 
-    fn failed(&mut self, scene: &mut Scene<'_>, others: &[Client], call: Call, failure: &Failure, fate: Fate) {
+    fn failed(
+        &mut self,
+        scene: &mut Scene<'_>,
+        others: &[Client],
+        call: Call,
+        failure: &Failure,
+        fate: Fate,
+    ) {
         let kind = match failure {
             Failure::Refused(error) => error.data.kind.as_str(),
             _ => "",
@@ -582,7 +597,9 @@ impl Client {
                 let mut all = others.iter().chain([&*self]);
                 let who = all.find(|other| other.public_number() == Some(step.client));
                 // A client that was killed, or has another session by now, says nothing.
-                if who.is_some_and(|who| who.paused_until <= scene.now && !who.asks_for(&step.owner, &step.key)) {
+                if who
+                    .is_some_and(|who| who.paused_until <= scene.now && !who.asks_for(&step.owner, &step.key))
+                {
                     // It may have been answered since; then it would have been answered after this was asked.
                     let late = who.is_some_and(|who| who.last_done >= call.began);
                     if !late {
@@ -667,17 +684,28 @@ impl Client {
             75..80 => {
                 let key = self.free_key(scene.plan);
                 scene.checks.delete_begins(&key);
-                self.call(scene, index, What::Delete { key: key.clone() }, "delete", key_params(&key), &[&key]);
+                self.call(
+                    scene,
+                    index,
+                    What::Delete { key: key.clone() },
+                    "delete",
+                    key_params(&key),
+                    &[&key],
+                );
             }
             80..85 => {
                 let keys: Vec<String> = (0..2).map(|at| format!("k{at}")).collect();
-                let writes: Vec<(String, String)> = keys.iter().map(|key| (key.clone(), self.value())).collect();
+                let writes: Vec<(String, String)> =
+                    keys.iter().map(|key| (key.clone(), self.value())).collect();
                 let apply = writes.iter().map(|(key, text)| {
                     let value = Some(raw(text));
                     ChangeAsk { key: key.clone(), value, ..ChangeAsk::default() }
                 });
                 let compare = match self.rng.bool() {
-                    true => Some(vec![CompareAsk { key: "k1".into(), version: Int(scene.checks.floor(Some("k1")).seen) }]),
+                    true => Some(vec![CompareAsk {
+                        key: "k1".into(),
+                        version: Int(scene.checks.floor(Some("k1")).seen),
+                    }]),
                     false => None,
                 };
                 let params = Params { apply: Some(apply.collect()), compare, ..Params::default() };
@@ -694,7 +722,8 @@ impl Client {
             93..96 => {
                 let file = self.names(scene.plan);
                 let offset = self.rng.u64(0..200);
-                let params = Params { file: Some(file.clone()), offset: Some(Int(offset)), ..Params::default() };
+                let params =
+                    Params { file: Some(file.clone()), offset: Some(Int(offset)), ..Params::default() };
                 self.call(scene, index, What::ReadFile { file, offset }, "read_file", params, &[]);
             }
             96..98 => {
@@ -716,8 +745,12 @@ impl Client {
     }
 
     fn act_holding(&mut self, scene: &mut Scene<'_>, index: usize, held: Held, chance: u8) {
-        let exclusive: Vec<String> =
-            held.keys.iter().filter(|(_, mode)| *mode == Mode::Exclusive).map(|(key, _)| key.clone()).collect();
+        let exclusive: Vec<String> = held
+            .keys
+            .iter()
+            .filter(|(_, mode)| *mode == Mode::Exclusive)
+            .map(|(key, _)| key.clone())
+            .collect();
         let name = (!exclusive.is_empty()).then(|| exclusive[self.rng.usize(0..exclusive.len())].clone());
         match (chance, name) {
             // A pair is written whole: both keys, one value.
@@ -761,7 +794,8 @@ impl Client {
                 self.call(scene, index, What::Get { key: key.clone() }, "get", key_params(&key), &[&key]);
             }
             (82..85, Some(file)) if self.generations.remove(&file).is_some() => {
-                let params = Params { token: Some(Int(held.token)), file: Some(file.clone()), ..Params::default() };
+                let params =
+                    Params { token: Some(Int(held.token)), file: Some(file.clone()), ..Params::default() };
                 self.call(scene, index, What::Repair { file }, "repair_file", params, &[]);
             }
             (78..100, _) => self.release(scene, index, &held),
@@ -796,7 +830,9 @@ impl Client {
                 let mode = match self.rng.u8(0..10) {
                     0..2 if plan.modes && !pair => Mode::Shared,
                     // Slots on one lock only: their number must be the same for all.
-                    2..6 if plan.modes && name == "l1" => Mode::Slot { slots: 3, weight: self.rng.u64(1..=2) },
+                    2..6 if plan.modes && name == "l1" => {
+                        Mode::Slot { slots: 3, weight: self.rng.u64(1..=2) }
+                    }
                     _ if plan.modes && name == "l1" && !pair => Mode::Shared,
                     _ => Mode::Exclusive,
                 };
@@ -830,7 +866,14 @@ impl Client {
         self.set_value(scene, index, key, text, held);
     }
 
-    fn set_value(&mut self, scene: &mut Scene<'_>, index: usize, key: String, text: String, held: Option<&Held>) {
+    fn set_value(
+        &mut self,
+        scene: &mut Scene<'_>,
+        index: usize,
+        key: String,
+        text: String,
+        held: Option<&Held>,
+    ) {
         let staged = held.is_some_and(|held| held.atomic);
         let floor = scene.checks.floor(Some(&key));
         let expected = (!staged && self.rng.u8(0..4) == 0).then_some(floor.seen);
@@ -958,9 +1001,7 @@ fn wire_mode(mode: Mode) -> command::Mode {
     match mode {
         Mode::Exclusive => command::Mode::Exclusive,
         Mode::Shared => command::Mode::Shared,
-        Mode::Slot { slots, weight } => {
-            command::Mode::Slot { slots: slots as u32, weight: weight as u32 }
-        }
+        Mode::Slot { slots, weight } => command::Mode::Slot { slots: slots as u32, weight: weight as u32 },
     }
 }
 
@@ -968,9 +1009,8 @@ fn mode_of(shown: &tenure::wire::ModeShown) -> Mode {
     match shown.mode.as_str() {
         "exclusive" => Mode::Exclusive,
         "shared" => Mode::Shared,
-        _ => Mode::Slot {
-            slots: shown.slots.map_or(1, u64::from),
-            weight: shown.weight.map_or(1, u64::from),
-        },
+        _ => {
+            Mode::Slot { slots: shown.slots.map_or(1, u64::from), weight: shown.weight.map_or(1, u64::from) }
+        }
     }
 }

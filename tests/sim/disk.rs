@@ -352,7 +352,9 @@ impl Inner {
         match change {
             Change::Created { place: at, inode } => {
                 let (dir, name) = place(self, at);
-                if let (Some(&id), true) = (self.real.get(&inode), self.named(dir, &name) == self.real.get(&inode).copied()) {
+                if let (Some(&id), true) =
+                    (self.real.get(&inode), self.named(dir, &name) == self.real.get(&inode).copied())
+                {
                     self.lengths.insert(id, 0);
                     return self.push(Op::Edit(id, Edit::Length(0)));
                 }
@@ -563,7 +565,10 @@ impl Inner {
                 // A second name of a file is made as one.
                 let first = self.real.iter().find(|(_, known)| **known == id).map(|(inode, _)| *inode);
                 if let Some(inode) = first {
-                    let other = path.parent().into_iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten());
+                    let other = path
+                        .parent()
+                        .into_iter()
+                        .flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten());
                     for entry in other.flatten() {
                         if entry.metadata().is_ok_and(|found| found.ino() == inode) {
                             std::fs::hard_link(entry.path(), path).expect("a second name");
@@ -572,7 +577,8 @@ impl Inner {
                     }
                 }
                 let made = std::fs::File::create_new(path).expect("the directory is ours");
-                std::os::unix::fs::FileExt::write_all_at(&made, &file.cached.bytes, 0).expect("there is memory");
+                std::os::unix::fs::FileExt::write_all_at(&made, &file.cached.bytes, 0)
+                    .expect("there is memory");
                 made.set_len(file.cached.length).expect("there is memory");
                 self.lengths.insert(id, file.cached.length);
             }
@@ -595,7 +601,9 @@ fn survive(rng: &mut Rng, file: &mut FileNode, keep: u8, lost: &mut u64, torn: &
         let mut content = Content { bytes: Vec::new(), length: file.durable.length };
         let lengths = file.pending.iter().map(|edit| {
             match edit {
-                Edit::Write { offset, bytes } => content.length = content.length.max(offset + bytes.len() as u64),
+                Edit::Write { offset, bytes } => {
+                    content.length = content.length.max(offset + bytes.len() as u64)
+                }
                 Edit::Length(length) => content.length = *length,
             }
             content.length

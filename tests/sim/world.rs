@@ -1,5 +1,7 @@
 //! The world: one seed, one queue of events, one clock that nothing but the queue moves.
 
+#![expect(clippy::print_stdout, reason = "a trace is for whoever asked for it")]
+
 use crate::checks::{Checks, Oracle};
 use crate::client::{Client, Line, Scene};
 use crate::disk::{Crash, Disk, DiskFaults};
@@ -215,7 +217,12 @@ impl World {
                 return self.fail(format!("nothing comes to an end: {event:?}; {standing}"));
             }
             self.happen(event);
-            if until_quiet && self.clients.iter().all(|client| client.is_quiet() && (!client.closing || client.is_closed())) {
+            if until_quiet
+                && self
+                    .clients
+                    .iter()
+                    .all(|client| client.is_quiet() && (!client.closing || client.is_closed()))
+            {
                 return;
             }
         }
@@ -261,7 +268,9 @@ impl World {
         if !open.is_empty() {
             open.push(self.standing());
         }
-        self.checks.live(open.is_empty(), || format!("{} ms after the last fault: {}", waited / 1_000, open.join("; ")));
+        self.checks.live(open.is_empty(), || {
+            format!("{} ms after the last fault: {}", waited / 1_000, open.join("; "))
+        });
         let longest = self.counts.entry("longest way to rest (ms)").or_default();
         *longest = (*longest).max(waited / 1_000);
     }
@@ -285,7 +294,10 @@ impl World {
             server.turn.node.is_idle()
         );
         for grant in &parts.grants {
-            out += &format!(" grant {} of {}/{} since {:?};", grant.token, grant.client, grant.owner, grant.since);
+            out += &format!(
+                " grant {} of {}/{} since {:?};",
+                grant.token, grant.client, grant.owner, grant.since
+            );
         }
         for wait in &parts.waits {
             out += &format!(" wait of {:?};", wait);
@@ -352,7 +364,12 @@ impl World {
         for part in parts.files.iter().filter(|part| part.fault.is_none()) {
             let bytes = content(part.file.as_str()).unwrap_or_default();
             if (bytes.len() as u64, crc32c::crc32c(&bytes)) != (part.length, part.checksum) {
-                faults.push(format!("{} has {} bytes on the disk, {} in the state", part.file, bytes.len(), part.length));
+                faults.push(format!(
+                    "{} has {} bytes on the disk, {} in the state",
+                    part.file,
+                    bytes.len(),
+                    part.length
+                ));
             }
         }
         self.checks.finish(content);
@@ -758,7 +775,8 @@ impl World {
         }
         std::fs::create_dir_all(&path).expect("a directory for the server");
         self.disk.materialise(&path);
-        let clock = Rc::new(ServerClock::new(self.now.clone(), self.server_rate, self.rng.u64(0..1_000_000_000)));
+        let clock =
+            Rc::new(ServerClock::new(self.now.clone(), self.server_rate, self.rng.u64(0..1_000_000_000)));
         self.secrets_drawn += 1;
         let mut secrets = Secrets { cookie: [0; 16], session: [0; 16] };
         secrets.cookie[..8].copy_from_slice(&self.secrets_drawn.to_le_bytes());
@@ -844,8 +862,9 @@ impl World {
             let bytes = std::fs::read(&file).ok()?;
             let Ok(segment) = Segment::read(&bytes) else { continue };
             let synced = segment.batches.iter().map(|batch| batch.header.synced).max().unwrap_or(0);
-            let below = segment.batches.iter().filter(|batch| index + 1 < last || batch.header.seq <= synced);
-            let end = below.last().map(|batch| batch.offset + batch.header.bytes());
+            let mut below =
+                segment.batches.iter().filter(|batch| index + 1 < last || batch.header.seq <= synced);
+            let end = below.next_back().map(|batch| batch.offset + batch.header.bytes());
             found.push((file, end.unwrap_or(128)));
         }
         if found.is_empty() {
