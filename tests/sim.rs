@@ -144,7 +144,11 @@ fn whatever_goes_wrong_what_was_promised_holds() {
                     let Some(&seed) = seeds.get(index) else { return };
                     let ran = run(seed, dir.path());
                     let mut sum = sum.lock().expect("no thread fails with it");
+                    let failed = sum.failures.len();
                     sum.add(seed, ran);
+                    for failure in &sum.failures[failed..] {
+                        println!("{failure}");
+                    }
                     if many && sum.seeds.is_multiple_of(1_000) {
                         println!(
                             "{} seeds, {} failed, {:.0} s",
