@@ -634,7 +634,9 @@ impl Client {
             }
             scene.checks.cycle(fault);
         }
-        if fate == Fate::Maybe && matches!(call.what, What::Acquire { .. } | What::Convert { .. }) {
+        if !matches!(failure, Failure::Refused(_))
+            && matches!(call.what, What::Acquire { .. } | What::Convert { .. })
+        {
             self.unsettled.insert(self.owners[call.owner].name.clone());
         }
         if kind == "file_fault"
