@@ -728,7 +728,7 @@ impl Writer {
                 seq: self.at.seq,
                 first_op: batch.first_op,
                 count: u32::try_from(batch.entries.len()).expect("a batch is capped in bytes"),
-                synced: self.at.synced,
+                synced: if crate::bug::planted("synced_ahead") { self.at.seq - 1 } else { self.at.synced },
                 digest_op: batch.digest_op,
                 digest: batch.digest,
                 body_bytes: 0,
@@ -801,10 +801,13 @@ impl Writer {
             return Ok(());
         }
         point("journal.before_sync", &self.at.path)?;
-        crate::disk::sync_data(&self.at.file).map_err(|error| DiskError {
+        let synced = crate::disk::sync_data(&self.at.file).map_err(|error| DiskError {
             no_space: false,
             ..DiskError::io("sync", &self.at.path, &error.into())
-        })?;
+        });
+        if !crate::bug::planted("error_of_a_sync_ignored") {
+            synced?;
+        }
         point("journal.after_sync", &self.at.path)?;
         (self.dirty, self.last_sync, self.at.synced) = (false, self.now(), self.at.seq);
         Ok(())
@@ -932,6 +935,9 @@ impl Writer {
         self.sync()?;
         let current = Known { number: self.at.number, last_op: self.at.last_op, end: self.at.offset };
         let segments = self.at.closed.iter().copied().chain([current]).collect();
+        if crate::bug::planted("segments_deleted_before_the_snapshot") {
+            self.remove_covered(self.at.last_op);
+        }
         (self.folding, self.fold_due, self.fold_ops, self.fold_bytes) = (true, false, 0, 0);
         self.helpers.fold(Order { server: self.server, segments, safe });
         Ok(())

@@ -46,9 +46,12 @@ impl LeaseTable {
     pub fn renew(&mut self, session: SessionId, now: Time, heard: Time) -> bool {
         match self.leases.get_mut(&session) {
             Some(lease) if !lease.lapsing && now < lease.deadline => {
-                lease.deadline = lease.deadline.max(heard.after_ms(lease.ttl_ms));
+                if !crate::bug::planted("heartbeat_extends_nothing") {
+                    lease.deadline = lease.deadline.max(heard.after_ms(lease.ttl_ms));
+                }
                 true
             }
+            Some(_) if crate::bug::planted("lapsed_session_told_it_lives") => true,
             Some(_) | None => false,
         }
     }
