@@ -15,6 +15,8 @@ mod client;
 mod disk;
 #[path = "sim/history.rs"]
 mod history;
+#[path = "sim/lives.rs"]
+mod lives;
 #[path = "sim/plan.rs"]
 mod plan;
 #[path = "sim/server.rs"]

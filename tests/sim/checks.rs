@@ -1,9 +1,10 @@
 //! The judges. What clients saw is judged by rules of its own, which share nothing with the server's state machine; the one
 //! exception is [`Oracle`], which replays the commands that the log was given to say what a recovery must come to.
 
+use crate::lives::Word;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use tenure::command::Entry;
+use tenure::command::{Command, EndReason, Entry};
 use tenure::log::Batch;
 use tenure::outcome::Effect;
 use tenure::snapshot::{self, ServerId, Snapshot};
@@ -19,6 +20,8 @@ pub(crate) struct Oracle {
     pub(crate) violations: Vec<String>,
     pub(crate) commands: u64,
     pub(crate) recoveries: u64,
+    /// What the log was asked to do about sessions, to be judged.
+    pub(crate) words: Vec<Word>,
     /// Where the last recovery ended.
     recovered: u64,
 }
@@ -34,11 +37,20 @@ impl Oracle {
             violations: Vec::new(),
             commands: 0,
             recoveries: 0,
+            words: Vec::new(),
             recovered: 0,
         }
     }
 
     pub(crate) fn submitted(&mut self, batch: &Batch) {
+        self.words.extend(batch.entries.iter().filter_map(|entry| match entry.command {
+            Command::OpenSession { session, ttl_ms, .. } => Some(Word::Opened { session, ttl_ms }),
+            Command::EndSession { session, reason: EndReason::Expired, .. } => {
+                Some(Word::Expired { session })
+            }
+            Command::EndSession { session, .. } => Some(Word::Closed { session }),
+            _ => None,
+        }));
         let ops = batch.first_op..;
         self.entries.extend(ops.zip(batch.entries.iter().cloned()));
         self.tags.push_back((batch.seq, batch.first_op + batch.entries.len() as u64 - 1));
@@ -490,6 +502,10 @@ impl Checks {
 
     pub(crate) fn cycle(&mut self, fault: Option<String>) {
         self.judge("deadlocks are cycles", fault.is_none(), || fault.unwrap_or_default());
+    }
+
+    pub(crate) fn lived(&mut self, early: Option<String>) {
+        self.judge("nobody is expired early", early.is_none(), || early.unwrap_or_default());
     }
 
     pub(crate) fn caps(&mut self, fault: Option<String>) {

@@ -224,6 +224,11 @@ impl Disk {
         inner.settle();
     }
 
+    /// Whether a name that was made, changed or taken away could come back, or go, with the power.
+    pub(crate) fn has_unsynced_names(&self) -> bool {
+        !self.0.borrow().names.is_empty()
+    }
+
     /// What a crash leaves. Turns that are not over have done only a first part.
     pub(crate) fn crash(&self, crash: Crash) {
         let mut inner = self.0.borrow_mut();
