@@ -47,7 +47,7 @@ impl Lives {
 
     /// A term begins: each of these sessions gets its whole TTL.
     pub(crate) fn term(&mut self, now: u64, live: impl Iterator<Item = (SessionId, u64)>) {
-        (self.sessions, self.stands_at) = (BTreeMap::new(), None);
+        *self = Lives { heard: self.heard, ..Lives::new(self.rate) };
         for (session, ttl_ms) in live {
             let until = self.until(now, ttl_ms);
             self.sessions.insert(session, (ttl_ms, until));
