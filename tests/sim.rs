@@ -34,7 +34,7 @@ use world::Outcome;
 
 /// Seeds that found something once, in the server, the client or the judges. What they draw changes with the simulator; each
 /// fault has a test of its own beside.
-const REGRESSIONS: &[u64] = &[1046, 1529, 1866, 2160, 2454, 3018, 3892];
+const REGRESSIONS: &[u64] = &[1046, 1529, 1866, 2160, 2454, 3018, 3892, 4228, 7676];
 
 /// Seeds that CI runs.
 const SEEDS: u64 = 40;
@@ -149,7 +149,11 @@ fn whatever_goes_wrong_what_was_promised_holds() {
                     let Some(&seed) = seeds.get(index) else { return };
                     let ran = run(seed, dir.path());
                     let mut sum = sum.lock().expect("no thread fails with it");
+                    let failed = sum.failures.len();
                     sum.add(seed, ran);
+                    for failure in &sum.failures[failed..] {
+                        println!("{failure}");
+                    }
                     if many && sum.seeds.is_multiple_of(1_000) {
                         println!(
                             "{} seeds, {} failed, {:.0} s",

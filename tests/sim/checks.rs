@@ -131,7 +131,8 @@ pub(crate) fn shown(state: &State) -> Vec<u8> {
 }
 
 /// How a lock is held or asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Mode {
     Exclusive,
     Shared,

@@ -3,7 +3,8 @@
 use crate::checks::{Belief, Checks, Fate, Floor, Mode, Waited};
 use crate::plan::Plan;
 use fastrand::Rng;
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use tenure::client::GrantState;
@@ -14,8 +15,8 @@ use tenure::time::Time;
 use tenure::wire::{ChangeAsk, CompareAsk, Int, KeyAsk, KeyMode, Params, WaitMs};
 
 /// What a call is for, as far as its answer must be judged.
-#[derive(Clone, Debug)]
-#[expect(dead_code, reason = "some of it is there for the history, which shows all of it")]
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum What {
     Acquire { keys: Vec<(String, Mode)>, atomic: bool, waits: bool, delay_ms: u64 },
     Convert { token: u64 },
@@ -49,6 +50,18 @@ impl What {
             What::Repair { .. } => "repair_file",
             What::Watch { .. } => "watch",
         }
+    }
+
+    /// What was asked, by the names of its parts, and what came of it.
+    fn line(&self, more: Option<(&str, Value)>) -> Value {
+        let mut shown = match serde_json::to_value(self).expect("it is plain data") {
+            Value::Object(named) => named.into_iter().next().map_or(Value::Null, |(_, parts)| parts),
+            _ => json!({}),
+        };
+        if let Some((name, value)) = more {
+            shown[name] = value;
+        }
+        shown
     }
 }
 
@@ -93,7 +106,8 @@ pub(crate) struct Line {
     pub(crate) process: u64,
     pub(crate) kind: &'static str,
     pub(crate) what: &'static str,
-    pub(crate) value: String,
+    /// What was asked, and what was answered to it.
+    pub(crate) value: Value,
 }
 
 /// What is the same for all clients.
@@ -111,7 +125,7 @@ impl Scene<'_> {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    fn line(&mut self, process: u64, kind: &'static str, what: &'static str, value: String) {
+    fn line(&mut self, process: u64, kind: &'static str, what: &'static str, value: Value) {
         if let Some(history) = &mut self.history {
             history.push(Line { at: self.now, process, kind, what, value });
         }
@@ -348,7 +362,12 @@ impl Client {
                         let value: Value =
                             serde_json::from_str(answered.raw.get()).expect("answers are JSON");
                         scene.count("answered");
-                        scene.line(process, "ok", call.what.name(), format!("{:?} {value}", call.what));
+                        scene.line(
+                            process,
+                            "ok",
+                            call.what.name(),
+                            call.what.line(Some(("answer", value.clone()))),
+                        );
                         let granted = answered.granted.map(|granted| granted.token);
                         self.answered(scene, others, life, call, &value, granted);
                     }
@@ -358,7 +377,13 @@ impl Client {
                             _ => Fate::Never,
                         };
                         let kind = if fate == Fate::Maybe { "info" } else { "fail" };
-                        scene.line(process, kind, call.what.name(), format!("{:?} {failure:?}", call.what));
+                        let why = match &failure {
+                            Failure::Refused(error) => {
+                                json!({"kind": error.data.kind, "message": error.message})
+                            }
+                            other => json!({"message": format!("{other:?}")}),
+                        };
+                        scene.line(process, kind, call.what.name(), call.what.line(Some(("error", why))));
                         self.failed(scene, others, call, &failure, fate);
                     }
                 }
@@ -635,7 +660,9 @@ impl Client {
             }
             scene.checks.cycle(fault);
         }
-        if fate == Fate::Maybe && matches!(call.what, What::Acquire { .. } | What::Convert { .. }) {
+        if !matches!(failure, Failure::Refused(_))
+            && matches!(call.what, What::Acquire { .. } | What::Convert { .. })
+        {
             self.unsettled.insert(self.owners[call.owner].name.clone());
         }
         if kind == "file_fault"
@@ -999,7 +1026,7 @@ impl Client {
             keys.iter().map(|key| ((*key).to_owned(), scene.checks.floor(Some(key)))).collect();
         floors.insert(String::new(), scene.checks.floor(None));
         let process = (self.number * 100 + index) as u64;
-        scene.line(process, "invoke", what.name(), format!("{what:?}"));
+        scene.line(process, "invoke", what.name(), what.line(None));
         scene.count("calls");
         let life = self.life;
         let id = self.engine().call(local, method, params, deadline).to_string();

@@ -1,6 +1,7 @@
 //! Histories as files: JSON lines, and EDN as Jepsen's checkers read it.
 
 use crate::client::Line;
+use serde_json::Value;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -20,14 +21,28 @@ pub(crate) fn write(dir: &Path, seed: u64, lines: &[Line]) {
         let _ = writeln!(json, "{value}");
         let _ = writeln!(
             edn,
-            "{{:index {index}, :time {}, :process {}, :type :{}, :f :{}, :value {:?}}}",
+            "{{:index {index}, :time {}, :process {}, :type :{}, :f :{}, :value {}}}",
             line.at * 1_000,
             line.process,
             line.kind,
             line.what.replace('_', "-"),
-            line.value
+            to_edn(&line.value)
         );
     }
     std::fs::write(dir.join(format!("{seed}.jsonl")), json).expect("the history is written");
     std::fs::write(dir.join(format!("{seed}.edn")), edn).expect("the history is written");
+}
+
+/// EDN has other maps than JSON, `nil`, and no comma.
+fn to_edn(value: &Value) -> String {
+    match value {
+        Value::Null => "nil".into(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => value.to_string(),
+        Value::Array(items) => format!("[{}]", items.iter().map(to_edn).collect::<Vec<_>>().join(" ")),
+        Value::Object(parts) => {
+            let parts =
+                parts.iter().map(|(name, value)| format!(":{} {}", name.replace('_', "-"), to_edn(value)));
+            format!("{{{}}}", parts.collect::<Vec<_>>().join(" "))
+        }
+    }
 }

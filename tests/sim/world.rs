@@ -260,8 +260,11 @@ impl World {
         if let Some(server) = &mut self.server {
             server.out.stop_at_next = 0;
         }
-        // A stall that has begun goes on; the time to settle begins with its end.
-        self.go_until(now.max(self.stalled_until), false);
+        // A stall or a slow sync that has begun goes on; the time to settle begins with its end.
+        let slow =
+            self.queue.iter().filter(|(_, event)| matches!(event, Event::Done(run, ..) if *run == self.run));
+        let begun = slow.map(|((time, _), _)| *time).max().unwrap_or(now);
+        self.go_until(now.max(self.stalled_until).max(begun), false);
         let now = self.time();
         let settled = self.settle_by();
         self.go_until(now + settled, true);
