@@ -411,6 +411,13 @@ impl State {
         self.due.first().map(|(time, _)| *time)
     }
 
+    /// The first deadline behind `now`, whatever is due and waits to be cleaned up.
+    pub fn next_due_after(&self, now: Time) -> Option<Time> {
+        // The first in the order of `Due` is at or before everything of that moment.
+        let behind = self.due.range((now.after_us(1), Due::Lease(0))..);
+        behind.map(|(time, _)| *time).next()
+    }
+
     /// Whether any deadline stands, so that log time must be written down as it passes: also that of a key which is only
     /// due when its lock is free.
     pub fn has_deadlines(&self) -> bool {
