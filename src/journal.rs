@@ -1232,6 +1232,47 @@ mod tests {
     }
 
     #[test]
+    fn no_batch_says_that_one_is_synced_which_is_written_together_with_it() {
+        let (_path, dir) = fresh();
+        let now = Instant::now();
+        let (mut log, mut journal) =
+            Stepped::start(dir.clone(), &tail(&dir), &config(Durability::Sync), now).unwrap();
+        log.submit(batch(1, 1, 1, 10));
+        journal.write(now).unwrap();
+        log.submit(batch(2, 2, 1, 10));
+        log.submit(batch(3, 3, 1, 10));
+        journal.write(now).unwrap();
+        let mut synced = Vec::new();
+        walk(&dir, &dir.segments().unwrap(), None, Some(SERVER), &mut |_, segment, _| {
+            synced.extend(segment.batches.iter().map(|placed| (placed.header.seq, placed.header.synced)));
+            Ok(())
+        })
+        .unwrap();
+        // A cut in the middle of the second write may leave the third batch without the second: that must not look like damage.
+        let first = synced[0].0;
+        assert_eq!(synced[1..], [(first + 1, first), (first + 2, first)]);
+    }
+
+    #[test]
+    fn an_error_of_the_keeper_that_is_no_lack_of_room_ends_the_journal() {
+        for (blocked, jobs) in [("journal/spare.tmp", 1), ("snapshot.reserve.tmp", 2)] {
+            let (path, dir) = fresh();
+            let now = Instant::now();
+            let (mut log, mut journal) =
+                Stepped::start(dir.clone(), &tail(&dir), &config(Durability::Sync), now).unwrap();
+            std::fs::create_dir(path.path().join(blocked)).unwrap();
+            for _ in 0..jobs {
+                journal.keep();
+                journal.tell_kept();
+            }
+            journal.tell_written();
+            let failed =
+                std::iter::from_fn(|| log.poll()).any(|event| matches!(event, LogEvent::Failed { .. }));
+            assert!(failed, "{blocked} is a directory");
+        }
+    }
+
+    #[test]
     fn what_was_committed_is_read_back_from_every_kind_of_stop() {
         for durability in [Durability::Sync, Durability::Os, Durability::None] {
             let (_path, dir) = fresh();
