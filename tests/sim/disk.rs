@@ -224,9 +224,9 @@ impl Disk {
         inner.settle();
     }
 
-    /// Whether a name that was made, changed or taken away could come back, or go, with the power.
-    pub(crate) fn has_unsynced_names(&self) -> bool {
-        !self.0.borrow().names.is_empty()
+    /// Whether a name with such an end that was made, changed or taken away could come back, or go, with the power.
+    pub(crate) fn has_unsynced_name(&self, end: &str) -> bool {
+        self.0.borrow().names.iter().flatten().any(|(_, name, _)| name.ends_with(end))
     }
 
     /// What a crash leaves. Turns that are not over have done only a first part.

@@ -484,7 +484,8 @@ impl World {
                     server.tell(thread);
                 }
                 self.disk.finish(turn);
-                if self.disk.has_unsynced_names() && self.worst(20).is_some() {
+                let one_in = if self.disk.has_unsynced_name(".seg") { 2 } else { 20 };
+                if self.disk.has_unsynced_name("") && self.worst(one_in).is_some() {
                     self.count("power cut before a name is safe");
                     return self.cut_power();
                 }
