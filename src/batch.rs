@@ -173,7 +173,7 @@ pub fn decode_body<'a>(id: SegmentId, header: &Header, bytes: &'a [u8]) -> Resul
     };
     let (body, padding) = body.split_at(header.body_bytes as usize);
     let found = body_crc(id, header.seq, body);
-    if found != header.body_crc {
+    if found != header.body_crc && !crate::bug::planted("record_checksum_unread") {
         return Err(format!(
             "the records of a batch have checksum {found:08x}, its header says {:08x}",
             header.body_crc

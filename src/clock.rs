@@ -79,7 +79,7 @@ impl LogClock {
     /// Takes in that a turn began at `began` and is over.
     pub fn worked(&mut self, began: Time) {
         let over = self.now().us_since(began.after_us(TURN_US));
-        if over > 0 {
+        if over > 0 && !crate::bug::planted("stall_in_a_turn_counts") {
             self.stall(over);
         }
     }

@@ -83,7 +83,7 @@ pub fn open(bytes: &[u8]) -> Result<Opened<'_>, Dropped> {
         return Ok(Opened { message: trimmed, sealed: false });
     }
     let told = trailer[1..].iter().fold(0u32, |sum, digit| sum << 4 | hex_digit(*digit));
-    if told != crc32c::crc32c(message) {
+    if told != crc32c::crc32c(message) && !crate::bug::planted("damaged_datagram_taken") {
         return Err(Dropped::Damaged);
     }
     Ok(Opened { message, sealed: true })

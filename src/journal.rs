@@ -728,7 +728,7 @@ impl Writer {
                 seq: self.at.seq,
                 first_op: batch.first_op,
                 count: u32::try_from(batch.entries.len()).expect("a batch is capped in bytes"),
-                synced: self.at.synced,
+                synced: if crate::bug::planted("synced_ahead") { self.at.seq - 1 } else { self.at.synced },
                 digest_op: batch.digest_op,
                 digest: batch.digest,
                 body_bytes: 0,
@@ -801,10 +801,13 @@ impl Writer {
             return Ok(());
         }
         point("journal.before_sync", &self.at.path)?;
-        crate::disk::sync_data(&self.at.file).map_err(|error| DiskError {
+        let synced = crate::disk::sync_data(&self.at.file).map_err(|error| DiskError {
             no_space: false,
             ..DiskError::io("sync", &self.at.path, &error.into())
-        })?;
+        });
+        if !crate::bug::planted("error_of_a_sync_ignored") {
+            synced?;
+        }
         point("journal.after_sync", &self.at.path)?;
         (self.dirty, self.last_sync, self.at.synced) = (false, self.now(), self.at.seq);
         Ok(())
@@ -932,6 +935,9 @@ impl Writer {
         self.sync()?;
         let current = Known { number: self.at.number, last_op: self.at.last_op, end: self.at.offset };
         let segments = self.at.closed.iter().copied().chain([current]).collect();
+        if crate::bug::planted("segments_deleted_before_the_snapshot") {
+            self.remove_covered(self.at.last_op);
+        }
         (self.folding, self.fold_due, self.fold_ops, self.fold_bytes) = (true, false, 0, 0);
         self.helpers.fold(Order { server: self.server, segments, safe });
         Ok(())
@@ -1223,6 +1229,47 @@ mod tests {
         let path = tempfile::tempdir().unwrap();
         let dir = Arc::new(DataDir::open(path.path()).unwrap());
         (path, dir)
+    }
+
+    #[test]
+    fn no_batch_says_that_one_is_synced_which_is_written_together_with_it() {
+        let (_path, dir) = fresh();
+        let now = Instant::now();
+        let (mut log, mut journal) =
+            Stepped::start(dir.clone(), &tail(&dir), &config(Durability::Sync), now).unwrap();
+        log.submit(batch(1, 1, 1, 10));
+        journal.write(now).unwrap();
+        log.submit(batch(2, 2, 1, 10));
+        log.submit(batch(3, 3, 1, 10));
+        journal.write(now).unwrap();
+        let mut synced = Vec::new();
+        walk(&dir, &dir.segments().unwrap(), None, Some(SERVER), &mut |_, segment, _| {
+            synced.extend(segment.batches.iter().map(|placed| (placed.header.seq, placed.header.synced)));
+            Ok(())
+        })
+        .unwrap();
+        // A cut in the middle of the second write may leave the third batch without the second: that must not look like damage.
+        let first = synced[0].0;
+        assert_eq!(synced[1..], [(first + 1, first), (first + 2, first)]);
+    }
+
+    #[test]
+    fn an_error_of_the_keeper_that_is_no_lack_of_room_ends_the_journal() {
+        for (blocked, jobs) in [("journal/spare.tmp", 1), ("snapshot.reserve.tmp", 2)] {
+            let (path, dir) = fresh();
+            let now = Instant::now();
+            let (mut log, mut journal) =
+                Stepped::start(dir.clone(), &tail(&dir), &config(Durability::Sync), now).unwrap();
+            std::fs::create_dir(path.path().join(blocked)).unwrap();
+            for _ in 0..jobs {
+                journal.keep();
+                journal.tell_kept();
+            }
+            journal.tell_written();
+            let failed =
+                std::iter::from_fn(|| log.poll()).any(|event| matches!(event, LogEvent::Failed { .. }));
+            assert!(failed, "{blocked} is a directory");
+        }
     }
 
     #[test]

@@ -155,6 +155,9 @@ pub fn recover(dir: &DataDir) -> Result<Recovered, DiskError> {
     let clean = fresh || (clean && last_op == snapshot_op);
     let head = replay.state.head();
     let unsafe_term = head.term > 0 && matches!(head.durability, Durability::Os | Durability::None);
+    if crate::bug::planted("files_redone_backwards") {
+        replay.redo.reverse();
+    }
     let keep = walked.rules == Some(RULES) && walked.last_op == last_op;
     let tail =
         Tail { server, segments: walked.segments, keep, next_seq: walked.next_seq, last_op, snapshot_op };
@@ -164,7 +167,7 @@ pub fn recover(dir: &DataDir) -> Result<Recovered, DiskError> {
         term: head.term,
         fresh,
         clean,
-        must_raise: unsafe_term && !clean,
+        must_raise: unsafe_term && !clean && !crate::bug::planted("counters_not_raised"),
         snapshot_op,
         cut: walked.cut,
         fell_back,

@@ -362,7 +362,9 @@ impl DataDir {
         point("segment.before_rename", &spare)?;
         disk::rename(&spare, &path).map_err(|error| DiskError::io("rename", &spare, &error))?;
         point("segment.after_rename", &path)?;
-        sync_dir(&self.journal())?;
+        if !crate::bug::planted("name_of_a_segment_not_synced") {
+            sync_dir(&self.journal())?;
+        }
         point("segment.after_dirsync", &path)?;
         Ok(file)
     }
@@ -386,7 +388,9 @@ impl DataDir {
         point("tail.before_write", &tmp)?;
         write_at(&file, content, 0).map_err(|error| DiskError::io("write", &tmp, &error))?;
         point("tail.before_sync", &tmp)?;
-        disk::sync_all(&file).map_err(|error| DiskError::io("sync", &tmp, &error.into()))?;
+        if !crate::bug::planted("tail_not_synced_at_start") {
+            disk::sync_all(&file).map_err(|error| DiskError::io("sync", &tmp, &error.into()))?;
+        }
         point("tail.before_rename", &tmp)?;
         disk::rename(&tmp, &path).map_err(|error| DiskError::io("rename", &tmp, &error))?;
         point("tail.after_rename", &path)?;
@@ -533,7 +537,9 @@ fn write_tmp(path: &Path, snapshot: &Snapshot) -> io::Result<u64> {
     snapshot::encode(snapshot, &mut out)?;
     out.into_inner().map_err(io::IntoInnerError::into_error)?;
     failpoint::hit("snapshot.before_sync")?;
-    disk::sync_all(&file)?;
+    if !crate::bug::planted("snapshot_named_before_its_sync") {
+        disk::sync_all(&file)?;
+    }
     failpoint::hit("snapshot.after_sync")?;
     Ok(file.metadata()?.len())
 }

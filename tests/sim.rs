@@ -4,6 +4,9 @@
 //! `TENURE_SEED=n` runs one seed again, `TENURE_SEEDS=n` so many from `TENURE_FROM` (1), `TENURE_HISTORY=dir` writes what
 //! clients asked and were told. The same seed does the same, to the last byte.
 
+#[cfg(tenure_bugs)]
+#[path = "sim/bugs.rs"]
+mod bugs;
 #[path = "sim/checks.rs"]
 mod checks;
 #[path = "sim/client.rs"]
@@ -12,6 +15,8 @@ mod client;
 mod disk;
 #[path = "sim/history.rs"]
 mod history;
+#[path = "sim/lives.rs"]
+mod lives;
 #[path = "sim/plan.rs"]
 mod plan;
 #[path = "sim/server.rs"]

@@ -5,8 +5,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use tenure::bug::BUGS;
 
 /// What no pure room may name, and what the room would do with it.
 const IMPURE: [(&str, &str); 13] = [
@@ -119,6 +121,28 @@ fn nothing_names_a_wall_clock() {
         }
     }
     assert!(sources.len() > 40 && found.is_empty(), "{found:#?}");
+}
+
+/// What stands between quotes behind `planted(` in the code.
+fn planted(text: &str) -> impl Iterator<Item = &str> {
+    text.split("bug::planted(\"").skip(1).filter_map(|rest| rest.split_once('"')).map(|(name, _)| name)
+}
+
+#[test]
+fn each_deliberate_bug_is_planted_listed_and_written_down() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut sources, mut found) = (Vec::new(), BTreeSet::new());
+    below(&root.join("src"), &mut sources);
+    for file in &sources {
+        let text = fs::read_to_string(file).unwrap();
+        found.extend(planted(&text).map(str::to_owned));
+    }
+    let listed: BTreeSet<String> = BUGS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(listed.len(), BUGS.len(), "a bug is listed twice");
+    assert_eq!(found, listed, "what the code plants, and what `src/bug.rs` lists");
+    let page = fs::read_to_string(root.join("docs/reliability.md")).unwrap();
+    let missing: Vec<_> = listed.iter().filter(|name| !page.contains(&format!("| `{name}` |"))).collect();
+    assert!(missing.is_empty(), "docs/reliability.md says nothing of {missing:?}");
 }
 
 #[test]

@@ -89,7 +89,9 @@ impl Span {
     /// The span of a lease whose proof was sent at `sent`.
     pub fn proven(sent: Time, lease_ms: u64) -> Span {
         let lease_us = lease_ms.saturating_mul(1_000);
-        Span { at_risk: sent.after_us(lease_us / 3 * 2), lost: sent.after_us(lease_us / 5 * 4) }
+        let lost =
+            if crate::bug::planted("client_believes_too_long") { lease_us / 2 * 3 } else { lease_us / 5 * 4 };
+        Span { at_risk: sent.after_us(lease_us / 3 * 2), lost: sent.after_us(lost) }
     }
 
     /// What both allow.

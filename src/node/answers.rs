@@ -41,6 +41,8 @@ impl Node {
                 let live: Vec<_> =
                     self.state.live_sessions(0).map(|(id, session)| (id, session.ttl_ms)).collect();
                 for (session, ttl_ms) in live {
+                    let ttl_ms =
+                        if crate::bug::planted("quarter_ttl_after_restart") { ttl_ms / 4 } else { ttl_ms };
                     self.leases.begin(session, ttl_ms, now);
                 }
             }

@@ -203,6 +203,10 @@ pub struct Node {
     serving_since: Time,
     /// When the datagram that is taken in was read.
     heard: Time,
+    /// When it was last looked at what is due.
+    looked: Time,
+    /// Without any room: the first end of a session's lease behind that.
+    lapse_without_room: Option<Time>,
     draining: bool,
     room: Room,
     batch_bytes_max: usize,
@@ -258,6 +262,8 @@ impl Node {
             serving: false,
             serving_since: now,
             heard: now,
+            looked: now,
+            lapse_without_room: None,
             draining: false,
             room: Room::Ok,
             batch_bytes_max,
@@ -324,6 +330,9 @@ impl Node {
         self.room = room;
         if !short {
             return;
+        }
+        if room == Room::Full {
+            self.lapse(now);
         }
         let Some(refusal) = self.refuse_all(false) else { return };
         let without_room = |gathered: &Gathered| match gathered.entry.command {
@@ -459,6 +468,7 @@ impl Node {
         if !self.serving {
             return;
         }
+        self.looked = now;
         self.lapse(now);
         let due = self.state.next_due().is_some_and(|due| due <= now);
         let quiet = self.state.has_deadlines() && now >= self.last_at.after_ms(TICK_MS);
@@ -575,11 +585,13 @@ impl Node {
         if !self.serving {
             return None;
         }
-        // Without any room nothing can be decided: waking up for it would only spin.
+        // Without any room nothing can be decided, and waking up for what is due would only spin. For what will be due it does
+        // wake up: a sleep past that counts as a stall, and stalls are no reason to end anything.
         let may_tick = !self.tick_in_flight && self.room != Room::Full;
-        let due = self.state.next_due().filter(|_| may_tick);
+        let due = if may_tick { self.state.next_due() } else { self.state.next_due_after(self.looked) };
         let quiet = (may_tick && self.state.has_deadlines()).then(|| self.last_at.after_ms(TICK_MS));
-        let lapse = self.leases.next_look().filter(|_| self.room != Room::Full);
+        let full = self.room == Room::Full;
+        let lapse = if full { self.lapse_without_room } else { self.leases.next_look() };
         [lapse, due, quiet, self.tellings.next(), self.watches.next_due()].into_iter().flatten().min()
     }
 
@@ -606,9 +618,11 @@ impl Node {
     /// Ends sessions whose lease has run out at `now`: each request is judged by what is true when it is looked at, not
     /// when the alarm clock rings.
     fn lapse(&mut self, now: Time) {
-        while self.room != Room::Full
-            && let Some(session) = self.leases.pop_lapsed(now)
-        {
+        if self.room == Room::Full {
+            self.lapse_without_room = self.leases.pass(now);
+            return;
+        }
+        while let Some(session) = self.leases.pop_lapsed(now) {
             let term = self.state.head().term;
             self.count("sessions_expired");
             self.gather(

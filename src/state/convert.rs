@@ -121,7 +121,8 @@ impl State {
         let wait = self.leave_line(op);
         let before = wait.converts.expect("it converts a grant");
         self.change_modes(before, &wait.asks);
-        let token = self.retoken(before, |_| {});
+        let kept = crate::bug::planted("upgrade_keeps_its_token");
+        let token = if kept { before } else { self.retoken(before, |_| {}) };
         self.record_conversion(before, token, &wait.asks);
         let outcome = self.converted(token, false);
         self.settle(&wait, outcome, effects);

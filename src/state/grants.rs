@@ -145,7 +145,10 @@ impl State {
             op: self.head.op,
             since: at,
             deadline: terms.lease_ms.map(|ms| at.after_ms(ms)),
-            hold_deadline: terms.max_hold_ms.map(|ms| at.after_ms(ms)),
+            hold_deadline: terms
+                .max_hold_ms
+                .filter(|_| !crate::bug::planted("tenure_without_bound"))
+                .map(|ms| at.after_ms(ms)),
             asked: None,
             offered: None,
             conversion: None,
@@ -217,6 +220,9 @@ impl State {
     /// Ends a grant in any way but a release: its locks stay closed for its lock-delay, and are then handed on.
     pub(super) fn end_grant(&mut self, token: Token, why: GrantEnd, effects: &mut Vec<Effect>) {
         self.record_end(token, Some(why));
+        if crate::bug::planted("lost_section_applied") {
+            let _ = self.commit_section(token, effects);
+        }
         let grant = self.take_grant(token, effects);
         if grant.terms.lock_delay_ms > 0 {
             for ask in &grant.asks {
@@ -315,6 +321,9 @@ impl State {
         self.grant_of(session, holder, token, self.head.at)?;
         let deadline = self.head.at.after_ms(lease_ms);
         let grant = self.grants.get_mut(&token).expect("it was found");
+        if crate::bug::planted("renewal_forgotten") {
+            return Ok(Outcome::Renewed { lease_left_ms: lease_ms });
+        }
         if let Some(old) = grant.deadline.replace(deadline) {
             self.due.remove(&(old, Due::Lease(token)));
         }

@@ -74,6 +74,9 @@ impl State {
         key: &Name,
     ) -> Result<(), Refusal> {
         let now = self.head.at;
+        if token.is_some() && crate::bug::planted("stale_token_sets") {
+            return Ok(());
+        }
         if let Some(token) = token {
             self.grant_of(session, holder, token, now)?;
         }

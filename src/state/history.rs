@@ -245,7 +245,8 @@ impl State {
                  replaced; read anew what is there, and watch from the `op` of that reply"
             )
         } else {
-            let begin = self.history.events.partition_point(|event| event.op < from.op);
+            let one = u64::from(crate::bug::planted("watch_begins_one_late"));
+            let begin = self.history.events.partition_point(|event| event.op < from.op + one);
             let mut place = Position { op: 0, seen: 0 };
             let events = self.history.events.range(begin..).map(move |event| {
                 let seen = if place.op == event.op { place.seen + 1 } else { 0 };

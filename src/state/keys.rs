@@ -105,7 +105,7 @@ impl State {
     pub(super) fn check_version(&self, name: &Name, if_version: Option<Op>) -> Result<(), Refusal> {
         let version = self.key(name, self.head.at).map_or(0, |key| key.version);
         match if_version {
-            Some(asked) if asked != version => {
+            Some(asked) if asked != version && !crate::bug::planted("if_version_ignored") => {
                 Err(version_mismatch(name, version, asked).with(Detail::Version { version }))
             }
             Some(_) | None => Ok(()),
@@ -144,7 +144,7 @@ impl State {
             }
         }
         let (count, bytes) = (before - gone + added, bytes_before - gone_bytes + added_bytes);
-        if count > limits.keys && count > before {
+        if count > limits.keys && count > before && !crate::bug::planted("keys_without_cap") {
             let max = limits.keys;
             let text = format!("the server has its {max} keys; delete one, or raise --max-keys");
             return Err(Refusal::limit("keys", max, text));
@@ -216,7 +216,11 @@ impl State {
                 Key {
                     value: value.clone(),
                     version: self.head.op,
-                    deadline: change.life.ttl_ms.map(|ms| at.after_ms(ms)),
+                    deadline: change
+                        .life
+                        .ttl_ms
+                        .filter(|_| !crate::bug::planted("key_without_end"))
+                        .map(|ms| at.after_ms(ms)),
                     bound: change.life.bound.then_some(client),
                 },
             ),
@@ -289,7 +293,7 @@ impl State {
         if let Some(deadline) = key.deadline {
             self.due.insert((deadline, Due::Key(name.clone())));
         }
-        if let Some(client) = key.bound {
+        if let Some(client) = key.bound.filter(|_| !crate::bug::planted("bound_key_stays")) {
             let id = self.clients.get(&client).expect("a key is bound to a session that is known");
             let session = self.sessions.get_mut(id).expect("a numbered session is known");
             session.bound.insert(name.clone());

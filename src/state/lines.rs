@@ -308,6 +308,9 @@ impl State {
 
     /// Closes a lock for the lock-delay of a tenure that did not end with a release.
     pub(super) fn close(&mut self, key: &Name, delay_ms: u64) {
+        if crate::bug::planted("no_lock_delay") {
+            return;
+        }
         let until = self.head.at.after_ms(delay_ms);
         let lock = self.locks.entry(key.clone()).or_default();
         let before = lock.closed_until;

@@ -160,7 +160,11 @@ impl Session {
                 None => Standing::InLine(wait.op),
             };
         }
-        if id < self.floor { Standing::Stale } else { Standing::New }
+        if id < self.floor && !crate::bug::planted("late_copy_executed") {
+            Standing::Stale
+        } else {
+            Standing::New
+        }
     }
 
     /// Where wait `id` stands, whatever it asked: [`Standing::New`] if there is no such wait.
@@ -215,7 +219,8 @@ impl Session {
         if ack > 0 {
             self.acks = true;
             self.floor = self.floor.max(ack);
-            while let Some(oldest) = self.replies.first_entry().filter(|entry| *entry.key() < ack) {
+            let gone = ack + u64::from(crate::bug::planted("ack_takes_one_too_many"));
+            while let Some(oldest) = self.replies.first_entry().filter(|entry| *entry.key() < gone) {
                 self.reply_bytes -= oldest.remove().outcome.weight();
             }
         }

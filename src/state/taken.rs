@@ -17,9 +17,11 @@ impl Taken {
     pub(super) fn admits(self, mode: Mode) -> bool {
         match mode {
             Mode::Exclusive => self == Taken::default(),
+            Mode::Shared if crate::bug::planted("shared_beside_exclusive") => self.slots == 0,
             Mode::Shared => self.exclusive == 0 && self.slots == 0,
             Mode::Slot { slots, weight } => {
-                self.exclusive == 0 && self.shared == 0 && self.slots + u64::from(weight) <= u64::from(slots)
+                let slots = u64::from(slots) + u64::from(crate::bug::planted("one_slot_more"));
+                self.exclusive == 0 && self.shared == 0 && self.slots + u64::from(weight) <= slots
             }
         }
     }

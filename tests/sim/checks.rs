@@ -1,8 +1,10 @@
 //! The judges. What clients saw is judged by rules of its own, which share nothing with the server's state machine; the one
 //! exception is [`Oracle`], which replays the commands that the log was given to say what a recovery must come to.
 
+use crate::lives::Word;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use tenure::command::Entry;
+use tenure::command::{Command, EndReason, Entry};
 use tenure::log::Batch;
 use tenure::outcome::Effect;
 use tenure::snapshot::{self, ServerId, Snapshot};
@@ -18,6 +20,8 @@ pub(crate) struct Oracle {
     pub(crate) violations: Vec<String>,
     pub(crate) commands: u64,
     pub(crate) recoveries: u64,
+    /// What the log was asked to do about sessions, to be judged.
+    pub(crate) words: Vec<Word>,
     /// Where the last recovery ended.
     recovered: u64,
 }
@@ -33,11 +37,20 @@ impl Oracle {
             violations: Vec::new(),
             commands: 0,
             recoveries: 0,
+            words: Vec::new(),
             recovered: 0,
         }
     }
 
     pub(crate) fn submitted(&mut self, batch: &Batch) {
+        self.words.extend(batch.entries.iter().filter_map(|entry| match entry.command {
+            Command::OpenSession { session, ttl_ms, .. } => Some(Word::Opened { session, ttl_ms }),
+            Command::EndSession { session, reason: EndReason::Expired, .. } => {
+                Some(Word::Expired { session })
+            }
+            Command::EndSession { session, .. } => Some(Word::Closed { session }),
+            _ => None,
+        }));
         let ops = batch.first_op..;
         self.entries.extend(ops.zip(batch.entries.iter().cloned()));
         self.tags.push_back((batch.seq, batch.first_op + batch.entries.len() as u64 - 1));
@@ -210,7 +223,24 @@ pub(crate) struct Checks {
     keys: BTreeMap<String, Key>,
     files: BTreeMap<String, File>,
     waited: Vec<Waited>,
+    /// Which lock was granted under which token, and when that was known.
+    grants: Vec<(String, u64, u64)>,
+    /// Which lock stays closed behind which token, and until when at least.
+    closed: Vec<(String, u64, u64)>,
+    watches: Vec<Watched>,
     pub(crate) judged: BTreeMap<&'static str, u64>,
+}
+
+/// What a client was told by watches, each of which began where the one before ended.
+#[derive(Debug)]
+struct Watched {
+    prefix: &'static str,
+    /// All of what happened after the first of these ops, up to the second, was told.
+    after: u64,
+    upto: u64,
+    /// The last op of which something was told.
+    last: u64,
+    set: BTreeSet<(String, u64)>,
 }
 
 impl Checks {
@@ -286,6 +316,56 @@ impl Checks {
         for beliefs in self.beliefs.values_mut() {
             beliefs.retain(|one| one.client != client);
         }
+    }
+
+    /// A grant goes on as another, or in other modes as the same.
+    pub(crate) fn converted(&mut self, from: u64, token: u64, upgraded: bool) {
+        self.judge("an upgrade has a token of its own", !upgraded || token > from, || {
+            format!("token {from} was converted to more and became token {token}")
+        });
+    }
+
+    /// A client was told of a new grant.
+    pub(crate) fn granted_at(&mut self, keys: &[(String, Mode)], token: u64, now: u64) {
+        self.grants.extend(keys.iter().map(|(key, _)| (key.clone(), token, now)));
+    }
+
+    /// A grant was abandoned, not before `began`, with a lock-delay by the server's clock, which may be a tenth faster.
+    pub(crate) fn closed(&mut self, keys: &[(String, Mode)], token: u64, began: u64, delay_ms: u64) {
+        let until = began + delay_ms * 1_000 * 10 / 11;
+        let held = keys.iter().filter(|(_, mode)| *mode == Mode::Exclusive);
+        self.closed.extend(held.map(|(key, _)| (key.clone(), token, until)));
+    }
+
+    /// A client begins to watch; gives the number of the watch.
+    pub(crate) fn watch_begins(&mut self, prefix: &'static str, after: u64) -> usize {
+        self.watches.push(Watched { prefix, after, upto: after, last: after, set: BTreeSet::new() });
+        self.watches.len() - 1
+    }
+
+    /// A watch was answered, from where the answer before ended.
+    pub(crate) fn watched(&mut self, chain: usize, answer: &Value) {
+        let events = answer["events"].as_array().cloned().unwrap_or_default();
+        let watch = &mut self.watches[chain];
+        let mut fault = None;
+        for event in &events {
+            let (op, name) = (event["op"].as_u64().unwrap_or(0), event["name"].as_str().unwrap_or_default());
+            if op < watch.last || op <= watch.after || !name.starts_with(watch.prefix) {
+                fault = Some(format!("told of {event} after op {}", watch.last));
+            }
+            watch.last = watch.last.max(op);
+            let set = event["event"] == "key_set";
+            let version = event["version"].as_u64().unwrap_or(0);
+            if set && !watch.set.insert((name.to_owned(), version)) {
+                fault = Some(format!("told twice of {event}"));
+            }
+        }
+        // A page may end in the middle of what one command did.
+        watch.upto = match events.is_empty() {
+            true => answer["op"].as_u64().unwrap_or(0).max(watch.upto),
+            false => watch.last - 1,
+        };
+        self.judge("watches go on", fault.is_none(), || fault.unwrap_or_default());
     }
 
     pub(crate) fn waited(&mut self, waited: Waited) {
@@ -425,6 +505,10 @@ impl Checks {
         self.judge("deadlocks are cycles", fault.is_none(), || fault.unwrap_or_default());
     }
 
+    pub(crate) fn lived(&mut self, early: Option<String>) {
+        self.judge("nobody is expired early", early.is_none(), || early.unwrap_or_default());
+    }
+
     pub(crate) fn caps(&mut self, fault: Option<String>) {
         self.judge("caps", fault.is_none(), || fault.unwrap_or_default());
     }
@@ -444,6 +528,45 @@ impl Checks {
             }
         }
         self.finish_lines();
+        self.finish_delays();
+        self.finish_watches();
+    }
+
+    fn finish_delays(&mut self) {
+        let mut faults = Vec::new();
+        for (lock, token, until) in &self.closed {
+            let mut later = self.grants.iter().filter(|(of, next, _)| of == lock && next > token);
+            if let Some((_, next, at)) = later.find(|(.., at)| at < until) {
+                faults.push(format!(
+                    "{lock} is closed behind {token} until {until}, and {next} has it at {at}"
+                ));
+            }
+        }
+        *self.judged.entry("lock-delays").or_default() += self.closed.len() as u64;
+        self.judge("a lock-delay is not shorter", faults.is_empty(), || faults.join("; "));
+    }
+
+    /// Each write that somebody was told of is told to whoever watched then.
+    fn finish_watches(&mut self) {
+        let mut faults = Vec::new();
+        let mut told = 0;
+        for watch in &self.watches {
+            for (name, key) in self.keys.iter().filter(|(name, _)| name.starts_with(watch.prefix)) {
+                for version in
+                    key.versions.keys().filter(|version| (watch.after + 1..=watch.upto).contains(*version))
+                {
+                    told += 1;
+                    if !watch.set.contains(&(name.clone(), *version)) {
+                        faults.push(format!(
+                            "version {version} of {name} was not told to a watch of ops {} to {}",
+                            watch.after, watch.upto
+                        ));
+                    }
+                }
+            }
+        }
+        *self.judged.entry("writes told to watches").or_default() += told;
+        self.judge("watches leave nothing out", faults.is_empty(), || faults.join("; "));
     }
 
     fn finish_keys(&mut self) {

@@ -18,19 +18,19 @@ use tenure::wire::{ChangeAsk, CompareAsk, Int, KeyAsk, KeyMode, Params, WaitMs};
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum What {
-    Acquire { keys: Vec<(String, Mode)>, atomic: bool, waits: bool },
+    Acquire { keys: Vec<(String, Mode)>, atomic: bool, waits: bool, delay_ms: u64 },
     Convert { token: u64 },
-    Release { token: u64 },
+    Release { token: u64, abandon: bool },
     Renew { token: u64 },
     Set { key: String, value: String, expected: Option<u64>, token: Option<u64>, staged: bool },
-    Transaction { writes: Vec<(String, String)> },
+    Transaction { writes: Vec<(String, String)>, expected: Option<u64> },
     Delete { key: String },
     Get { key: String },
     Pair,
     Append { file: String, data: String, token: u64, staged: bool },
     ReadFile { file: String, offset: u64 },
     Repair { file: String },
-    Watch,
+    Watch { chain: usize, cursor: Option<String> },
 }
 
 impl What {
@@ -48,7 +48,7 @@ impl What {
             What::Append { .. } => "append",
             What::ReadFile { .. } => "read_file",
             What::Repair { .. } => "repair_file",
-            What::Watch => "watch",
+            What::Watch { .. } => "watch",
         }
     }
 
@@ -81,6 +81,9 @@ struct Held {
     keys: Vec<(String, Mode)>,
     atomic: bool,
     lease: bool,
+    delay_ms: u64,
+    /// It was held in other modes than it is, or may be.
+    converted: bool,
     staged: Vec<(String, String)>,
     appends: Vec<(String, String)>,
     leaving: bool,
@@ -149,6 +152,8 @@ pub(crate) struct Client {
     pub(crate) closing: bool,
     pub(crate) last_done: u64,
     generations: BTreeMap<String, u64>,
+    /// The watch that goes on, and from where; it has no cursor before its first answer.
+    watching: Option<(usize, Option<String>)>,
     /// Owners whose request for locks ended without an answer: it may stand in line still.
     unsettled: BTreeSet<String>,
     /// The public numbers of its sessions: an answer may come late, when the next one is open.
@@ -186,6 +191,7 @@ impl Client {
             closing: false,
             last_done: 0,
             generations: BTreeMap::new(),
+            watching: None,
             unsettled: BTreeSet::new(),
             numbers: BTreeSet::new(),
             rng,
@@ -222,6 +228,7 @@ impl Client {
         }
         self.engines.clear();
         self.inbox.clear();
+        self.watching = None;
         for owner in &mut self.owners {
             // What was staged and not released is gone, or was released by a request of which nothing is known.
             (owner.busy, owner.held) = (None, Vec::new());
@@ -398,7 +405,7 @@ impl Client {
                 // A release that is on its way follows its grant.
                 for ((of, _), call) in &mut self.calls {
                     match &mut call.what {
-                        What::Release { token: leaving } if (*of, *leaving) == (life, from) => {
+                        What::Release { token: leaving, .. } if (*of, *leaving) == (life, from) => {
                             *leaving = token
                         }
                         _ => {}
@@ -409,7 +416,11 @@ impl Client {
                     if let Some(held) =
                         owner.held.iter_mut().find(|held| (held.life, held.token) == (life, from))
                     {
-                        (held.token, held.keys) = (token, keys.clone());
+                        let upgraded = held.keys.iter().any(|(name, mode)| {
+                            *mode == Mode::Shared && keys.contains(&(name.clone(), Mode::Exclusive))
+                        });
+                        scene.checks.converted(from, token, upgraded);
+                        (held.token, held.keys, held.converted) = (token, keys.clone(), true);
                         if token != from {
                             let holder = (self.number, life, owner.name.clone());
                             scene.checks.granted(Floor { token: from, ..Floor::default() }, token, holder);
@@ -469,7 +480,7 @@ impl Client {
     ) {
         let floor = |key: &str| call.floors.get(key).copied().unwrap_or_default();
         match &call.what {
-            What::Acquire { keys, atomic, waits } => {
+            What::Acquire { keys, atomic, waits, delay_ms } => {
                 let Some(token) = granted else { return };
                 scene.count("grants");
                 let holder = (self.number, life, self.owners[call.owner].name.clone());
@@ -480,6 +491,9 @@ impl Client {
                     scene.checks.granted_again(token, holder);
                 } else {
                     scene.checks.granted(floor(""), token, holder);
+                }
+                if !again {
+                    scene.checks.granted_at(keys, token, scene.now);
                 }
                 if !again && (*waits || call.pending.is_none()) {
                     let keys = keys.clone();
@@ -495,19 +509,24 @@ impl Client {
                     keys: keys.clone(),
                     atomic: *atomic,
                     lease: value["lease_ms"].is_u64(),
+                    delay_ms: *delay_ms,
+                    converted: false,
                     staged: Vec::new(),
                     appends: Vec::new(),
                     leaving: false,
                     tainted: again,
                 });
             }
-            What::Release { token } => {
+            What::Release { token, abandon } => {
                 scene.count("releases");
                 let version = value["op"].as_u64().unwrap_or(0);
                 let owner = &mut self.owners[call.owner];
                 if let Some(at) = owner.held.iter().position(|held| (held.life, held.token) == (life, *token))
                 {
                     let held = owner.held.remove(at);
+                    if *abandon && held.delay_ms > 0 && !held.converted {
+                        scene.checks.closed(&held.keys, held.token, call.began, held.delay_ms);
+                    }
                     self.commit(scene, &held, &call, version);
                 }
             }
@@ -520,11 +539,12 @@ impl Client {
                     scene.checks.write_ends(key, text, floor(key), Ok((version, *expected, *token)));
                 }
             }
-            What::Transaction { writes } => {
+            What::Transaction { writes, expected } => {
                 scene.count("writes");
                 let version = value["version"].as_u64().unwrap_or(0);
                 for (key, text) in writes {
-                    scene.checks.write_ends(key, text, floor(key), Ok((version, None, None)));
+                    let expected = expected.filter(|_| key == "k1");
+                    scene.checks.write_ends(key, text, floor(key), Ok((version, expected, None)));
                 }
             }
             What::Delete { key } => {
@@ -572,7 +592,13 @@ impl Client {
             What::Convert { .. } => scene.count("conversions"),
             What::Renew { .. } => scene.count("renewals"),
             What::Repair { .. } => scene.count("repairs"),
-            What::Watch => scene.count("watches"),
+            What::Watch { chain, cursor } => {
+                scene.count("watches");
+                if self.watching.as_ref() == Some(&(*chain, cursor.clone())) {
+                    scene.checks.watched(*chain, value);
+                    self.watching = Some((*chain, value["next"].as_str().map(str::to_owned)));
+                }
+            }
         }
     }
 
@@ -657,7 +683,13 @@ impl Client {
                 held.tainted |= held.token == *token && fate == Fate::Maybe;
             }
         }
-        if let What::Release { token } = &call.what {
+        if let What::Watch { cursor, .. } = &call.what
+            && (cursor.is_none() || kind == "compacted")
+        {
+            // What comes is another history.
+            self.watching = None;
+        }
+        if let What::Release { token, .. } = &call.what {
             let owner = &mut self.owners[call.owner];
             if let Some(at) = owner.held.iter().position(|held| held.token == *token) {
                 // A section that cannot take effect leaves its grant.
@@ -736,19 +768,16 @@ impl Client {
                     let value = Some(raw(text));
                     ChangeAsk { key: key.clone(), value, ..ChangeAsk::default() }
                 });
-                let compare = match self.rng.bool() {
-                    true => Some(vec![CompareAsk {
-                        key: "k1".into(),
-                        version: Int(scene.checks.floor(Some("k1")).seen),
-                    }]),
-                    false => None,
-                };
+                let expected = self.rng.bool().then(|| scene.checks.floor(Some("k1")).seen);
+                let compare =
+                    expected.map(|version| vec![CompareAsk { key: "k1".into(), version: Int(version) }]);
                 let params = Params { apply: Some(apply.collect()), compare, ..Params::default() };
                 for (key, text) in &writes {
                     scene.checks.write_begins(key, text);
                 }
                 let floors: Vec<&str> = keys.iter().map(String::as_str).collect();
-                self.call(scene, index, What::Transaction { writes }, "transaction", params, &floors);
+                let what = What::Transaction { writes, expected };
+                self.call(scene, index, what, "transaction", params, &floors);
             }
             85..93 => {
                 let params = Params { from: Some("pa".into()), to: Some("pb".into()), ..Params::default() };
@@ -763,8 +792,7 @@ impl Client {
             }
             96..98 => {
                 let wait_ms = Some(WaitMs(Some(Int(self.rng.u64(0..2_000)))));
-                let params = Params { prefix: Some("l".into()), wait_ms, ..Params::default() };
-                self.call(scene, index, What::Watch, "watch", params, &[]);
+                self.watch(scene, index, wait_ms);
             }
             _ => {
                 // The whole session, now and then.
@@ -811,6 +839,9 @@ impl Client {
                 if to == "shared" {
                     // From here on nobody may rely on more.
                     scene.checks.weaken(key, self.number, held.life, held.token);
+                }
+                for known in &mut self.owners[index].held {
+                    known.converted |= known.token == held.token;
                 }
                 let wait_ms = Some(WaitMs(Some(Int(self.rng.u64(0..3_000)))));
                 let params = Params {
@@ -892,8 +923,28 @@ impl Client {
             atomic: atomic.then_some(true),
             ..Params::default()
         };
-        let waits = wait_ms.is_some();
-        self.call(scene, index, What::Acquire { keys, atomic, waits }, "acquire_lock", params, &[]);
+        let (waits, delay_ms) = (wait_ms.is_some(), lock_delay_ms.map_or(0, |delay| delay.0));
+        let what = What::Acquire { keys, atomic, waits, delay_ms };
+        self.call(scene, index, what, "acquire_lock", params, &[]);
+    }
+
+    /// Goes on with the watch that there is, or begins one at the last change of a key that is known.
+    fn watch(&mut self, scene: &mut Scene<'_>, index: usize, wait_ms: Option<WaitMs>) {
+        let prefix = ["l", "k", ""][self.number % 3];
+        let (chain, cursor, after) = match &self.watching {
+            Some((chain, Some(cursor))) => (*chain, Some(cursor.clone()), None),
+            // The first answer is not there yet.
+            Some((_, None)) => return,
+            None => {
+                let after = scene.checks.floor(Some("k0")).seen;
+                let chain = scene.checks.watch_begins(prefix, after);
+                self.watching = Some((chain, None));
+                (chain, None, Some(Int(after)))
+            }
+        };
+        let prefix = Some(prefix.to_owned());
+        let params = Params { prefix, cursor: cursor.clone(), after, wait_ms, ..Params::default() };
+        self.call(scene, index, What::Watch { chain, cursor }, "watch", params, &[]);
     }
 
     fn set(&mut self, scene: &mut Scene<'_>, index: usize, key: String, held: Option<&Held>) {
@@ -959,7 +1010,7 @@ impl Client {
         let keys: Vec<String> = held.staged.iter().map(|(key, _)| key.clone()).collect();
         let floors: Vec<&str> = keys.iter().map(String::as_str).collect();
         let params = Params { token: Some(Int(held.token)), ..Params::default() };
-        self.call(scene, index, What::Release { token: held.token }, method, params, &floors);
+        self.call(scene, index, What::Release { token: held.token, abandon }, method, params, &floors);
     }
 
     fn call(
@@ -1009,7 +1060,7 @@ fn ends_unknown(scene: &mut Scene<'_>, call: &Call, fate: Fate) {
         What::Set { key, value, staged: false, .. } => {
             scene.checks.write_ends(key, value, Floor::default(), Err(fate));
         }
-        What::Transaction { writes } => {
+        What::Transaction { writes, .. } => {
             for (key, value) in writes {
                 scene.checks.write_ends(key, value, Floor::default(), Err(fate));
             }

@@ -224,6 +224,11 @@ impl Disk {
         inner.settle();
     }
 
+    /// Whether a name with such an end that was made, changed or taken away could come back, or go, with the power.
+    pub(crate) fn has_unsynced_name(&self, end: &str) -> bool {
+        self.0.borrow().names.iter().flatten().any(|(_, name, _)| name.ends_with(end))
+    }
+
     /// What a crash leaves. Turns that are not over have done only a first part.
     pub(crate) fn crash(&self, crash: Crash) {
         let mut inner = self.0.borrow_mut();

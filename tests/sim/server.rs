@@ -285,6 +285,15 @@ impl Server {
         Some(micros.saturating_mul(1_000_000) / self.clock.rate + 1)
     }
 
+    /// How long until the moment at which it last asked to be woken; from then on it oversleeps.
+    pub(crate) fn asked_in(&self) -> Option<u64> {
+        let (asked, slept_from) = self.slept;
+        // In a stall its clock has not come to where the stall began.
+        let from = self.turn.clock.now().max(slept_from);
+        let micros = asked?.us_since(from);
+        Some(micros.saturating_mul(1_000_000) / self.clock.rate + 1)
+    }
+
     pub(crate) fn can_run(&self, thread: Thread) -> bool {
         if self.busy[thread as usize].is_some() {
             return false;

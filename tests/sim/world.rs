@@ -5,6 +5,7 @@
 use crate::checks::{Checks, Oracle};
 use crate::client::{Client, Line, Scene};
 use crate::disk::{Crash, Disk, DiskFaults};
+use crate::lives::Lives;
 use crate::plan::Plan;
 use crate::server::{self, Refused, Server, ServerClock, THREADS, Thread};
 use fastrand::Rng;
@@ -28,7 +29,7 @@ const EVENTS_MAX: u64 = 3_000_000;
 
 #[derive(Debug)]
 enum Event {
-    ToServer(Vec<u8>, SocketAddr),
+    ToServer(Vec<u8>, SocketAddr, bool),
     ToClient(usize, SocketAddr, Vec<u8>),
     Client(usize),
     Loop(u64),
@@ -47,6 +48,8 @@ enum Fault {
     ClientPause,
     ServerKill,
     PowerCut,
+    /// In this run of the server: while a batch is being written and synced.
+    CutInWrite(u64),
     ServerStall,
     DiskFull,
     DiskRoom,
@@ -66,6 +69,8 @@ pub(crate) struct Outcome {
 
 struct World {
     rng: Rng,
+    /// Draws power cuts at the worst of moments, in some of the seeds that have any: which draws nothing from the others.
+    worst: Option<Rng>,
     plan: Plan,
     now: Rc<Cell<u64>>,
     queue: BTreeMap<(u64, u64), Event>,
@@ -82,6 +87,7 @@ struct World {
     clients: Vec<Client>,
     oracle: Rc<RefCell<Oracle>>,
     checks: Checks,
+    lives: Lives,
     counts: BTreeMap<&'static str, u64>,
     history: Option<Vec<Line>>,
     old: VecDeque<(bool, usize, SocketAddr, Vec<u8>)>,
@@ -103,6 +109,8 @@ struct World {
 pub(crate) fn run(seed: u64, root: &Path, keep_history: bool) -> Outcome {
     let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x7465_6e75_7265);
     let plan = Plan::draw(&mut rng);
+    let mut worst = Rng::with_seed(seed);
+    let worst = (plan.power_cut_every > 0 && worst.bool()).then_some(worst);
     let disk = Disk::new(rng.u64(..));
     let server_rate = if plan.clock_rates { rng.u64(900_000..=1_100_000) } else { 1_000_000 };
     let mut world = World {
@@ -120,6 +128,7 @@ pub(crate) fn run(seed: u64, root: &Path, keep_history: bool) -> Outcome {
         clients: Vec::new(),
         oracle: Rc::new(RefCell::new(Oracle::new())),
         checks: Checks::default(),
+        lives: Lives::new(server_rate),
         counts: BTreeMap::new(),
         history: keep_history.then(Vec::new),
         old: VecDeque::new(),
@@ -135,6 +144,7 @@ pub(crate) fn run(seed: u64, root: &Path, keep_history: bool) -> Outcome {
         hash: 0xcbf2_9ce4_8422_2325,
         plan,
         rng,
+        worst,
     };
     watch(Some(Rc::new(disk)));
     world.play();
@@ -393,6 +403,7 @@ impl World {
             *counts.entry(what).or_default() += count;
         }
         *counts.entry("recoveries").or_default() += oracle.recoveries;
+        *counts.entry("signs of life").or_default() += self.lives.heard;
         let plan = &self.plan;
         let enabled = [
             (plan.loss > 0, "lost datagram"),
@@ -437,7 +448,7 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::ToServer(bytes, from) => self.reach_server(bytes, from),
+            Event::ToServer(bytes, from, whole) => self.reach_server(bytes, from, whole),
             Event::ToClient(number, address, bytes) => {
                 let client = &mut self.clients[number];
                 if client.address == address {
@@ -473,6 +484,11 @@ impl World {
                     server.tell(thread);
                 }
                 self.disk.finish(turn);
+                let one_in = if self.disk.has_unsynced_name(".seg") { 2 } else { 20 };
+                if self.disk.has_unsynced_name("") && self.worst(one_in).is_some() {
+                    self.count("power cut before a name is safe");
+                    return self.cut_power();
+                }
                 let soon = self.time() + self.rng.u64(1..40);
                 self.wake_loop(soon);
                 self.run_threads();
@@ -568,7 +584,7 @@ impl World {
         if replay && !self.old.is_empty() {
             self.count("replayed datagram");
             let (up, number, address, bytes) = self.old[self.rng.usize(0..self.old.len())].clone();
-            self.arrive(now + 1_000, up, number, address, bytes);
+            self.arrive(now + 1_000, up, number, address, bytes, true);
         }
         if lost {
             return self.count("lost datagram");
@@ -592,25 +608,28 @@ impl World {
                 self.count("late datagram");
                 delay += self.rng.u64(0..=3_000_000);
             }
-            self.arrive(now + delay, up, number, address, copy.clone());
+            self.arrive(now + delay, up, number, address, copy.clone(), !corrupt && !truncate);
         }
         if double {
             self.count("doubled datagram");
         }
     }
 
-    fn arrive(&mut self, at: u64, up: bool, number: usize, address: SocketAddr, bytes: Vec<u8>) {
+    fn arrive(&mut self, at: u64, up: bool, number: usize, address: SocketAddr, bytes: Vec<u8>, whole: bool) {
         match up {
-            true => self.at(at, Event::ToServer(bytes, address)),
+            true => self.at(at, Event::ToServer(bytes, address, whole)),
             false => self.at(at, Event::ToClient(number, address, bytes)),
         }
     }
 
-    fn reach_server(&mut self, bytes: Vec<u8>, from: SocketAddr) {
+    fn reach_server(&mut self, bytes: Vec<u8>, from: SocketAddr, whole: bool) {
         // Nobody listens on the port of a server that is not there, or is reading its journal.
         let Some(server) = self.server.as_mut().filter(|_| !self.starting) else { return };
         if server.out.inbox.len() >= self.plan.settings.buffer {
             return self.count("full receive buffer");
+        }
+        if whole && from.ip().is_loopback() {
+            self.lives.arrives(self.now.get(), &bytes);
         }
         server.out.inbox.push_back((bytes, from));
         let soon = self.now.get() + self.rng.u64(1..60);
@@ -649,6 +668,7 @@ impl World {
             let (slept, log) = (server.slept, server.turn.clock.now());
             return self.fail(format!("the loop spins: {slept:?}, log time {log:?}"));
         }
+        self.lives.wakes(now);
         let done = server.run_loop();
         let stopped = server.clock.take_stop();
         if stopped > 1_000 {
@@ -665,6 +685,12 @@ impl World {
                 oracle.violations.push(format!("two replays of the log to op {op} differ"));
             }
         }
+        let words = std::mem::take(&mut self.oracle.borrow_mut().words);
+        for word in words {
+            let early = self.lives.submitted(now, word);
+            self.checks.lived(early);
+        }
+        self.lives.stood(stopped);
         if server.turn.node.is_serving() {
             let caps = [
                 ("sessions", limits.sessions),
@@ -733,6 +759,11 @@ impl World {
                 cost += self.rng.u64(0..200_000);
             }
             self.at(now + cost, Event::Done(run, thread, turn));
+            if thread == Thread::Journal
+                && let Some(part) = self.worst(200)
+            {
+                self.at(now + cost * part / 1_000, Event::Fault(Fault::CutInWrite(run)));
+            }
         }
         if let Some(server) = &mut self.server
             && let Some(due) = server.threads_due().map(|due| due.max(now + 1))
@@ -741,6 +772,20 @@ impl World {
             server.threads_at = Some(due);
             self.at(due, Event::Threads(run));
         }
+    }
+
+    /// Once in so many: a number below 1,000, if this seed has the worst of moments.
+    fn worst(&mut self, one_in: u64) -> Option<u64> {
+        let rough = self.rough;
+        let rng = self.worst.as_mut().filter(|_| rough)?;
+        (rng.u64(0..one_in) == 0).then(|| rng.u64(0..1_000))
+    }
+
+    /// The power is cut, and comes back.
+    fn cut_power(&mut self) {
+        self.crash(Crash::PowerCut);
+        let off = self.worst.as_mut().map_or(0, |rng| rng.u64(0..500_000));
+        self.at(self.now.get() + 1_000 + off, Event::Start);
     }
 
     /// The server ended by itself: only an error of its disk may do that.
@@ -820,7 +865,10 @@ impl World {
         if let Err(why) = done {
             return self.end_server(&why);
         }
-        let now = self.time();
+        let now = self.now.get();
+        let live = server.turn.node.state().live_sessions(0).map(|(id, session)| (id, session.ttl_ms));
+        self.lives.term(now, live);
+        self.oracle.borrow_mut().words.clear();
         self.run_threads();
         self.wake_loop(now + 10);
     }
@@ -970,6 +1018,8 @@ impl World {
                     if in_turn {
                         server.out.stop_at_next = long;
                     } else {
+                        let asked = server.asked_in();
+                        self.lives.sleeps(now.max(self.stalled_until), asked);
                         self.stalled_until = self.stalled_until.max(now + long);
                         self.count("server stalled");
                     }
@@ -982,6 +1032,13 @@ impl World {
                 let room = now + self.rng.u64(100_000..5_000_000);
                 self.at(room, Event::Fault(Fault::DiskRoom));
                 plan.disk_full_every
+            }
+            Fault::CutInWrite(run) => {
+                if self.run == run && self.server.is_some() {
+                    self.count("power cut in a write");
+                    self.cut_power();
+                }
+                return;
             }
             Fault::DiskRoom => return self.disk.set_full(false),
         };

@@ -99,6 +99,9 @@ impl Engine {
         }
         self.sends.clear(tag);
         let params = Params { wait: Some(Int(tag.number())), ..Params::default() };
+        if crate::bug::planted("wait_left_in_line") {
+            return self.end(tag, Err(Failure::NotSent { why: "it is forgotten".into() }));
+        }
         let taking = self.spawn(now, "cancel_wait", params, Purpose::Cancel { wait: tag });
         let Some(call) = self.calls.get_mut(&tag) else { return };
         if let Purpose::Acquire { cancel, .. } = &mut call.purpose {
