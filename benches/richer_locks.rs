@@ -50,7 +50,7 @@ fn main() -> ExitCode {
 }
 
 fn run(plan: &Plan) -> Result<(), String> {
-    machine::describe(&plan.dir, &plan.cores)?;
+    machine::describe(&plan.dir, &plan.cores, "cargo bench --bench richer_locks")?;
     let (fighters, contenders, owners) = if plan.test { (4, 4, 200) } else { (64, 16, 10_000) };
     let rows: Vec<Row> = [(Work::Several, fighters), (Work::HandOff, contenders)]
         .into_iter()

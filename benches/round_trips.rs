@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn run(plan: &Plan, sizes: &Sizes) -> Result<(), String> {
-    machine::describe(&plan.dir, &plan.cores)?;
+    machine::describe(&plan.dir, &plan.cores, "cargo bench --bench round_trips")?;
     let rows = rows(plan, sizes);
     let mut measured: Vec<Vec<Figures>> = rows.iter().map(|_| Vec::new()).collect();
     let mut syncs = Vec::new();
