@@ -16,6 +16,11 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// What has been used since the start of the process, in microseconds, to the tick.
+    pub fn since_the_start(self) -> f64 {
+        self.coarse_us
+    }
+
     /// What has been used since then, in microseconds. Threads that ended in between are only in the coarse figure, so the
     /// fine one counts if it is near.
     pub fn since(self, earlier: Cpu) -> f64 {
