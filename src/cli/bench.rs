@@ -196,6 +196,9 @@ fn told(report: &Report) -> String {
         report.damaged,
         report.errors_total()
     ));
+    if report.skipped > 0 {
+        lines.push(format!("{} heartbeats were due before the one before was answered", report.skipped));
+    }
     lines.push(format!("the load used {:.0} % of its core", report.load_busy * 100.0));
     lines.join("\n")
 }
