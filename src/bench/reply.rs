@@ -94,7 +94,7 @@ impl<'a> Iterator for Members<'a> {
             return None;
         }
         let name = text(self.rest);
-        let value = self.rest[name.len() + 2..].strip_prefix(b":")?;
+        let value = self.rest.get(name.len() + 2..)?.strip_prefix(b":")?;
         self.value = Some(value);
         Some((name, value))
     }
@@ -196,6 +196,7 @@ mod tests {
             "{",
             "{}",
             "[]",
+            "{\"",
             "{\"id\"",
             "{\"id\":",
             "{\"id\":x",
