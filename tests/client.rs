@@ -814,8 +814,8 @@ fn a_guard_is_lost_at_its_longest_tenure_and_the_next_one_waits_for_the_lock_del
 
 /// A load of three clients behind one socket, for a second.
 fn load(server: SocketAddr, workload: Workload) -> Report {
-    let (sockets, time) = (Sockets::One, Duration::from_secs(1));
-    Plan { clients: 3, sockets, time, ..Plan::new(server, workload) }.run().unwrap()
+    let (sockets, time, patience) = (Sockets::One, Duration::from_secs(1), Duration::from_secs(60));
+    Plan { clients: 3, sockets, time, patience, ..Plan::new(server, workload) }.run().unwrap()
 }
 
 #[test]
@@ -826,8 +826,6 @@ fn a_load_over_a_line_that_loses_and_doubles_sends_again_and_does_nothing_twice(
     let report = load(line.address, Workload::Append);
     assert!(report.operations > 0 && report.errors.is_empty(), "{report:?}");
     assert!(report.resent > 0 && report.doubled > 0, "{report:?}");
-    let report = load(line.address, Workload::HandOff);
-    assert!(report.operations > 0 && report.errors.is_empty(), "{report:?}");
 }
 
 #[test]

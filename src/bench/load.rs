@@ -24,9 +24,6 @@ const AGAIN_AT_MOST: Duration = Duration::from_secs(2);
 /// How often requests without an answer are looked for; the loop sleeps no longer than that.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// How long the answers that are still on their way get at the end.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
-
 /// A request that was refused for now, without saying for how long, is repeated after this.
 const REFUSED_FOR: Duration = Duration::from_millis(100);
 
@@ -265,7 +262,7 @@ impl<'a> Load<'a> {
                 if self.active == 0 && self.queue.is_empty() {
                     return Ok(Ok(()));
                 }
-                if self.draining && now >= end_at + LAST_ANSWERS {
+                if self.draining && now >= end_at + self.plan.patience {
                     self.give_up();
                     return Ok(Ok(()));
                 }

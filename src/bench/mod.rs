@@ -107,7 +107,7 @@ pub struct Plan {
     pub every: Duration,
     /// TTL of the sessions.
     pub ttl: Duration,
-    /// After so long without any answer there is no server.
+    /// After so long without any answer there is no server. So long, too, is waited at the end for what is still on its way.
     pub patience: Duration,
     /// Ask for answers without a pause, in place of sleeping until there is one.
     pub busy_poll: bool,
