@@ -22,6 +22,10 @@
 //! The batch with `new_term` is synced whatever the durability: it is what tells the next start that this one was not a
 //! clean stop, before anything is answered.
 
+mod stepped;
+
+pub use stepped::Stepped;
+
 use crate::batch::{self, SegmentId};
 use crate::command::{Command, Durability};
 use crate::fold::{self, Done, Order};
@@ -173,49 +177,28 @@ impl FileLog {
         let opened = Opened::open(&dir, tail, config.segment_bytes)?;
         let (inbox, messages) = unbounded();
         let (events_in, events) = unbounded();
-        let gauge = Arc::new(Gauge::default());
-        gauge.left.store(opened.size - opened.offset, Ordering::Release);
-        gauge.short.store(opened.short, Ordering::Release);
         let helpers = Helpers::start(&dir, config.segment_bytes, opened.short, &inbox)?;
-        helpers.keep(Keep::Spare);
-        helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes(&dir))));
-        let now = Instant::now();
-        let writer = Writer {
-            dir,
-            config: config.clone(),
-            server: tail.server,
-            at: opened,
-            messages,
-            backlog: VecDeque::new(),
-            helpers,
-            outbox: Outbox { events: events_in, wake, told_room: Room::Ok },
-            gauge: gauge.clone(),
-            dirty: false,
-            sealed: true,
-            last_write: now,
-            last_sync: now,
-            digest: (0, 0),
-            snapshot_op: tail.snapshot_op,
-            folding: false,
-            fold_told: false,
-            fold_due: true,
-            fold_ops: 0,
-            fold_bytes: 0,
-            fold_again: None,
-        };
-        let thread = spawn("journal", move || writer.run())?;
-        Ok(FileLog {
+        let outbox = Outbox { events: events_in, wake, told_room: Room::Ok };
+        let writer = Writer::new(dir, tail, config, opened, messages, helpers, outbox, Instant::now());
+        let mut log = FileLog::beside(&writer, inbox, events);
+        log.thread = Some(spawn("journal", move || writer.run())?);
+        Ok(log)
+    }
+
+    /// The loop's side of a journal.
+    fn beside(writer: &Writer, inbox: Sender<Message>, events: Receiver<LogEvent>) -> FileLog {
+        FileLog {
             inbox,
             events,
             own: VecDeque::new(),
-            gauge,
-            durability: config.durability,
-            batch_bytes_max: batch_bytes_max(config.segment_bytes) as usize,
+            gauge: writer.gauge.clone(),
+            durability: writer.config.durability,
+            batch_bytes_max: batch_bytes_max(writer.config.segment_bytes) as usize,
             submitted_bytes: 0,
             submitted: 0,
             committed: 0,
-            thread: Some(thread),
-        })
+            thread: None,
+        }
     }
 }
 
@@ -556,9 +539,58 @@ struct Writer {
     fold_ops: u64,
     fold_bytes: u64,
     fold_again: Option<Instant>,
+    /// The moment that it is, where no thread runs and the caller says so.
+    told_now: Option<Instant>,
 }
 
 impl Writer {
+    /// A journal that goes on at `opened`. The keeper gets its first jobs.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a struct, once")]
+    fn new(
+        dir: Arc<DataDir>,
+        tail: &Tail,
+        config: &JournalConfig,
+        opened: Opened,
+        messages: Receiver<Message>,
+        helpers: Helpers,
+        outbox: Outbox,
+        now: Instant,
+    ) -> Writer {
+        let gauge = Arc::new(Gauge::default());
+        gauge.left.store(opened.size - opened.offset, Ordering::Release);
+        gauge.short.store(opened.short, Ordering::Release);
+        helpers.keep(Keep::Spare);
+        helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes(&dir))));
+        Writer {
+            dir,
+            config: config.clone(),
+            server: tail.server,
+            at: opened,
+            messages,
+            backlog: VecDeque::new(),
+            helpers,
+            outbox,
+            gauge,
+            dirty: false,
+            sealed: true,
+            last_write: now,
+            last_sync: now,
+            digest: (0, 0),
+            snapshot_op: tail.snapshot_op,
+            folding: false,
+            fold_told: false,
+            fold_due: true,
+            fold_ops: 0,
+            fold_bytes: 0,
+            fold_again: None,
+            told_now: None,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.told_now.unwrap_or_else(Instant::now)
+    }
+
     fn run(mut self) -> Result<(), String> {
         let ended = self.serve().map_err(|error| error.sentence);
         if let Err(sentence) = &ended {
@@ -571,21 +603,36 @@ impl Writer {
     fn serve(&mut self) -> Result<(), DiskError> {
         loop {
             match self.next_message() {
-                Next::Message(Message::Batch(batch, told)) => {
-                    let batches = self.gather(batch, told);
-                    self.write(&batches)?;
+                Next::Message(message) => {
+                    if !self.take(message)? {
+                        return Ok(());
+                    }
                 }
-                Next::Message(Message::Flush) => self.sync()?,
-                Next::Message(Message::Fold(safe)) => self.fold(safe)?,
-                Next::Message(Message::Close) => return self.finish(),
-                Next::Message(Message::Abandon) => return Ok(()),
-                Next::Message(Message::Kept(kept)) => self.kept(kept)?,
-                Next::Message(Message::Folded(folded)) => self.folded(folded),
                 Next::Idle => {}
                 Next::Gone => return Ok(()),
             }
             self.when_due()?;
         }
+    }
+
+    /// Does what a message asks for; false if that is to end.
+    fn take(&mut self, message: Message) -> Result<bool, DiskError> {
+        match message {
+            Message::Batch(batch, told) => {
+                let batches = self.gather(batch, told);
+                self.write(&batches)?;
+            }
+            Message::Flush => self.sync()?,
+            Message::Fold(safe) => self.fold(safe)?,
+            Message::Close => {
+                self.finish()?;
+                return Ok(false);
+            }
+            Message::Abandon => return Ok(false),
+            Message::Kept(kept) => self.kept(kept)?,
+            Message::Folded(folded) => self.folded(folded),
+        }
+        Ok(true)
     }
 
     fn next_message(&mut self) -> Next {
@@ -620,7 +667,7 @@ impl Writer {
 
     /// Does what is due by the clock.
     fn when_due(&mut self) -> Result<(), DiskError> {
-        let now = Instant::now();
+        let now = self.now();
         if self.seal_due().is_some_and(|due| due <= now) {
             self.sync()?;
             self.seal()?;
@@ -714,7 +761,7 @@ impl Writer {
         self.at.offset += out.len() as u64;
         self.fold_bytes += out.len() as u64;
         self.gauge.left.store(self.at.size - self.at.offset, Ordering::Release);
-        (self.dirty, self.sealed, self.last_write) = (true, false, Instant::now());
+        (self.dirty, self.sealed, self.last_write) = (true, false, self.now());
         out.clear();
         Ok(())
     }
@@ -725,7 +772,8 @@ impl Writer {
             return Ok(());
         }
         let term = batches.iter().any(|(batch, _)| begins_term(batch));
-        if term || self.config.durability == Durability::Sync {
+        let late = crate::bug::planted("reply_before_sync");
+        if (term || self.config.durability == Durability::Sync) && !late {
             self.sync()?;
         }
         let bytes: usize = batches.iter().map(|(batch, _)| bytes_of(&batch.entries)).sum();
@@ -753,12 +801,12 @@ impl Writer {
             return Ok(());
         }
         point("journal.before_sync", &self.at.path)?;
-        self.at
-            .file
-            .sync_data()
-            .map_err(|error| DiskError { no_space: false, ..DiskError::io("sync", &self.at.path, &error) })?;
+        crate::disk::sync_data(&self.at.file).map_err(|error| DiskError {
+            no_space: false,
+            ..DiskError::io("sync", &self.at.path, &error.into())
+        })?;
         point("journal.after_sync", &self.at.path)?;
-        (self.dirty, self.last_sync, self.at.synced) = (false, Instant::now(), self.at.seq);
+        (self.dirty, self.last_sync, self.at.synced) = (false, self.now(), self.at.seq);
         Ok(())
     }
 
@@ -810,6 +858,11 @@ impl Writer {
                     "the disk of {} was full to the end: what waited for room was neither committed nor answered",
                     self.dir.path().display()
                 )));
+            }
+            if self.told_now.is_some() {
+                return Err(DiskError::new(
+                    "without threads, the keeper must have its turn before the segment is full",
+                ));
             }
             match before.pop_front().or_else(|| self.messages.recv().ok()) {
                 Some(Message::Kept(kept)) => self.kept(kept)?,
@@ -900,7 +953,7 @@ impl Writer {
                 self.fold_due = true;
                 // The reserve may have been spent on the attempt.
                 self.helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes(&self.dir))));
-                self.fold_again = Some(Instant::now() + FOLD_RETRY);
+                self.fold_again = Some(self.now() + FOLD_RETRY);
                 self.outbox.tell(LogEvent::SnapshotFailed { sentence: error.sentence });
             }
         }
@@ -1016,28 +1069,31 @@ impl Keeper {
                 true => jobs.recv_timeout(SPACE_RETRY),
                 false => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            let done = match job {
+            let job = match job {
                 Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => Ok(()),
-                Ok(Keep::Spare) => {
-                    self.spare = Some(());
-                    Ok(())
-                }
-                Ok(Keep::Reserve(bytes)) => {
-                    self.reserve = Some(bytes);
-                    Ok(())
-                }
-                Ok(Keep::Remove(numbers)) => {
-                    numbers.iter().try_for_each(|&number| self.dir.remove_segment(number))
-                }
+                Err(RecvTimeoutError::Timeout) => None,
+                Ok(job) => Some(job),
             };
-            if let Err(error) = done.and_then(|()| self.make()) {
+            if let Err(error) = self.work(job) {
                 if !self.stop.load(Ordering::Relaxed) {
                     self.tell(Kept::Failed(error));
                 }
                 return;
             }
         }
+    }
+
+    /// Does a job, and what still waits for room.
+    fn work(&mut self, job: Option<Keep>) -> Result<(), DiskError> {
+        match job {
+            None => {}
+            Some(Keep::Spare) => self.spare = Some(()),
+            Some(Keep::Reserve(bytes)) => self.reserve = Some(bytes),
+            Some(Keep::Remove(numbers)) => {
+                numbers.iter().try_for_each(|&number| self.dir.remove_segment(number))?;
+            }
+        }
+        self.make()
     }
 
     /// Makes what is missing, as far as there is room.

@@ -107,10 +107,12 @@ struct Readme;
 
 pub mod batch;
 pub mod bench;
+pub mod bug;
 pub mod client;
 pub mod clock;
 pub mod command;
 pub mod datagram;
+pub mod disk;
 pub mod event;
 pub mod expiry;
 pub mod failpoint;
@@ -135,4 +137,5 @@ pub mod snapshot;
 pub mod state;
 pub mod storage;
 pub mod time;
+pub mod turn;
 pub mod wire;

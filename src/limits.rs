@@ -112,7 +112,7 @@ pub struct Limits {
     pub waits: u64,
     /// Waits in the line of one lock.
     pub lock_waits: u64,
-    /// Live grants of all sessions.
+    /// Live grants of all sessions. A wait that was accepted is served beyond it, so there may be `waits` more.
     pub grants: u64,
     /// Keys.
     pub keys: u64,

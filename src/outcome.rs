@@ -35,6 +35,9 @@ pub enum Outcome {
         lease_ms: Option<u64>,
         /// Whether the owner had it already.
         again: bool,
+        /// What is left of that lease, at the command, in milliseconds, if the owner had it already; else it is whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lease_left_ms: Option<u64>,
         /// What is left, at the command, until it ends whatever is renewed, in milliseconds; none if it has no such bound.
         hold_left_ms: Option<u64>,
         /// Whether it is an atomic one, where that is told: to who takes it over, and did not ask for it so.

@@ -132,7 +132,9 @@ pub fn recover(dir: &DataDir) -> Result<Recovered, DiskError> {
     let walked = walk(dir, &numbers, None, server, &mut |path, segment, bytes| {
         let starts = *base_op.get_or_insert(segment.header.base_op);
         if starts > snapshot_op {
-            return Err(gap(path, starts, snapshot_op, had_snapshot));
+            // What is damaged stands first: it is the cause.
+            let why = [notes.as_slice(), &[gap(path, starts, snapshot_op, had_snapshot)]].concat();
+            return Err(why.join("; "));
         }
         segment.batches.iter().try_for_each(|placed| replay.feed(path, segment, bytes, placed))
     })?;

@@ -7,30 +7,24 @@
 //!               └─► image thread        files: write, read, sync
 //! ```
 //!
-//! One turn: wait; read what has come (at most a buffer of it, all at one moment of log time); take in commits and what
-//! became of files; let time pass; hand over the next batch and work for the files; send. Nothing here waits but the poll.
-//!
-//! Time moves past a deadline only when the socket was found empty, or a whole buffer of it was read, after the deadline
-//! had come: so a sign of life that waited in the socket is heard before anything expires. What is heard gives life from
-//! the moment at which it was read, however long that time stood.
+//! One turn: wait; and then what [`turn`](crate::turn) says. Nothing here waits but the poll.
 
 use crate::clock::LogClock;
 use crate::command::Durability;
 use crate::expiry::Alarm;
 use crate::failpoint;
 use crate::fold;
-use crate::identity::Op;
-use crate::image::record::Record;
-use crate::image::{Event as ImageEvent, Handle as ImageHandle, Image, Look};
+use crate::image::{Files, Handle as ImageHandle, Image};
 use crate::journal::{FileLog, JournalConfig};
-use crate::limits::{DATAGRAM_MAX, Limits};
+use crate::limits::Limits;
 use crate::log::{Log, LogEvent};
-use crate::node::{FileWork, Node};
+use crate::node::{Node, Transmit};
 use crate::proof::Secrets;
 use crate::recovery;
 use crate::snapshot::ServerId;
 use crate::storage::DataDir;
 use crate::time::Time;
+use crate::turn::{Outside, RECEIVE_BUFFER, Turn};
 use mio::net::{UdpSocket, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -45,17 +39,6 @@ use std::time::{Duration, Instant};
 const SOCKET: Token = Token(0);
 const WAKER: Token = Token(1);
 const SIGNALS: Token = Token(2);
-
-/// What the socket's receive buffer should hold: some 10,000 small datagrams, so that a stall of a second with a thousand
-/// clients loses no heartbeat. (The default of 212,992 bytes holds 256.)
-const RECEIVE_BUFFER: usize = 4 << 20;
-
-/// At least so much of the buffer is taken by a datagram, however short it is. (832 bytes of a buffer that the kernel
-/// makes twice as large as it was asked.)
-const DATAGRAM_SHARE: usize = 256;
-
-/// Datagrams read in one turn before the log and the clock get theirs.
-const DATAGRAMS_A_TURN: usize = 512;
 
 /// How long a stop waits for what is on its way.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
@@ -94,20 +77,20 @@ pub fn run(config: &Config, on_ready: &mut dyn FnMut(SocketAddr)) -> Result<(), 
         socket.local_addr().map_err(|error| format!("cannot tell the address of the socket: {error}"))?;
     let mut server = Server::start(config, socket)?;
     // The first batch holds `new_term`; until it is committed nothing else wakes the loop.
-    server.hand_over()?;
+    server.turn.hand_over(&mut server.outside)?;
     server.ends_at_once.store(false, Ordering::SeqCst);
-    while !server.node.is_serving() && server.stopping.is_none() {
+    while !server.turn.node.is_serving() && server.stopping.is_none() {
         server.turn(false)?;
     }
-    if !server.node.is_serving() {
+    if !server.turn.node.is_serving() {
         return server.stop();
     }
     log::info!(
         "serving {address}, data in {}, durability {:?}, term {}, op {}",
         config.data_dir.display(),
         config.durability,
-        server.node.state().head().term,
-        server.node.state().op()
+        server.turn.node.state().head().term,
+        server.turn.node.state().op()
     );
     on_ready(address);
     while server.stopping.is_none() {
@@ -151,7 +134,6 @@ fn bind(address: SocketAddr) -> Result<UdpSocket, String> {
 struct Server {
     poll: Poll,
     events: Events,
-    socket: UdpSocket,
     /// The kernel's number of the socket, to find its drops by.
     socket_inode: Option<u64>,
     signals: UnixStream,
@@ -159,25 +141,44 @@ struct Server {
     /// keeps waiting then, nothing acknowledged is lost.
     ends_at_once: Arc<AtomicBool>,
     alarm: Alarm,
-    clock: LogClock,
-    node: Node,
-    log: FileLog,
-    image: ImageHandle,
+    turn: Turn,
+    outside: Threads,
     dir: Arc<DataDir>,
     server: ServerId,
-    /// Log time of this turn.
-    now: Time,
-    /// Whether the socket may have more.
-    readable: bool,
-    /// How much of the socket's buffer was read since it was last found empty, at least.
-    read_since_empty: usize,
-    safe: Record,
-    /// The last command that had work for the files.
-    last_file_op: Op,
     gauges_read: Instant,
     /// Since when a stop is asked for.
     stopping: Option<Instant>,
-    buffer: Vec<u8>,
+}
+
+/// What a turn works with: the socket, and the threads beside the loop.
+struct Threads {
+    socket: UdpSocket,
+    log: FileLog,
+    image: ImageHandle,
+}
+
+impl Outside for Threads {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.socket.recv_from(buffer)
+    }
+
+    fn send(&mut self, transmit: &Transmit) -> Result<(), String> {
+        let hit = |point| failpoint::hit(point).map_err(|error| error.to_string());
+        hit("server.before_reply")?;
+        // A reply that the kernel does not take is a datagram lost: the client sends its request again.
+        if let Err(error) = self.socket.send_to(&transmit.bytes, transmit.to) {
+            log::debug!("a reply to {} was not sent: {error}", transmit.to);
+        }
+        hit("server.after_reply")
+    }
+
+    fn log(&mut self) -> &mut dyn Log {
+        &mut self.log
+    }
+
+    fn files(&mut self) -> &mut dyn Files {
+        &mut self.image
+    }
 }
 
 impl Server {
@@ -251,60 +252,39 @@ impl Server {
             secrets()?,
             log.batch_bytes_max(),
         );
-        let last_file_op = node.state().op();
         Ok(Server {
             poll,
             events: Events::with_capacity(16),
             socket_inode: socket_inode(&socket),
-            socket,
             signals,
             ends_at_once,
             alarm: Alarm::start(wake()).map_err(start_failed)?,
-            clock,
-            node,
-            log,
-            image,
+            turn: Turn::new(node, clock, now),
+            outside: Threads { socket, log, image },
             dir,
             server: recovered.server,
-            now,
-            readable: false,
-            read_since_empty: 0,
-            safe: Record::default(),
-            last_file_op,
             gauges_read: began,
             stopping: None,
-            buffer: vec![0; DATAGRAM_MAX + 1],
         })
     }
 
     /// One turn of the loop. `read`: whether datagrams are read; before the term has begun they wait in the socket.
     fn turn(&mut self, read: bool) -> Result<(), String> {
         let asked = self.wait(read)?;
-        let began = self.clock.now();
-        if read {
-            self.hear(began, asked)?;
-        } else {
-            self.now = self.now.max(began);
-        }
-        self.take_log_events()?;
-        self.take_image_events();
-        self.node.handle_timeout(self.now);
-        self.hand_over()?;
-        self.send()?;
+        self.turn.work(&mut self.outside, asked, read)?;
         self.read_gauges();
-        self.clock.worked(began);
         Ok(())
     }
 
     /// Waits until there is something to do. Gives the wake-up that was asked for.
     fn wait(&mut self, read: bool) -> Result<Option<Time>, String> {
-        let asked = self.node.poll_timeout();
+        let asked = self.turn.node.poll_timeout();
         let timeout = match asked {
-            _ if read && self.readable => Some(Duration::ZERO),
+            _ if read && self.turn.readable => Some(Duration::ZERO),
             None => None,
-            Some(asked) if asked <= self.clock.now() => Some(Duration::ZERO),
+            Some(asked) if asked <= self.turn.clock.now() => Some(Duration::ZERO),
             Some(asked) => {
-                let micros = self.clock.micros_until(asked);
+                let micros = self.turn.clock.micros_until(asked);
                 self.alarm.set(micros);
                 // The alarm rings in time; this is for a thread that was starved.
                 Some(Duration::from_micros(micros) + Duration::from_millis(5))
@@ -313,19 +293,18 @@ impl Server {
         // A stop waits for nothing longer than its patience.
         let patience = self.stopping.map(|since| STOP_PATIENCE.saturating_sub(since.elapsed()));
         let timeout = [timeout, patience].into_iter().flatten().min();
-        let slept_from = self.clock.now();
+        let slept_from = self.turn.clock.now();
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(format!("the server cannot wait for input: {error}")),
         }
-        // A deadline that had passed before the sleep is no reason to stop the clock.
-        self.clock.slept(asked.map(|asked| asked.max(slept_from)));
+        self.turn.woke(asked, slept_from);
         self.alarm.take_ring();
         let mut signalled = false;
         for event in &self.events {
             match event.token() {
-                SOCKET => self.readable = true,
+                SOCKET => self.turn.readable = true,
                 SIGNALS => signalled = drain(&mut self.signals),
                 _ => {}
             }
@@ -340,156 +319,37 @@ impl Server {
         Ok(asked)
     }
 
-    /// Reads what has come, and lets time pass up to `began`, when this turn did. If a deadline has come meanwhile, time
-    /// stays just before it until the socket was read.
-    fn hear(&mut self, began: Time, asked: Option<Time>) -> Result<(), String> {
-        // It may have become readable between the waking up and now.
-        self.readable |= asked.is_some_and(|asked| asked <= began);
-        if self.read_since_empty == 0 {
-            let up_to = asked.map_or(began, |asked| began.min(asked.just_before()));
-            self.now = self.now.max(up_to);
-        }
-        if self.readable {
-            self.read(began)?;
-        }
-        if self.read_since_empty == 0 || self.read_since_empty >= RECEIVE_BUFFER {
-            self.now = self.now.max(began);
-            self.read_since_empty = 0;
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, began: Time) -> Result<(), String> {
-        for _ in 0..DATAGRAMS_A_TURN {
-            match self.socket.recv_from(&mut self.buffer) {
-                Ok((bytes, from)) => {
-                    self.read_since_empty += bytes.max(DATAGRAM_SHARE);
-                    self.node.set_heard(self.clock.now_in_turn(began));
-                    self.node.handle_datagram(self.now, from, &self.buffer[..bytes]);
-                    // What is answered at once goes at once: a turn's replies together could be large.
-                    self.send()?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.readable = false;
-                    self.read_since_empty = 0;
-                    return Ok(());
-                }
-                // What the network says of a datagram that was sent (ECONNREFUSED and the like) is no news: clients resend.
-                Err(error) => log::debug!("the socket says: {error}"),
-            }
-        }
-        Ok(())
-    }
-
-    fn take_log_events(&mut self) -> Result<(), String> {
-        while let Some(event) = self.log.poll() {
-            match event {
-                LogEvent::Committed { seq } => {
-                    self.node.handle_committed(self.now, seq);
-                    self.send()?;
-                }
-                LogEvent::Room(room) => {
-                    log::warn!("room on the disk for the journal: {room:?}");
-                }
-                LogEvent::FoldDue => {
-                    // The image takes this for everything up to that command.
-                    self.hand_over_files();
-                    self.image.sync(self.node.state().op());
-                    self.log.fold(self.safe.clone());
-                }
-                LogEvent::SnapshotDone { op } => {
-                    log::info!("a snapshot of op {op} is written");
-                    self.node.set_gauge("snapshot_op", op);
-                }
-                LogEvent::SnapshotFailed { sentence } => log::warn!("no snapshot was written: {sentence}"),
-                LogEvent::Failed { sentence } => return Err(sentence),
-            }
-        }
-        self.node.set_room(self.now, self.log.room());
-        Ok(())
-    }
-
-    fn take_image_events(&mut self) {
-        while let Some(event) = self.image.next_event() {
-            take_image_event(&mut self.node, &mut self.safe, self.now, event);
-        }
-        self.node.set_file_bytes_pending(self.image.pending_bytes().saturating_sub(self.image.kept_bytes()));
-    }
-
-    /// Hands batches to the log and work to the files, as long as one leads to the other.
-    fn hand_over(&mut self) -> Result<(), String> {
-        loop {
-            self.hand_over_files();
-            match self.node.poll_batch() {
-                Some(batch) => {
-                    self.log.submit(batch);
-                    // Tells the room that is left, too, before the next batch.
-                    self.take_log_events()?;
-                }
-                None => return Ok(()),
-            }
-        }
-    }
-
-    fn hand_over_files(&mut self) {
-        while let Some(work) = self.node.poll_file_work() {
-            match work {
-                FileWork::Apply(effect) => {
-                    self.last_file_op = effect.op;
-                    self.image.apply(effect);
-                }
-                FileWork::Read { tag, file, generation, offset, count, length } => {
-                    self.image.read(tag, file, generation, offset, count, length);
-                }
-                FileWork::Look { tag, file, generation, length, checksum } => {
-                    self.image.look(tag, Look { file, generation, length, checksum });
-                }
-            }
-        }
-    }
-
-    fn send(&mut self) -> Result<(), String> {
-        while let Some(transmit) = self.node.poll_transmit() {
-            let hit = |point| failpoint::hit(point).map_err(|error| error.to_string());
-            hit("server.before_reply")?;
-            // A reply that the kernel does not take is a datagram lost: the client sends its request again.
-            if let Err(error) = self.socket.send_to(&transmit.bytes, transmit.to) {
-                log::debug!("a reply to {} was not sent: {error}", transmit.to);
-            }
-            hit("server.after_reply")?;
-        }
-        Ok(())
-    }
-
     fn read_gauges(&mut self) {
         if self.gauges_read.elapsed() < GAUGES_EVERY {
             return;
         }
         self.gauges_read = Instant::now();
-        self.node.set_gauge("stalls", self.clock.stalls());
-        self.node.set_gauge("stalled_ms", self.clock.stalled_ms());
-        self.node.set_gauge("file_bytes_pending", self.image.pending_bytes());
-        self.node.set_gauge("file_bytes_kept", self.image.kept_bytes());
-        self.node.set_gauge("file_faults", self.image.faults());
+        self.turn.node.set_gauge("stalls", self.turn.clock.stalls());
+        self.turn.node.set_gauge("stalled_ms", self.turn.clock.stalled_ms());
+        self.turn.node.set_gauge("file_bytes_pending", self.outside.image.pending_bytes());
+        self.turn.node.set_gauge("file_bytes_kept", self.outside.image.kept_bytes());
+        self.turn.node.set_gauge("file_faults", self.outside.image.faults());
         if let Some(drops) = self.socket_inode.and_then(socket_drops) {
-            self.node.set_socket_drops(drops);
+            self.turn.node.set_socket_drops(drops);
         }
     }
 
     /// Stops: finishes what is on its way, refuses what is new, and leaves a snapshot of everything.
     fn stop(mut self) -> Result<(), String> {
         let asked = self.stopping.unwrap_or_else(Instant::now);
-        self.node.drain();
-        self.send()?;
-        while !self.node.is_idle() && asked.elapsed() < STOP_PATIENCE {
+        self.turn.node.drain();
+        self.turn.send(&mut self.outside)?;
+        while !self.turn.node.is_idle() && asked.elapsed() < STOP_PATIENCE {
             self.turn(true)?;
         }
-        let Server { mut node, mut log, image, dir, server, now, mut safe, last_file_op, .. } = self;
-        image.sync(node.state().op());
+        let Server { mut turn, outside, dir, server, .. } = self;
+        let Threads { mut log, image, .. } = outside;
+        image.sync(turn.node.state().op());
         let (events, ended) = image.stop(STOP_PATIENCE);
         for event in events {
-            take_image_event(&mut node, &mut safe, now, event);
+            turn.take_image_event(event);
         }
+        let Turn { mut node, now, safe, last_file_op, .. } = turn;
         while let Some(batch) = node.poll_batch() {
             log.submit(batch);
         }
@@ -514,30 +374,6 @@ impl Server {
             Err(error) => log::warn!("stopped at op {op} without a last snapshot: {}", error.sentence),
         }
         Ok(())
-    }
-}
-
-fn take_image_event(node: &mut Node, safe: &mut Record, now: Time, event: ImageEvent) {
-    match event {
-        ImageEvent::ReadDone { tag, result } => node.handle_file_read(tag, result),
-        ImageEvent::Looked { tag, result } => {
-            node.handle_file_look(now, tag, result.map(|looked| (looked.length, looked.checksum)));
-        }
-        ImageEvent::Fault { file, generation, reason } => {
-            log::warn!("file {file:?}: {reason}");
-            node.handle_file_fault(now, file, generation, reason);
-        }
-        ImageEvent::Room { full } => {
-            match full {
-                true => log::warn!(
-                    "the files' disk is full: writes to them wait, and new appends are refused, until there is room"
-                ),
-                false => log::info!("the files' disk has room again: all that waited is written"),
-            }
-            node.set_files_full(full);
-            node.set_gauge("files_full", full.into());
-        }
-        ImageEvent::Watermark(record) => *safe = record,
     }
 }
 

@@ -16,9 +16,10 @@
 //! A file is written under a `.tmp` name, synced, and renamed; each create, rename and unlink is followed by a sync of
 //! its directory, so that what the next step relies on is on the disk before that step.
 
+use crate::disk;
 use crate::failpoint;
 use crate::snapshot::{self, Snapshot};
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -246,7 +247,7 @@ impl DataDir {
         let (current, previous) = (self.path.join(SNAPSHOT), self.path.join(PREVIOUS));
         let previous_tmp = self.path.join(PREVIOUS_TMP);
         remove(&previous_tmp)?;
-        match fs::hard_link(&current, &previous_tmp) {
+        match disk::link(&current, &previous_tmp) {
             Ok(()) => {
                 sync_dir(&self.path)?;
                 point("snapshot.after_link", &previous_tmp)?;
@@ -258,7 +259,7 @@ impl DataDir {
             Err(error) => ::log::warn!("cannot keep {} as {PREVIOUS}: {error}", current.display()),
         }
         point("snapshot.before_rename", &tmp)?;
-        fs::rename(&tmp, &current).map_err(|error| DiskError::io("rename", &tmp, &error))?;
+        disk::rename(&tmp, &current).map_err(|error| DiskError::io("rename", &tmp, &error))?;
         point("snapshot.after_rename", &current)?;
         sync_dir(&self.path)?;
         point("snapshot.after_dirsync", &current)?;
@@ -305,14 +306,14 @@ impl DataDir {
             }
             // In its place: on a disk that has filled up meanwhile a smaller one is better than none.
             let file = open_for_writing(&path)?;
-            let grown = reserve(&file, bytes).and_then(|()| file.sync_all());
+            let grown = reserve(&file, bytes).and_then(|()| Ok(disk::sync_all(&file)?));
             return grown.map_err(|error| {
-                let _ = file.set_len(held);
+                let _ = disk::set_length(&file, held);
                 DiskError::io("make the reserve for a snapshot longer", &path, &error)
             });
         }
         let file = create(&tmp)?;
-        let made = reserve(&file, bytes).and_then(|()| file.sync_all());
+        let made = reserve(&file, bytes).and_then(|()| Ok(disk::sync_all(&file)?));
         if let Err(error) = made {
             remove(&tmp)?;
             return Err(DiskError::io("allocate the reserve for a snapshot", &tmp, &error));
@@ -357,9 +358,9 @@ impl DataDir {
         point("segment.before_write", &spare)?;
         write_at(&file, content, 0).map_err(|error| DiskError::io("write", &spare, &error))?;
         point("segment.before_sync", &spare)?;
-        file.sync_data().map_err(|error| DiskError::io("sync", &spare, &error))?;
+        disk::sync_data(&file).map_err(|error| DiskError::io("sync", &spare, &error.into()))?;
         point("segment.before_rename", &spare)?;
-        fs::rename(&spare, &path).map_err(|error| DiskError::io("rename", &spare, &error))?;
+        disk::rename(&spare, &path).map_err(|error| DiskError::io("rename", &spare, &error))?;
         point("segment.after_rename", &path)?;
         sync_dir(&self.journal())?;
         point("segment.after_dirsync", &path)?;
@@ -385,9 +386,9 @@ impl DataDir {
         point("tail.before_write", &tmp)?;
         write_at(&file, content, 0).map_err(|error| DiskError::io("write", &tmp, &error))?;
         point("tail.before_sync", &tmp)?;
-        file.sync_all().map_err(|error| DiskError::io("sync", &tmp, &error))?;
+        disk::sync_all(&file).map_err(|error| DiskError::io("sync", &tmp, &error.into()))?;
         point("tail.before_rename", &tmp)?;
-        fs::rename(&tmp, &path).map_err(|error| DiskError::io("rename", &tmp, &error))?;
+        disk::rename(&tmp, &path).map_err(|error| DiskError::io("rename", &tmp, &error))?;
         point("tail.after_rename", &path)?;
         sync_dir(&self.journal())?;
         point("tail.after_dirsync", &path)?;
@@ -406,7 +407,7 @@ impl DataDir {
         let size = file.metadata().map_err(wrap)?.len();
         write_at(&file, content, 0).map_err(wrap)?;
         zero(&file, content.len() as u64, size, &AtomicBool::new(false)).map_err(wrap)?;
-        file.sync_all().map_err(wrap)?;
+        disk::sync_all(&file).map_err(|error| wrap(error.into()))?;
         Ok(file)
     }
 
@@ -424,7 +425,7 @@ impl DataDir {
 
 /// Writes all bytes at the offset, however many calls it takes.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+    disk::write_at(file, bytes, offset)
 }
 
 /// A failpoint as a disk error.
@@ -437,7 +438,10 @@ pub(crate) fn point(name: &str, path: &Path) -> Result<(), DiskError> {
 /// # Errors
 /// A sentence; what was done in it may be undone by a power cut.
 pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
-    let synced = File::open(path).and_then(|dir| dir.sync_all());
+    if crate::bug::planted("directory_not_synced") {
+        return Ok(());
+    }
+    let synced = File::open(path).and_then(|dir| Ok(disk::sync_dir(&dir)?));
     synced.map_err(|error| DiskError::io("sync the directory", path, &error))
 }
 
@@ -460,7 +464,7 @@ fn make_dir(path: &Path) -> Result<(), DiskError> {
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_dir(parent)?;
-    match DirBuilder::new().mode(0o700).create(path) {
+    match disk::make_dir(path, DirBuilder::new().mode(0o700)) {
         Ok(()) => sync_dir(parent),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(DiskError::new(format!(
             "{} is in the way: a directory is needed there, and it is something else",
@@ -524,25 +528,25 @@ fn write_pid(mut file: &File) {
 /// Writes and syncs a snapshot; gives its size.
 fn write_tmp(path: &Path, snapshot: &Snapshot) -> io::Result<u64> {
     failpoint::hit("snapshot.before_write")?;
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    let mut out = BufWriter::with_capacity(256 * 1024, file);
+    let file = disk::create(path, OpenOptions::new().write(true).create(true).truncate(true).mode(0o600))?;
+    let mut out = BufWriter::with_capacity(256 * 1024, disk::Writing::new(&file));
     snapshot::encode(snapshot, &mut out)?;
-    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?;
     failpoint::hit("snapshot.before_sync")?;
-    file.sync_all()?;
+    disk::sync_all(&file)?;
     failpoint::hit("snapshot.after_sync")?;
     Ok(file.metadata()?.len())
 }
 
 /// Renames and syncs the directory.
 fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
-    fs::rename(from, to).map_err(|error| DiskError::io("rename", from, &error))?;
+    disk::rename(from, to).map_err(|error| DiskError::io("rename", from, &error))?;
     sync_dir(to.parent().unwrap_or(Path::new(".")))
 }
 
 /// Removes a file, if it is there, and syncs the directory.
 fn remove(path: &Path) -> Result<(), DiskError> {
-    match fs::remove_file(path) {
+    match disk::unlink(path) {
         Ok(()) => sync_dir(path.parent().unwrap_or(Path::new("."))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(DiskError::io("remove", path, &error)),
@@ -551,8 +555,9 @@ fn remove(path: &Path) -> Result<(), DiskError> {
 
 /// Creates an empty file, in the place of one that is there.
 fn create(path: &Path) -> Result<File, DiskError> {
-    let made = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
-    made.map_err(|error| DiskError::io("create", path, &error))
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true).mode(0o600);
+    disk::create(path, &options).map_err(|error| DiskError::io("create", path, &error))
 }
 
 fn open_for_writing(path: &Path) -> Result<File, DiskError> {
@@ -564,7 +569,9 @@ fn open_for_writing(path: &Path) -> Result<File, DiskError> {
 /// if that fails.
 fn allocate(path: &Path, size: u64, stop: &AtomicBool) -> Result<File, DiskError> {
     let file = create(path)?;
-    let made = reserve(&file, size).and_then(|()| zero(&file, 0, size, stop)).and_then(|()| file.sync_all());
+    let made = reserve(&file, size)
+        .and_then(|()| zero(&file, 0, size, stop))
+        .and_then(|()| Ok(disk::sync_all(&file)?));
     match made {
         Ok(()) => Ok(file),
         Err(error) => {
@@ -577,7 +584,7 @@ fn allocate(path: &Path, size: u64, stop: &AtomicBool) -> Result<File, DiskError
 /// Gives a file its blocks, by writing zeros where the file system cannot do it otherwise.
 fn reserve(file: &File, size: u64) -> io::Result<()> {
     failpoint::hit("disk.allocate")?;
-    match fallocate(file, FallocateFlags::empty(), 0, size) {
+    match disk::allocate(file, size) {
         Ok(()) => Ok(()),
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => zero(file, 0, size, &AtomicBool::new(false)),
         Err(error) => Err(error.into()),

@@ -216,6 +216,7 @@ pub(super) struct AcquiredShown {
     pub(super) keys: Vec<KeyHeld>,
     pub(super) op: u64,
     pub(super) lease_ms: Option<u64>,
+    pub(super) lease_left_ms: Option<u64>,
     pub(super) hold_left_ms: Option<u64>,
     pub(super) reason: Option<String>,
 }

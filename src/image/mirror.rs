@@ -563,7 +563,7 @@ impl Mirror {
         if !file.fits(found.length) {
             return Err(Hitch::Fault(file.wrong_length(found.length)));
         }
-        rustix::fs::fdatasync(&fd).map_err(|error| failed(error.into()))?;
+        crate::disk::sync_data(&fd).map_err(|error| failed(error.into()))?;
         if file.fresh {
             self.tree.sync_parents(name, synced).map_err(|obstacle| {
                 Hitch::Fault(format!("the disk refused to sync: the directory of the file {obstacle}"))
@@ -825,7 +825,7 @@ impl Mirror {
             }
         }
         // What is reported may become the truth, so it has to be on disk.
-        rustix::fs::fsync(&fd).map_err(|error| unsynced(error.into()))?;
+        crate::disk::sync_all(&fd).map_err(|error| unsynced(error.into()))?;
         let crc = checksum(&fd, found.length).map_err(refused)?;
         let restored = found.length == look.length && crc == look.checksum;
         Ok(Looked { length: found.length, checksum: crc, restored })
@@ -852,7 +852,7 @@ impl Mirror {
                 write_at(fd, data, *offset).map_err(refused)?;
             }
         }
-        rustix::fs::fsync(fd).map_err(|error| unsynced(error.into()))?;
+        crate::disk::sync_all(fd).map_err(|error| unsynced(error.into()))?;
         self.tree.sync_parents(&look.file, &mut Synced::new()).map_err(|obstacle| clause(&obstacle))?;
         let found = tree::look_again(fd).map_err(|obstacle| somebody(&obstacle))?;
         if found.length != look.length {

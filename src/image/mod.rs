@@ -30,6 +30,7 @@
 mod mirror;
 pub mod record;
 mod recover;
+mod stepped;
 pub mod tree;
 
 use crate::identity::Op;
@@ -49,6 +50,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tree::describe;
+
+pub use stepped::Stepped;
 
 /// The image at rest: recovered, not yet running.
 #[derive(Debug)]
@@ -146,6 +149,54 @@ pub struct Handle {
     thread: JoinHandle<()>,
 }
 
+/// What the loop does with the image, whoever does its work.
+pub trait Files {
+    /// As [`Handle::apply`].
+    fn apply(&mut self, effect: FileEffect);
+    /// As [`Handle::read`].
+    fn read(&mut self, tag: u64, file: Name, generation: u64, offset: u64, limit: u64, length: u64);
+    /// As [`Handle::look`].
+    fn look(&mut self, tag: u64, look: Look);
+    /// As [`Handle::sync`].
+    fn sync(&mut self, op: Op);
+    /// As [`Handle::next_event`].
+    fn next_event(&mut self) -> Option<Event>;
+    /// As [`Handle::pending_bytes`].
+    fn pending_bytes(&self) -> u64;
+    /// As [`Handle::kept_bytes`].
+    fn kept_bytes(&self) -> u64;
+}
+
+impl Files for Handle {
+    fn apply(&mut self, effect: FileEffect) {
+        Handle::apply(self, effect);
+    }
+
+    fn read(&mut self, tag: u64, file: Name, generation: u64, offset: u64, limit: u64, length: u64) {
+        Handle::read(self, tag, file, generation, offset, limit, length);
+    }
+
+    fn look(&mut self, tag: u64, look: Look) {
+        Handle::look(self, tag, look);
+    }
+
+    fn sync(&mut self, op: Op) {
+        Handle::sync(self, op);
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        Handle::next_event(self)
+    }
+
+    fn pending_bytes(&self) -> u64 {
+        Handle::pending_bytes(self)
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        Handle::kept_bytes(self)
+    }
+}
+
 /// Numbers to watch.
 #[derive(Debug, Default)]
 pub(crate) struct Gauges {
@@ -194,6 +245,7 @@ impl Image {
             room_at: None,
             check_at: None,
             told_full: false,
+            told_now: None,
         };
         let thread = std::thread::Builder::new().name("image".to_owned()).spawn(move || worker.run())?;
         Ok(Handle { tasks, events, gauges, thread })
@@ -309,9 +361,15 @@ struct Worker {
     check_at: Option<Instant>,
     /// What the loop was told of the room.
     told_full: bool,
+    /// The moment that it is, where no thread runs and the caller says so.
+    told_now: Option<Instant>,
 }
 
 impl Worker {
+    fn now(&self) -> Instant {
+        self.told_now.unwrap_or_else(Instant::now)
+    }
+
     fn run(mut self) {
         self.housekeep();
         self.tell();
@@ -363,7 +421,7 @@ impl Worker {
 
     fn take(&mut self, task: Task) {
         if matches!(task, Task::Sync { .. }) && self.retry_at.is_some() {
-            self.retry_at = Some(Instant::now());
+            self.retry_at = Some(self.now());
         }
         self.backlog.push_back(task);
     }
@@ -371,7 +429,7 @@ impl Worker {
     /// Executes tasks; true if one of them is the stop.
     fn work(&mut self) -> bool {
         if let Some(at) = self.retry_at {
-            if Instant::now() < at {
+            if self.now() < at {
                 self.read_beside();
                 return false;
             }
@@ -386,13 +444,13 @@ impl Worker {
                         log::error!("image.json cannot be written, so files stand still: {error}");
                     }
                     self.backlog.push_front(task);
-                    self.retry_at = Some(Instant::now() + RETRY);
+                    self.retry_at = Some(self.now() + RETRY);
                     self.read_beside();
                     return false;
                 }
             }
             if self.mirror.is_full() {
-                self.sync_at = Some(Instant::now());
+                self.sync_at = Some(self.now());
                 return false;
             }
         }
@@ -452,12 +510,12 @@ impl Worker {
         if self.retry_at.is_some() {
             return;
         }
-        let now = Instant::now();
+        let now = self.now();
         if !self.mirror.is_waiting() {
             self.room_at = None;
         } else if *self.room_at.get_or_insert(now + RETRY) <= now {
             self.mirror.resume();
-            self.room_at = Some(Instant::now() + RETRY);
+            self.room_at = Some(self.now() + RETRY);
         }
         if !self.mirror.is_dirty() {
             self.sync_at = None;
@@ -469,7 +527,7 @@ impl Worker {
             self.check_at = None;
         } else if *self.check_at.get_or_insert(now + CHECK_PERIOD) <= now {
             self.mirror.check_some();
-            self.check_at = Some(Instant::now() + CHECK_PERIOD);
+            self.check_at = Some(self.now() + CHECK_PERIOD);
         }
     }
 
@@ -478,7 +536,7 @@ impl Worker {
             if lack_of_room(&error).is_none() {
                 log::error!("image.json cannot be written: {error}");
             }
-            self.sync_at = Some(Instant::now() + RETRY);
+            self.sync_at = Some(self.now() + RETRY);
         }
     }
 
@@ -529,11 +587,11 @@ fn write_at(fd: &OwnedFd, data: &[u8], offset: u64) -> io::Result<()> {
 fn write_some(fd: &OwnedFd, data: &[u8], offset: u64) -> (usize, io::Result<()>) {
     let mut done = 0;
     while done < data.len() {
-        match rustix::io::pwrite(fd, &data[done..], offset + done as u64) {
+        match crate::disk::write_some(fd, &data[done..], offset + done as u64) {
             Ok(0) => return (done, Err(io::ErrorKind::WriteZero.into())),
             Ok(more) => done += more,
-            Err(Errno::INTR) => {}
-            Err(error) => return (done, Err(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (done, Err(error)),
         }
     }
     (done, Ok(()))

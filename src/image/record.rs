@@ -4,6 +4,7 @@
 //! synced. After the first two writes both files exist with room to spare (each is padded to 4 KiB), so that a full
 //! disk does not stop the record, without which nothing may be deleted or rotated.
 
+use crate::disk;
 use crate::identity::Op;
 use crate::name::Name;
 use crate::outcome::FileEffect;
@@ -88,19 +89,21 @@ impl Record {
         let mut text = serde_json::to_vec(&stored)?;
         text.resize(text.len().next_multiple_of(ROOM), b' ');
         let how = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = rustix::fs::openat(directory, SPARE, how, Mode::from_raw_mode(0o600))?;
+        let mode = Mode::from_raw_mode(0o600);
+        let fd = disk::open_at(directory, SPARE, how, || rustix::fs::openat(directory, SPARE, how, mode))?;
         super::write_at(&fd, &text, 0)?;
-        rustix::fs::ftruncate(&fd, text.len() as u64)?;
-        rustix::fs::fsync(&fd)?;
-        match rustix::fs::renameat_with(directory, SPARE, directory, NAME, RenameFlags::EXCHANGE) {
+        disk::set_length(&fd, text.len() as u64)?;
+        disk::sync_all(&fd)?;
+        let (spare, name) = ((directory, SPARE), (directory, NAME));
+        match disk::rename_at(spare, name, RenameFlags::EXCHANGE) {
             Ok(()) => {}
             // There is none yet, or the file system cannot exchange.
             Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => {
-                rustix::fs::renameat(directory, SPARE, directory, NAME)?;
+                disk::rename_at(spare, name, RenameFlags::empty())?;
             }
             Err(error) => return Err(error.into()),
         }
-        rustix::fs::fsync(directory)?;
+        disk::sync_dir(directory)?;
         super::point("image.after_record")
     }
 
@@ -118,7 +121,7 @@ pub(super) fn open_directory(data_dir: &Path) -> io::Result<OwnedFd> {
     if let Ok(stat) = rustix::fs::statat(&directory, SPARE, AtFlags::SYMLINK_NOFOLLOW)
         && super::tree::regular(&stat).is_err()
     {
-        rustix::fs::unlinkat(&directory, SPARE, AtFlags::empty())?;
+        disk::unlink_at(&directory, SPARE, AtFlags::empty())?;
     }
     Ok(directory)
 }

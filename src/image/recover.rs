@@ -330,8 +330,8 @@ impl Redone {
             return mirror.fault(name, wrong_length(found, length));
         }
         let cut = mirror.descriptor(name).and_then(|fd| {
-            rustix::fs::ftruncate(&fd, length)?;
-            Ok(rustix::fs::fsync(&fd)?)
+            crate::disk::set_length(&fd, length)?;
+            Ok(crate::disk::sync_all(&fd)?)
         });
         match cut {
             Ok(()) => {

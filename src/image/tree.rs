@@ -9,6 +9,7 @@
 //! Nothing here blocks on what it finds: the type is looked at through `O_PATH` before anything is opened for reading
 //! or writing, so that no device is touched and no fifo waited for.
 
+use crate::disk;
 use crate::name::Name;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
@@ -64,7 +65,7 @@ impl Tree {
         match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700)) {
             Ok(()) => {
                 let above = rustix::fs::open(data_dir, DIRECTORY, Mode::empty())?;
-                rustix::fs::fsync(above)?;
+                disk::sync_dir(&above)?;
             }
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
@@ -117,7 +118,7 @@ impl Tree {
     pub fn create_file(&self, name: &Name) -> Result<(OwnedFd, Found), Obstacle> {
         for parent in name.parents() {
             let (above, last) = self.parent_of(parent)?;
-            match rustix::fs::mkdirat(&above, last, Mode::from_raw_mode(0o700)) {
+            match disk::make_dir_at(&above, last, Mode::from_raw_mode(0o700)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -152,13 +153,13 @@ impl Tree {
     /// An [`Obstacle`]; `Missing` if nothing was there. After an error of the sync the name is gone, perhaps not for good.
     pub fn remove(&self, name: &Name) -> Result<(), Obstacle> {
         let (parent, last) = self.parent(name)?;
-        rustix::fs::unlinkat(&parent, last, AtFlags::empty()).map_err(|error| match error {
+        disk::unlink_at(&parent, last, AtFlags::empty()).map_err(|error| match error {
             Errno::ISDIR | Errno::PERM if self.is_directory(&parent, last) => {
                 Obstacle::Foreign("is a directory")
             }
             error => error.into(),
         })?;
-        rustix::fs::fsync(&parent)?;
+        disk::sync_dir(&parent)?;
         self.prune(name);
         Ok(())
     }
@@ -173,18 +174,20 @@ impl Tree {
         self.look(&old, old_last)?;
         for parent in to.parents() {
             let (above, last) = self.parent_of(parent)?;
-            match rustix::fs::mkdirat(&above, last, Mode::from_raw_mode(0o700)) {
+            match disk::make_dir_at(&above, last, Mode::from_raw_mode(0o700)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         let (new, new_last) = self.parent(to)?;
         self.clear_empty(&new, new_last, 0);
-        match rustix::fs::renameat_with(&old, old_last, &new, new_last, RenameFlags::NOREPLACE) {
+        match disk::rename_at((&old, old_last), (&new, new_last), RenameFlags::NOREPLACE) {
             // A file system without this flag: look first, which leaves a gap of an instant.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 match rustix::fs::statat(&new, new_last, AtFlags::SYMLINK_NOFOLLOW) {
-                    Err(Errno::NOENT) => Ok(rustix::fs::renameat(&old, old_last, &new, new_last)?),
+                    Err(Errno::NOENT) => {
+                        Ok(disk::rename_at((&old, old_last), (&new, new_last), RenameFlags::empty())?)
+                    }
                     Err(error) => Err(error.into()),
                     Ok(_) => Err(Errno::EXIST.into()),
                 }
@@ -204,7 +207,7 @@ impl Tree {
             let answer = match done.get(directory) {
                 Some(answer) => *answer,
                 None => {
-                    let answer = self.directory(directory).and_then(rustix::fs::fsync);
+                    let answer = self.directory(directory).and_then(|dir| disk::sync_dir(&dir));
                     done.insert(directory.to_owned(), answer);
                     answer
                 }
@@ -222,7 +225,7 @@ impl Tree {
         for parent in parents.into_iter().rev() {
             let gone = self
                 .parent_of(parent)
-                .and_then(|(above, last)| rustix::fs::unlinkat(&above, last, AtFlags::REMOVEDIR));
+                .and_then(|(above, last)| disk::unlink_at(&above, last, AtFlags::REMOVEDIR));
             match gone {
                 Ok(()) | Err(Errno::NOENT) => removed = Some(parent),
                 Err(_) => break,
@@ -230,7 +233,7 @@ impl Tree {
         }
         if let Some(path) = removed
             && let Ok((above, _)) = self.parent_of(path)
-            && let Err(error) = rustix::fs::fsync(above)
+            && let Err(error) = disk::sync_dir(&above)
         {
             log::warn!("the directory above {path:?} could not be synced: {error}");
         }
@@ -306,7 +309,7 @@ impl Tree {
         if self.openat2 {
             return self.beneath(at, last, how, mode);
         }
-        let fd = rustix::fs::openat(at, last, how | OFlags::NOFOLLOW, mode)?;
+        let fd = disk::open_at(at, last, how, || rustix::fs::openat(at, last, how | OFlags::NOFOLLOW, mode))?;
         if device(&rustix::fs::fstat(&fd)?) != self.device {
             return Err(Errno::XDEV);
         }
@@ -316,7 +319,10 @@ impl Tree {
     fn beneath(&self, at: &OwnedFd, path: &str, how: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
         // EAGAIN: somebody renamed something meanwhile (openat2(2)). Trying again without end would let him stall us.
         for _ in 0..16 {
-            match rustix::fs::openat2(at, path, how | OFlags::NOFOLLOW, mode, BENEATH) {
+            let opened = disk::open_at(at, path, how, || {
+                rustix::fs::openat2(at, path, how | OFlags::NOFOLLOW, mode, BENEATH)
+            });
+            match opened {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 other => return other,
             }
@@ -354,7 +360,7 @@ impl Tree {
             }
         }
         // Fails if anything is left in it, which is the point.
-        if let Err(error) = rustix::fs::unlinkat(at, last, AtFlags::REMOVEDIR) {
+        if let Err(error) = disk::unlink_at(at, last, AtFlags::REMOVEDIR) {
             log::debug!("a directory in the way stays: {error}");
         }
     }

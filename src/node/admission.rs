@@ -9,6 +9,7 @@ use crate::command::{Call, Command, EndReason, Patience, Request};
 use crate::event;
 use crate::identity::SessionId;
 use crate::kind::{Detail, Kind, Refusal};
+use crate::limits::Limits;
 use crate::log::Room;
 use crate::outcome::Outcome;
 use crate::proof::is_loopback;
@@ -17,6 +18,10 @@ use crate::time::Time;
 use crate::wire::{self, Element, Method, encode_error, encode_outcome, encode_result};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+
+/// Replies that a full window still takes for what the oldest open request of a session hangs on: its own, and that of what
+/// takes it back.
+const WINDOW_RESERVE: u64 = 2;
 
 impl Node {
     pub(super) fn handle_element(
@@ -240,9 +245,9 @@ impl Node {
     pub(super) fn refuse_batch(&self, elements: &[Element]) -> Option<Refusal> {
         let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::new();
         for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
-            let (ack, call) = match &request.method {
-                Method::Logged { ack, call, .. } => (*ack, Some(call)),
-                Method::RepairFile { ack, .. } => (*ack, None),
+            let (id, ack, call) = match &request.method {
+                Method::Logged { id, ack, call } => (*id, *ack, Some(call)),
+                Method::RepairFile { id, ack, .. } => (*id, *ack, None),
                 Method::OpenSession { .. } => {
                     if let Some(refusal) = self.refuse_all(false) {
                         return Some(refusal);
@@ -283,6 +288,15 @@ impl Node {
                 flights.map_or((0, 0), |flights| (flights.requests.len() as u64, flights.waits))
             });
             let limits = self.state.limits();
+            // What the client's oldest open request hangs on finds room in a small reserve: only its reply lets `ack` rise,
+            // and later ones may have filled the window while its copies were lost.
+            let cancels = matches!(call, Some(Call::CancelWait { wait }) if *wait == ack);
+            let reserve = Limits {
+                replies: limits.replies.saturating_add(WINDOW_RESERVE),
+                reply_bytes: limits.reply_bytes.saturating_mul(2),
+                ..limits.clone()
+            };
+            let limits = if id == ack || cancels { &reserve } else { limits };
             if let Some((limit, max)) = known.full_window(ack, *requests, limits) {
                 let what = if limit == "replies" { "kept replies" } else { "bytes of kept replies" };
                 let text = format!(

@@ -169,6 +169,7 @@ impl State {
             op: grant.op,
             lease_ms: grant.terms.lease_ms,
             again,
+            lease_left_ms: grant.deadline.filter(|_| again).map(|deadline| deadline.ms_until(self.head.at)),
             hold_left_ms: grant.hold_deadline.map(|deadline| deadline.ms_until(self.head.at)),
             atomic: false,
         }

@@ -457,6 +457,9 @@ impl State {
     pub fn from_parts(parts: Parts) -> Result<State, String> {
         let mut state = State::new();
         state.head = parts.head;
+        if crate::bug::planted("token_reused") {
+            state.head.last_token = parts.grants.iter().map(|grant| grant.token).max().unwrap_or(0);
+        }
         for part in parts.sessions {
             state.add_session(part)?;
         }

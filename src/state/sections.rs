@@ -467,7 +467,8 @@ impl State {
         let writes = section.writes();
         // A key that is bound goes with the session that releases it, whoever staged it before a take-over.
         let client = self.sessions[&self.grants[&token].session].client;
-        for staged in section.changes() {
+        let half = if crate::bug::planted("half_a_section") { 1 } else { usize::MAX };
+        for staged in section.changes().take(half) {
             self.apply_change(staged, client);
         }
         for (file, staged) in section.files {

@@ -41,7 +41,7 @@ pub fn encode_outcome(out: &mut Vec<u8>, id: &Id, outcome: &Outcome) {
         Outcome::Opened { session, client, ttl_ms } => {
             encode_result(out, id, &result::Opened { session: *session, client: *client, ttl_ms: *ttl_ms });
         }
-        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms, atomic } => {
+        Outcome::Granted { token, asks, op, lease_ms, again, lease_left_ms, hold_left_ms, atomic } => {
             let acquired = Acquired {
                 granted: Some(true),
                 token: Some(*token),
@@ -51,6 +51,7 @@ pub fn encode_outcome(out: &mut Vec<u8>, id: &Id, outcome: &Outcome) {
                 hold_left_ms: *hold_left_ms,
                 atomic: *atomic,
                 again: *again,
+                lease_left_ms: *lease_left_ms,
                 ..Acquired::default()
             };
             encode_result(out, id, &acquired);

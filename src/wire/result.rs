@@ -215,6 +215,9 @@ pub struct Acquired {
     /// The owner had this very grant before it asked.
     #[serde(default, skip_serializing_if = "is_false")]
     pub again: bool,
+    /// What was left of its own lease then, in milliseconds, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_left_ms: Option<u64>,
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,

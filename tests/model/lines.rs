@@ -519,6 +519,7 @@ impl Model {
             op: grant.op,
             lease_ms: grant.terms.lease_ms,
             again,
+            lease_left_ms: grant.lease_until.filter(|_| again).map(|until| (until - self.at).div_ceil(1_000)),
             hold_left_ms: grant.hold_until.map(|until| (until - self.at).div_ceil(1_000)),
             atomic: false,
         }

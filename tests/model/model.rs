@@ -33,6 +33,7 @@ pub(crate) enum Out {
         op: u64,
         lease_ms: Option<u64>,
         again: bool,
+        lease_left_ms: Option<u64>,
         hold_left_ms: Option<u64>,
         atomic: bool,
     },
@@ -140,8 +141,8 @@ pub(crate) fn told(outcome: &Outcome) -> Out {
         Outcome::Done => Out::Done,
         Outcome::Void => Out::Void,
         Outcome::Opened { session, client, .. } => Out::Opened { session, client },
-        Outcome::Granted { token, asks, op, lease_ms, again, hold_left_ms, atomic } => {
-            Out::Granted { token, asks, op, lease_ms, again, hold_left_ms, atomic }
+        Outcome::Granted { token, asks, op, lease_ms, again, lease_left_ms, hold_left_ms, atomic } => {
+            Out::Granted { token, asks, op, lease_ms, again, lease_left_ms, hold_left_ms, atomic }
         }
         Outcome::Waiting(blocked) => Out::Waiting(Why::of(&blocked)),
         Outcome::NotGranted(blocked) => Out::NotGranted(Why::of(&blocked)),

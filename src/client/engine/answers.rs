@@ -168,11 +168,16 @@ impl Engine {
                 // A section that cannot take effect now is still there, and so is its grant.
                 let refused =
                     |error: &ErrorShown| ["limit", "file_fault", "bad_name"].contains(&&*error.data.kind);
-                if !reply.as_ref().is_err_and(|error| refused(error)) {
+                let stays = reply.as_ref().is_err_and(|error| refused(error));
+                if !stays {
                     self.remove_grant(token);
                     self.events.push_back(Event::Released { token });
                 }
+                let asked = self.calls.get(&tag).is_some_and(|call| call.asked);
                 self.end_with(tag, reply);
+                if stays {
+                    self.stays(now, token, asked);
+                }
             }
             Purpose::Renew { token, lease_ms } => {
                 match &reply {
@@ -184,6 +189,17 @@ impl Engine {
             }
         }
         self.after_end(now, tag);
+    }
+
+    /// A release was refused, and the grant is still there. If it was given up meanwhile, or whoever wanted it released has
+    /// gone, then nobody but the server has it any more.
+    fn stays(&mut self, now: Time, token: u64, asked: bool) {
+        let Some(grant) = self.grants.get_mut(&token) else { return };
+        grant.leaving = false;
+        if grant.told == GrantState::Lost || !asked {
+            let names = grant.names();
+            self.spawn_release(now, "abandon", token, names);
+        }
     }
 
     pub(super) fn after_end(&mut self, now: Time, tag: Tag) {
@@ -444,13 +460,19 @@ impl Engine {
         let (true, Some(token), Ok(raw)) = (shown.granted, shown.token, &reply) else {
             return self.end_with(tag, reply);
         };
-        if self.grants.contains_key(&token) {
-            return self.end_with(tag, reply);
+        let keys: Vec<KeyShown> = shown.keys.into_iter().map(KeyHeld::shown).collect();
+        let names: Vec<String> = keys.iter().map(|lock| lock.key.clone()).collect();
+        match self.grants.get(&token) {
+            // Given up here for good, though the server does not know it yet.
+            Some(Grant { cause: Some(cause), .. }) => {
+                let lost = LostGrant { token, keys: names, cause: cause.clone() };
+                return self.end(tag, Err(Failure::Lost(lost)));
+            }
+            Some(_) => return self.end_with(tag, reply),
+            None => {}
         }
         let call = self.calls.get(&tag).expect("the caller has looked it up");
         let (asked, deadline) = (call.asked, call.deadline);
-        let keys: Vec<KeyShown> = shown.keys.into_iter().map(KeyHeld::shown).collect();
-        let names: Vec<String> = keys.iter().map(|lock| lock.key.clone()).collect();
         if let Some(cause) = self.early_losses.remove(&token) {
             let lost = LostGrant { token, keys: names, cause };
             return self.end(tag, Err(Failure::Lost(lost)));
@@ -467,10 +489,14 @@ impl Engine {
         }
         let began = self.began(sent, shown.op);
         let span = |ms: Option<u64>| ms.map_or(Span::ENDLESS, |ms| Span::proven(began, ms));
-        let (lease, hold) = (span(shown.lease_ms), span(shown.hold_left_ms));
+        // What the owner had before it asked is told with what was left of it; no command of this request began it.
+        let left = shown.lease_left_ms.or(shown.lease_ms);
+        let (lease, hold) = (span(left), span(shown.hold_left_ms));
         // After a wait nobody knows here when exactly the lease began; a quarter of it is what a caller may find used up.
-        let renewing =
-            shown.lease_ms.is_some_and(|lease_ms| now.us_since(began) > lease_ms.saturating_mul(250));
+        let renewing = left.zip(shown.lease_ms).is_some_and(|(left, lease_ms)| {
+            let used_ms = lease_ms.saturating_sub(left);
+            now.us_since(began).saturating_add(used_ms.saturating_mul(1_000)) > lease_ms.saturating_mul(250)
+        });
         let asked = self.early_asked.remove(&token);
         let proving = Some(Proving { call: tag, raw: raw.clone(), renewing });
         self.drop_call(tag);

@@ -1,0 +1,412 @@
+//! The one way to change what stands on the disk, so that a test can watch each step of it.
+//!
+//! Every create, write, sync, rename and unlink of the server goes through here. In a debug build, or with the feature
+//! `failpoints`, a [`Witness`] may be set for a thread: it is asked before each [`Step`], which it may refuse with an
+//! error of its choice, and told of each [`Change`] that was made. The simulator (`tests/sim.rs`) keeps a second disk that
+//! way, one that knows what was synced and what a power cut may take back. In any other build nothing is watched, and
+//! this is no more than the system calls.
+
+use rustix::fd::AsFd;
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::rc::Rc;
+
+/// A name in a directory: the directory's inode, and the name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The inode of the directory.
+    pub dir: u64,
+    /// The last component.
+    pub name: String,
+}
+
+/// What is about to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A file or a directory is to be created.
+    Create,
+    /// Bytes are to be written to the file with this inode, up to this end.
+    Write {
+        /// The file.
+        inode: u64,
+        /// Where the bytes end.
+        end: u64,
+    },
+    /// A file is to get so many bytes of room.
+    Allocate {
+        /// The file.
+        inode: u64,
+        /// How long it is then.
+        length: u64,
+    },
+    /// A file is to be synced.
+    Sync {
+        /// The file.
+        inode: u64,
+    },
+    /// A name is to be made, moved or removed.
+    Name,
+    /// A directory is to be synced.
+    SyncDir {
+        /// The directory.
+        inode: u64,
+    },
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// A file was created, or one that was there was emptied.
+    Created {
+        /// Its name.
+        place: Place,
+        /// The file.
+        inode: u64,
+    },
+    /// A directory was made.
+    DirMade {
+        /// Its name.
+        place: Place,
+        /// The directory.
+        inode: u64,
+    },
+    /// Bytes were written.
+    Written {
+        /// The file.
+        inode: u64,
+        /// Where.
+        offset: u64,
+        /// What.
+        bytes: &'a [u8],
+    },
+    /// A file has another length now; what is new is zeros.
+    Resized {
+        /// The file.
+        inode: u64,
+        /// Its length.
+        length: u64,
+    },
+    /// A file was synced, or that failed, and what was written may be lost.
+    Synced {
+        /// The file.
+        inode: u64,
+    },
+    /// A name moved, over another one that was there or not.
+    Renamed {
+        /// Before.
+        from: Place,
+        /// After.
+        to: Place,
+    },
+    /// Two names were exchanged.
+    Exchanged {
+        /// One.
+        one: Place,
+        /// The other.
+        other: Place,
+    },
+    /// A file has a second name.
+    Linked {
+        /// The first.
+        from: Place,
+        /// The second.
+        to: Place,
+    },
+    /// A name was removed.
+    Unlinked {
+        /// The name.
+        place: Place,
+    },
+    /// A directory was synced.
+    DirSynced {
+        /// The directory.
+        inode: u64,
+    },
+}
+
+/// Who watches a thread change the disk.
+pub trait Witness {
+    /// Before each step.
+    ///
+    /// # Errors
+    /// The step is not done, and fails with this.
+    fn before(&self, step: Step) -> io::Result<()>;
+
+    /// After each change.
+    fn after(&self, change: Change<'_>);
+}
+
+#[cfg(any(debug_assertions, feature = "failpoints"))]
+thread_local! {
+    static WITNESS: std::cell::RefCell<Option<Rc<dyn Witness>>> = const { std::cell::RefCell::new(None) };
+}
+
+/// Sets who watches this thread from here on. Does nothing where nothing is watched.
+pub fn watch(witness: Option<Rc<dyn Witness>>) {
+    #[cfg(any(debug_assertions, feature = "failpoints"))]
+    WITNESS.with(|cell| *cell.borrow_mut() = witness);
+    #[cfg(not(any(debug_assertions, feature = "failpoints")))]
+    drop(witness);
+}
+
+#[cfg(any(debug_assertions, feature = "failpoints"))]
+fn witness() -> Option<Rc<dyn Witness>> {
+    WITNESS.with(|cell| cell.borrow().clone())
+}
+
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
+#[inline]
+fn witness() -> Option<Rc<dyn Witness>> {
+    None
+}
+
+fn inode(fd: impl AsFd) -> u64 {
+    rustix::fs::fstat(fd).map_or(0, |stat| stat.st_ino)
+}
+
+fn place(path: &Path) -> Place {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = rustix::fs::stat(parent).map_or(0, |stat| stat.st_ino);
+    Place { dir, name: path.file_name().unwrap_or(OsStr::new("")).to_string_lossy().into_owned() }
+}
+
+fn place_at(dir: impl AsFd, name: &str) -> Place {
+    Place { dir: inode(dir), name: name.into() }
+}
+
+/// Does a step, watched.
+fn watched<T, E: From<io::Error>>(
+    step: impl FnOnce() -> Step,
+    act: impl FnOnce() -> Result<T, E>,
+    change: impl FnOnce(&T) -> Option<Change<'static>>,
+) -> Result<T, E> {
+    let Some(witness) = witness() else { return act() };
+    witness.before(step())?;
+    let done = act()?;
+    if let Some(change) = change(&done) {
+        witness.after(change);
+    }
+    Ok(done)
+}
+
+/// The same for what speaks in errors of the kernel.
+fn watched_errno<T>(
+    step: impl FnOnce() -> Step,
+    act: impl FnOnce() -> rustix::io::Result<T>,
+    change: impl FnOnce(&T) -> Option<Change<'static>>,
+) -> rustix::io::Result<T> {
+    watched(step, || act().map_err(io::Error::from), change).map_err(errno)
+}
+
+fn errno(error: io::Error) -> rustix::io::Errno {
+    rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)
+}
+
+/// Opens a file for writing that is empty then, whether it was there or not.
+pub(crate) fn create(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    watched(
+        || Step::Create,
+        || options.open(path),
+        |file| Some(Change::Created { place: place(path), inode: inode(file) }),
+    )
+}
+
+/// Creates or opens a file below a directory.
+pub(crate) fn open_at(
+    dir: impl AsFd + Copy,
+    name: &str,
+    how: OFlags,
+    open: impl FnOnce() -> rustix::io::Result<rustix::fd::OwnedFd>,
+) -> rustix::io::Result<rustix::fd::OwnedFd> {
+    if !how.contains(OFlags::CREATE) || witness().is_none() {
+        return open();
+    }
+    let there = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    watched_errno(
+        || Step::Create,
+        open,
+        |file| (!there).then(|| Change::Created { place: place_at(dir, name), inode: inode(file) }),
+    )
+}
+
+/// Makes a directory.
+pub(crate) fn make_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
+    watched(
+        || Step::Create,
+        || builder.create(path),
+        |()| {
+            let inode = rustix::fs::stat(path).map_or(0, |stat| stat.st_ino);
+            Some(Change::DirMade { place: place(path), inode })
+        },
+    )
+}
+
+/// Makes a directory below a directory.
+pub(crate) fn make_dir_at(dir: impl AsFd + Copy, name: &str, mode: Mode) -> rustix::io::Result<()> {
+    watched_errno(
+        || Step::Create,
+        || rustix::fs::mkdirat(dir, name, mode),
+        |()| {
+            let inode =
+                rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_or(0, |stat| stat.st_ino);
+            Some(Change::DirMade { place: place_at(dir, name), inode })
+        },
+    )
+}
+
+/// Writes some bytes at the offset; gives how many.
+pub(crate) fn write_some(fd: impl AsFd + Copy, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    let Some(witness) = witness() else { return Ok(rustix::io::pwrite(fd, bytes, offset)?) };
+    let inode = inode(fd);
+    witness.before(Step::Write { inode, end: offset + bytes.len() as u64 })?;
+    let written = rustix::io::pwrite(fd, bytes, offset)?;
+    witness.after(Change::Written { inode, offset, bytes: &bytes[..written] });
+    Ok(written)
+}
+
+/// Writes all bytes at the offset, however many calls it takes.
+pub(crate) fn write_at(fd: impl AsFd + Copy, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match write_some(fd, bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                offset += written as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Gives a file its blocks.
+pub(crate) fn allocate(file: &File, length: u64) -> rustix::io::Result<()> {
+    watched_errno(
+        || Step::Allocate { inode: inode(file), length },
+        || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length),
+        |()| {
+            let length = rustix::fs::fstat(file).map_or(length, |stat| stat.st_size as u64);
+            Some(Change::Resized { inode: inode(file), length })
+        },
+    )
+}
+
+/// Cuts or lengthens a file.
+pub(crate) fn set_length(fd: impl AsFd + Copy, length: u64) -> rustix::io::Result<()> {
+    watched_errno(
+        || Step::Allocate { inode: inode(fd), length },
+        || rustix::fs::ftruncate(fd, length),
+        |()| Some(Change::Resized { inode: inode(fd), length }),
+    )
+}
+
+/// Syncs what a file holds, and as much of what is known of it as is needed to read that.
+pub(crate) fn sync_data(fd: impl AsFd + Copy) -> rustix::io::Result<()> {
+    watched_errno(
+        || Step::Sync { inode: inode(fd) },
+        || rustix::fs::fdatasync(fd),
+        |()| Some(Change::Synced { inode: inode(fd) }),
+    )
+}
+
+/// Syncs a file.
+pub(crate) fn sync_all(fd: impl AsFd + Copy) -> rustix::io::Result<()> {
+    watched_errno(
+        || Step::Sync { inode: inode(fd) },
+        || rustix::fs::fsync(fd),
+        |()| Some(Change::Synced { inode: inode(fd) }),
+    )
+}
+
+/// Syncs a directory.
+pub(crate) fn sync_dir(fd: impl AsFd + Copy) -> rustix::io::Result<()> {
+    watched_errno(
+        || Step::SyncDir { inode: inode(fd) },
+        || rustix::fs::fsync(fd),
+        |()| Some(Change::DirSynced { inode: inode(fd) }),
+    )
+}
+
+/// Renames.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    watched(
+        || Step::Name,
+        || fs::rename(from, to),
+        |()| Some(Change::Renamed { from: place(from), to: place(to) }),
+    )
+}
+
+/// Renames from one directory to another; nothing changes if the kernel refuses.
+pub(crate) fn rename_at(
+    from: (impl AsFd + Copy, &str),
+    to: (impl AsFd + Copy, &str),
+    how: RenameFlags,
+) -> rustix::io::Result<()> {
+    watched_errno(
+        || Step::Name,
+        || match how.is_empty() {
+            true => rustix::fs::renameat(from.0, from.1, to.0, to.1),
+            false => rustix::fs::renameat_with(from.0, from.1, to.0, to.1, how),
+        },
+        |()| {
+            let (one, other) = (place_at(from.0, from.1), place_at(to.0, to.1));
+            Some(match how.contains(RenameFlags::EXCHANGE) {
+                true => Change::Exchanged { one, other },
+                false => Change::Renamed { from: one, to: other },
+            })
+        },
+    )
+}
+
+/// Gives a file a second name.
+pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
+    watched(
+        || Step::Name,
+        || fs::hard_link(from, to),
+        |()| Some(Change::Linked { from: place(from), to: place(to) }),
+    )
+}
+
+/// Removes a file.
+pub(crate) fn unlink(path: &Path) -> io::Result<()> {
+    watched(|| Step::Name, || fs::remove_file(path), |()| Some(Change::Unlinked { place: place(path) }))
+}
+
+/// Removes a name from a directory.
+pub(crate) fn unlink_at(dir: impl AsFd + Copy, name: &str, how: AtFlags) -> rustix::io::Result<()> {
+    watched_errno(
+        || Step::Name,
+        || rustix::fs::unlinkat(dir, name, how),
+        |()| Some(Change::Unlinked { place: place_at(dir, name) }),
+    )
+}
+
+/// A file that is written from its start to its end.
+#[derive(Debug)]
+pub(crate) struct Writing<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Writing<'_> {
+    /// Begins at the start.
+    pub(crate) fn new(file: &File) -> Writing<'_> {
+        Writing { file, offset: 0 }
+    }
+}
+
+impl Write for Writing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = write_some(self.file, bytes, self.offset)?;
+        self.offset += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

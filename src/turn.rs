@@ -1,0 +1,269 @@
+//! One turn of the loop, whatever is outside: the server's socket and threads, or a simulator's.
+//!
+//! A turn reads what has come (at most a buffer of it, all at one moment of log time); takes in commits and what became of
+//! files; lets time pass; hands over the next batch and work for the files; sends.
+//!
+//! Time moves past a deadline only when the socket was found empty, or a whole buffer of it was read, after the deadline
+//! had come: so a sign of life that waited in the socket is heard before anything expires. What is heard gives life from
+//! the moment at which it was read, however long that time stood.
+
+use crate::clock::LogClock;
+use crate::identity::Op;
+use crate::image::record::Record;
+use crate::image::{Event as ImageEvent, Files, Look};
+use crate::limits::DATAGRAM_MAX;
+use crate::log::{Log, LogEvent};
+use crate::node::{FileWork, Node, Transmit};
+use crate::time::Time;
+use std::io;
+use std::net::SocketAddr;
+
+/// What the socket's receive buffer should hold: some 10,000 small datagrams, so that a stall of a second with a thousand
+/// clients loses no heartbeat. (The default of 212,992 bytes holds 256.)
+pub const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// At least so much of the buffer is taken by a datagram, however short it is. (832 bytes of a buffer that the kernel
+/// makes twice as large as it was asked.)
+const DATAGRAM_SHARE: usize = 256;
+
+/// Datagrams read in one turn before the log and the clock get theirs.
+const DATAGRAMS_A_TURN: usize = 512;
+
+/// What a turn works with.
+pub trait Outside {
+    /// The next datagram that waits in the socket.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; any other is the socket's word on something that was sent.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Sends a datagram; one that cannot be sent is lost.
+    ///
+    /// # Errors
+    /// A sentence: the server must end before this reply.
+    fn send(&mut self, transmit: &Transmit) -> Result<(), String>;
+
+    /// The log.
+    fn log(&mut self) -> &mut dyn Log;
+
+    /// The files.
+    fn files(&mut self) -> &mut dyn Files;
+}
+
+/// The node and its time.
+pub struct Turn {
+    /// The node.
+    pub node: Node,
+    /// The clock behind log time.
+    pub clock: LogClock,
+    /// Log time of this turn.
+    pub now: Time,
+    /// Whether the socket may have more.
+    pub readable: bool,
+    /// What of the files is safe.
+    pub safe: Record,
+    /// The last command that had work for the files.
+    pub last_file_op: Op,
+    /// How much of the socket's buffer was read since it was last found empty, at least.
+    read_since_empty: usize,
+    buffer: Vec<u8>,
+}
+
+impl Turn {
+    /// Turns of a node that begins now.
+    pub fn new(node: Node, clock: LogClock, now: Time) -> Turn {
+        let last_file_op = node.state().op();
+        Turn {
+            node,
+            clock,
+            now,
+            readable: false,
+            safe: Record::default(),
+            last_file_op,
+            read_since_empty: 0,
+            buffer: vec![0; DATAGRAM_MAX + 1],
+        }
+    }
+
+    /// Takes in that the loop has slept since `slept_from`, having asked to be woken at `asked`.
+    pub fn woke(&mut self, asked: Option<Time>, slept_from: Time) {
+        // A deadline that had passed before the sleep is no reason to stop the clock.
+        self.clock.slept(asked.map(|asked| asked.max(slept_from)));
+    }
+
+    /// The turn itself, after a sleep that was to end at `asked`. `read`: whether datagrams are read; before the term has
+    /// begun they wait in the socket.
+    ///
+    /// # Errors
+    /// A sentence: the server must end.
+    pub fn work(&mut self, outside: &mut dyn Outside, asked: Option<Time>, read: bool) -> Result<(), String> {
+        let began = self.clock.now();
+        if read {
+            self.hear(outside, began, asked)?;
+        } else {
+            self.now = self.now.max(began);
+        }
+        self.take_log_events(outside)?;
+        self.take_image_events(outside);
+        self.node.handle_timeout(self.now);
+        self.hand_over(outside)?;
+        self.send(outside)?;
+        self.clock.worked(began);
+        Ok(())
+    }
+
+    /// Reads what has come, and lets time pass up to `began`, when this turn did. If a deadline has come meanwhile, time
+    /// stays just before it until the socket was read.
+    fn hear(&mut self, outside: &mut dyn Outside, began: Time, asked: Option<Time>) -> Result<(), String> {
+        // It may have become readable between the waking up and now.
+        self.readable |= asked.is_some_and(|asked| asked <= began);
+        if self.read_since_empty == 0 {
+            let up_to = asked.map_or(began, |asked| began.min(asked.just_before()));
+            self.now = self.now.max(up_to);
+        }
+        if self.readable {
+            self.read(outside, began)?;
+        }
+        if self.read_since_empty == 0 || self.read_since_empty >= RECEIVE_BUFFER {
+            self.now = self.now.max(began);
+            self.read_since_empty = 0;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, outside: &mut dyn Outside, began: Time) -> Result<(), String> {
+        for _ in 0..DATAGRAMS_A_TURN {
+            match outside.receive(&mut self.buffer) {
+                Ok((bytes, from)) => {
+                    self.read_since_empty += bytes.max(DATAGRAM_SHARE);
+                    self.node.set_heard(self.clock.now_in_turn(began));
+                    self.node.handle_datagram(self.now, from, &self.buffer[..bytes]);
+                    // What is answered at once goes at once: a turn's replies together could be large.
+                    self.send(outside)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    self.read_since_empty = 0;
+                    return Ok(());
+                }
+                // What the network says of a datagram that was sent (ECONNREFUSED and the like) is no news: clients resend.
+                Err(error) => log::debug!("the socket says: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what the log tells.
+    ///
+    /// # Errors
+    /// A sentence: the server must end.
+    pub fn take_log_events(&mut self, outside: &mut dyn Outside) -> Result<(), String> {
+        while let Some(event) = outside.log().poll() {
+            match event {
+                LogEvent::Committed { seq } => {
+                    self.node.handle_committed(self.now, seq);
+                    self.send(outside)?;
+                }
+                LogEvent::Room(room) => {
+                    log::warn!("room on the disk for the journal: {room:?}");
+                }
+                LogEvent::FoldDue => {
+                    // The image takes this for everything up to that command.
+                    self.hand_over_files(outside);
+                    outside.files().sync(self.node.state().op());
+                    outside.log().fold(self.safe.clone());
+                }
+                LogEvent::SnapshotDone { op } => {
+                    log::info!("a snapshot of op {op} is written");
+                    self.node.set_gauge("snapshot_op", op);
+                }
+                LogEvent::SnapshotFailed { sentence } => log::warn!("no snapshot was written: {sentence}"),
+                LogEvent::Failed { sentence } => return Err(sentence),
+            }
+        }
+        self.node.set_room(self.now, outside.log().room());
+        Ok(())
+    }
+
+    fn take_image_events(&mut self, outside: &mut dyn Outside) {
+        while let Some(event) = outside.files().next_event() {
+            self.take_image_event(event);
+        }
+        let files = outside.files();
+        let pending = files.pending_bytes().saturating_sub(files.kept_bytes());
+        self.node.set_file_bytes_pending(pending);
+    }
+
+    /// Takes in what the image tells.
+    pub fn take_image_event(&mut self, event: ImageEvent) {
+        match event {
+            ImageEvent::ReadDone { tag, result } => self.node.handle_file_read(tag, result),
+            ImageEvent::Looked { tag, result } => {
+                let found = result.map(|looked| (looked.length, looked.checksum));
+                self.node.handle_file_look(self.now, tag, found);
+            }
+            ImageEvent::Fault { file, generation, reason } => {
+                log::warn!("file {file:?}: {reason}");
+                self.node.handle_file_fault(self.now, file, generation, reason);
+            }
+            ImageEvent::Room { full } => {
+                match full {
+                    true => log::warn!(
+                        "the files' disk is full: writes to them wait, and new appends are refused, until there is room"
+                    ),
+                    false => log::info!("the files' disk has room again: all that waited is written"),
+                }
+                self.node.set_files_full(full);
+                self.node.set_gauge("files_full", full.into());
+            }
+            ImageEvent::Watermark(record) => self.safe = record,
+        }
+    }
+
+    /// Hands batches to the log and work to the files, as long as one leads to the other.
+    ///
+    /// # Errors
+    /// A sentence: the server must end.
+    pub fn hand_over(&mut self, outside: &mut dyn Outside) -> Result<(), String> {
+        loop {
+            self.hand_over_files(outside);
+            match self.node.poll_batch() {
+                Some(batch) => {
+                    outside.log().submit(batch);
+                    // Tells the room that is left, too, before the next batch.
+                    self.take_log_events(outside)?;
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn hand_over_files(&mut self, outside: &mut dyn Outside) {
+        let files = outside.files();
+        while let Some(work) = self.node.poll_file_work() {
+            match work {
+                FileWork::Apply(effect) => {
+                    self.last_file_op = effect.op;
+                    files.apply(effect);
+                }
+                FileWork::Read { tag, file, generation, offset, count, length } => {
+                    files.read(tag, file, generation, offset, count, length);
+                }
+                FileWork::Look { tag, file, generation, length, checksum } => {
+                    files.look(tag, Look { file, generation, length, checksum });
+                }
+            }
+        }
+    }
+
+    /// Sends what is to be sent.
+    ///
+    /// # Errors
+    /// A sentence: the server must end.
+    pub fn send(&mut self, outside: &mut dyn Outside) -> Result<(), String> {
+        while let Some(transmit) = self.node.poll_transmit() {
+            outside.send(&transmit)?;
+        }
+        Ok(())
+    }
+}
