@@ -33,6 +33,12 @@ const CROWD: usize = 1_024;
 /// Replies kept for a client until it acknowledges them: far fewer than the server keeps.
 const ACKNOWLEDGE_AFTER: u64 = 64;
 
+/// A proof of the address that is refused so often is none.
+const PROOFS_MOST: u32 = 5;
+
+/// A server that refuses one request so often while the load is prepared will not take it.
+const REFUSALS_MOST: u32 = 100;
+
 /// Sockets that are asked one by one without sleeping.
 const ASKED_IN_TURN: usize = 8;
 
@@ -93,6 +99,8 @@ struct Slot {
     /// When to send it again.
     due: Instant,
     copies: u32,
+    /// How often it was refused for now.
+    refused: u32,
     /// Whether it stands in line.
     in_line: bool,
     token: u64,
@@ -186,6 +194,7 @@ impl<'a> Load<'a> {
                 sent: now,
                 due: now,
                 copies: 0,
+                refused: 0,
                 in_line: false,
                 token: 0,
                 got: 0,
@@ -514,7 +523,8 @@ impl<'a> Load<'a> {
         let id = self.turn * self.slots.len() as u64 + index as u64;
         let (names, count) = if index < self.workers { self.names(index) } else { ([0; TOGETHER], 1) };
         let slot = &mut self.slots[index];
-        (slot.call, slot.id, slot.sent, slot.copies, slot.in_line) = (call, id, now, 0, false);
+        (slot.call, slot.id, slot.sent, slot.in_line) = (call, id, now, false);
+        (slot.copies, slot.refused) = (0, 0);
         slot.due = now + AGAIN_AFTER;
         if slot.step <= 1 && index < self.workers {
             slot.began = now;
@@ -668,7 +678,7 @@ impl<'a> Load<'a> {
             }
             self.answered(index, now);
             let kind = reply::text_of(data, b"kind").unwrap_or(b"unexpected");
-            let kind = String::from_utf8_lossy(kind).into_owned();
+            let kind = String::from_utf8_lossy(kind);
             // A file that was never appended to need not be deleted.
             let nothing_to_tidy = self.stage == Stage::Tidy && kind == "not_found";
             if !nothing_to_tidy {
@@ -728,7 +738,9 @@ impl<'a> Load<'a> {
     fn refused_for_now(&mut self, port: usize, index: usize, error: &[u8], now: Instant) -> io::Result<()> {
         let data = reply::field(error, b"data").unwrap_or_default();
         let slot = &mut self.slots[index];
-        if let Some(cookie) = reply::text_of(data, b"cookie") {
+        slot.refused += 1;
+        let cookie = reply::text_of(data, b"cookie");
+        if let Some(cookie) = cookie.filter(|_| slot.refused <= PROOFS_MOST) {
             let port = &mut self.ports[port];
             port.cookie = cookie.to_vec();
             request::prove(&mut slot.request, &port.cookie);
@@ -737,9 +749,12 @@ impl<'a> Load<'a> {
         }
         let pause = reply::number_of(data, b"retry_ms").map_or(REFUSED_FOR, Duration::from_millis);
         slot.due = now + pause;
-        let kind = reply::text_of(data, b"kind").unwrap_or(b"unexpected");
-        let kind = String::from_utf8_lossy(kind).into_owned();
-        *self.report.errors.entry(kind).or_default() += 1;
+        // Before anything is measured a server may have too much to do for a while.
+        let may_wait = matches!(self.stage, Stage::Open | Stage::Prepare) && slot.refused <= REFUSALS_MOST;
+        if cookie.is_some() || !may_wait {
+            let kind = reply::text_of(data, b"kind").unwrap_or(b"unexpected");
+            self.wrong(&String::from_utf8_lossy(kind), error);
+        }
         Ok(())
     }
 
