@@ -17,6 +17,7 @@ mod figures;
 #[path = "../../common/machine.rs"]
 mod machine;
 mod ours;
+#[allow(dead_code, reason = "shared with the load generator")]
 #[path = "../../../src/bench/process.rs"]
 mod process;
 mod redis;
