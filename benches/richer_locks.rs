@@ -21,10 +21,12 @@ mod detection;
 mod owners;
 
 use clap::Parser;
-use common::load::{self, Client, Figures, NAMES, TOGETHER, Work};
 use common::server::Server;
 use common::{Plan, fresh_dir, machine, thousands};
 use std::process::ExitCode;
+use tenure::bench;
+use tenure::bench::report::Report;
+use tenure::bench::{TOGETHER, Workload};
 
 const DURABILITIES: [&str; 2] = ["sync", "none"];
 
@@ -50,18 +52,18 @@ fn main() -> ExitCode {
 }
 
 fn run(plan: &Plan) -> Result<(), String> {
-    machine::describe(&plan.dir, &plan.cores)?;
+    machine::describe(&plan.dir, &plan.cores, "cargo bench --bench richer_locks")?;
     let (fighters, contenders, owners) = if plan.test { (4, 4, 200) } else { (64, 16, 10_000) };
-    let rows: Vec<Row> = [(Work::Several, fighters), (Work::HandOff, contenders)]
+    let rows: Vec<Row> = [(Workload::Several, fighters), (Workload::HandOff, contenders)]
         .into_iter()
         .flat_map(|(work, clients)| DURABILITIES.map(|durability| Row { work, durability, clients }))
         .filter(|row| plan.wants(&row.name()))
         .collect();
-    let mut measured: Vec<Vec<Figures>> = rows.iter().map(|_| Vec::new()).collect();
+    let mut measured: Vec<Vec<Report>> = rows.iter().map(|_| Vec::new()).collect();
     let (mut passes, mut asked) = (Vec::new(), Vec::new());
     for _ in 0..plan.repeats {
-        for (row, figures) in rows.iter().zip(&mut measured) {
-            figures.push(row.measure(plan)?);
+        for (row, reports) in rows.iter().zip(&mut measured) {
+            reports.push(row.measure(plan)?);
         }
         // The bound is as far away in a test.
         let wants = |name: &str| plan.wants(name) && !(plan.test && name == "detection-bound");
@@ -70,12 +72,12 @@ fn run(plan: &Plan) -> Result<(), String> {
             asked.push(asked::measure(&plan.dir, &plan.cores, owners)?);
         }
     }
-    for work in [Work::Several, Work::HandOff] {
+    for work in [Workload::Several, Workload::HandOff] {
         let shown: Vec<_> = rows.iter().zip(&mut measured).filter(|(row, _)| row.work == work).collect();
         let Some((first, _)) = shown.first() else { continue };
         print_heading(work, first.clients);
-        for (row, figures) in shown {
-            print_row(row, figures);
+        for (row, reports) in shown {
+            print_row(row, reports);
         }
     }
     detection::print(passes);
@@ -85,65 +87,62 @@ fn run(plan: &Plan) -> Result<(), String> {
 
 /// One row of a table.
 struct Row {
-    work: Work,
+    work: Workload,
     durability: &'static str,
     clients: usize,
 }
 
 impl Row {
     fn name(&self) -> String {
-        format!("{}-{}", self.work.name(), self.durability)
+        let work = if self.work == Workload::HandOff { "hand-off" } else { "several" };
+        format!("{work}-{}", self.durability)
     }
 
-    fn measure(&self, plan: &Plan) -> Result<Figures, String> {
+    fn measure(&self, plan: &Plan) -> Result<Report, String> {
         let dir = fresh_dir(&plan.dir)?;
         let (server, _) = Server::start(dir.path(), self.durability, &plan.cores)?;
-        let mut clients = (0..self.clients)
-            .map(|number| Client::open(server.address(), self.work, number))
-            .collect::<Result<Vec<_>, _>>()?;
-        load::run(&mut clients, plan.time(), &|| server.cpu_micros())
+        let (clients, server_pid) = (self.clients, Some(server.pid()));
+        let load = bench::Plan { clients, server_pid, ..bench::Plan::new(server.address(), self.work) };
+        common::load(plan.time(), load)
     }
 }
 
-fn print_heading(work: Work, clients: usize) {
-    if work == Work::HandOff {
+fn print_heading(work: Workload, clients: usize) {
+    if work == Workload::HandOff {
         println!(
-            "\n**Hand-off**: {clients} clients want one lock; from the send of a release to the reply of whoever is next.\n"
+            "\n**Hand-off**: {clients} clients want one lock, in rounds; from the send of a release to the reply of whoever is next.\n"
         );
         println!(
-            "| durability | hand-offs/s (lowest–highest) | p50 µs | p99 µs | p99.9 µs | errors | load core busy |"
+            "| durability | hand-offs/s (lowest–highest) | p50 µs | p99 µs | p99.9 µs | sent again | load core busy |"
         );
         println!("|---|---:|---:|---:|---:|---:|---:|");
     } else {
         println!(
             "\n**Several locks**: {clients} clients acquire {TOGETHER} of {} locks in one request, waiting for them, and \
              release them.\n",
-            thousands(NAMES as f64)
+            thousands(Workload::Several.usual_names() as f64)
         );
         println!(
-            "| durability | grants/s (lowest–highest) | stood in line | grant p50 µs | p99 µs | p99.9 µs | errors | server \
+            "| durability | grants/s (lowest–highest) | stood in line | grant p50 µs | p99 µs | p99.9 µs | sent again | server \
              CPU µs/grant and release | load core busy |"
         );
         println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
     }
 }
 
-fn print_row(row: &Row, figures: &mut [Figures]) {
-    figures.sort_by(|one, other| one.grant_rate().total_cmp(&other.grant_rate()));
-    let (lowest, highest) = (figures[0].grant_rate(), figures[figures.len() - 1].grant_rate());
-    let middle = &figures[figures.len() / 2];
-    let rate = format!("{} ({}–{})", thousands(middle.grant_rate()), thousands(lowest), thousands(highest));
-    let hand_off = row.work == Work::HandOff;
-    let times = if hand_off { &middle.hand_offs } else { &middle.grants };
-    let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|part| thousands(load::quantile(times, part)));
-    let (durability, errors, busy) = (row.durability, middle.errors, middle.load_busy * 100.0);
+fn print_row(row: &Row, reports: &mut [Report]) {
+    let (middle, lowest, highest) = common::middle(reports);
+    let rate = format!("{} ({}–{})", thousands(middle.rate), thousands(lowest), thousands(highest));
+    let hand_off = row.work == Workload::HandOff;
+    let [p50, p99, p999] = common::times(if hand_off { middle.hand_off_us } else { middle.latency_us });
+    let (durability, resent, busy) = (row.durability, middle.resent, middle.load_busy * 100.0);
     if hand_off {
-        println!("| {durability} | {rate} | {p50} | {p99} | {p999} | {errors} | {busy:.0} % |");
+        println!("| {durability} | {rate} | {p50} | {p99} | {p999} | {resent} | {busy:.0} % |");
     } else {
-        let in_line = middle.stood_in_line as f64 / middle.grants.len() as f64 * 100.0;
-        let cpu = 2.0 * middle.server_cpu;
+        let in_line = middle.stood_in_line as f64 / middle.operations as f64 * 100.0;
+        let cpu = middle.process.map_or(f64::NAN, |process| process.cpu_us);
         println!(
-            "| {durability} | {rate} | {in_line:.0} % | {p50} | {p99} | {p999} | {errors} | {cpu:.1} | {busy:.0} % |"
+            "| {durability} | {rate} | {in_line:.0} % | {p50} | {p99} | {p999} | {resent} | {cpu:.1} | {busy:.0} % |"
         );
     }
 }

@@ -18,10 +18,12 @@ mod floor;
 mod held;
 
 use clap::Parser;
-use common::load::{self, Client, Figures, Work};
 use common::server::Server;
 use common::{Plan, fresh_dir, machine, thousands};
 use std::process::ExitCode;
+use tenure::bench;
+use tenure::bench::Workload;
+use tenure::bench::report::Report;
 
 const DURABILITIES: [&str; 3] = ["sync", "os", "none"];
 
@@ -59,14 +61,14 @@ fn main() -> ExitCode {
 }
 
 fn run(plan: &Plan, sizes: &Sizes) -> Result<(), String> {
-    machine::describe(&plan.dir, &plan.cores)?;
+    machine::describe(&plan.dir, &plan.cores, "cargo bench --bench round_trips")?;
     let rows = rows(plan, sizes);
-    let mut measured: Vec<Vec<Figures>> = rows.iter().map(|_| Vec::new()).collect();
+    let mut measured: Vec<Vec<Report>> = rows.iter().map(|_| Vec::new()).collect();
     let mut syncs = Vec::new();
     let mut held = Vec::new();
     for _ in 0..plan.repeats {
-        for (row, figures) in rows.iter().zip(&mut measured) {
-            figures.push(row.measure(plan)?);
+        for (row, reports) in rows.iter().zip(&mut measured) {
+            reports.push(row.measure(plan)?);
         }
         if plan.wants("fdatasync") {
             syncs.push(floor::fdatasync(&plan.dir, if plan.test { 5 } else { 300 })?);
@@ -75,12 +77,12 @@ fn run(plan: &Plan, sizes: &Sizes) -> Result<(), String> {
             held.push(held::measure(&plan.dir, &plan.cores, sizes.locks, plan.time())?);
         }
     }
-    for work in [Work::Cycle, Work::Get, Work::Echo] {
+    for work in [Workload::Cycle, Workload::Get, Workload::Ping] {
         let shown: Vec<_> = rows.iter().zip(&mut measured).filter(|(row, _)| row.work == work).collect();
         if !shown.is_empty() {
             print_heading(work);
-            for (row, figures) in shown {
-                print_row(row, figures);
+            for (row, reports) in shown {
+                print_row(row, reports);
             }
         }
     }
@@ -101,7 +103,7 @@ fn run(plan: &Plan, sizes: &Sizes) -> Result<(), String> {
 
 /// One row of a table: work, durability (none for the echo), clients.
 struct Row {
-    work: Work,
+    work: Workload,
     durability: Option<&'static str>,
     clients: usize,
 }
@@ -109,56 +111,59 @@ struct Row {
 /// Everything that is wanted, in the order of the tables.
 fn rows(plan: &Plan, sizes: &Sizes) -> Vec<Row> {
     let mut rows = Vec::new();
-    for work in [Work::Cycle, Work::Get] {
+    for work in [Workload::Cycle, Workload::Get] {
         for durability in DURABILITIES {
             rows.extend(sizes.clients.map(|clients| Row { work, durability: Some(durability), clients }));
         }
     }
-    rows.extend(sizes.clients.map(|clients| Row { work: Work::Echo, durability: None, clients }));
+    rows.extend(sizes.clients.map(|clients| Row { work: Workload::Ping, durability: None, clients }));
     rows.retain(|row| plan.wants(&row.name()));
     rows
 }
 
 impl Row {
     fn name(&self) -> String {
-        match self.durability {
-            Some(durability) => format!("{}-{durability}-{}", self.work.name(), self.clients),
-            None => format!("{}-{}", self.work.name(), self.clients),
+        match (self.durability, self.work) {
+            (Some(durability), Workload::Get) => format!("get-{durability}-{}", self.clients),
+            (Some(durability), _) => format!("cycle-{durability}-{}", self.clients),
+            (None, _) => format!("echo-{}", self.clients),
         }
     }
 
-    fn measure(&self, plan: &Plan) -> Result<Figures, String> {
+    fn measure(&self, plan: &Plan) -> Result<Report, String> {
         let Some(durability) = self.durability else {
             return floor::echo(self.clients, plan.time(), &plan.cores);
         };
         let dir = fresh_dir(&plan.dir)?;
         let (server, _) = Server::start(dir.path(), durability, &plan.cores)?;
-        let mut clients = (0..self.clients)
-            .map(|number| Client::open(server.address(), self.work, number))
-            .collect::<Result<Vec<_>, _>>()?;
-        load::run(&mut clients, plan.time(), &|| server.cpu_micros())
+        common::load(plan.time(), self.plan(&server))
+    }
+
+    fn plan(&self, server: &Server) -> bench::Plan {
+        let (clients, server_pid) = (self.clients, Some(server.pid()));
+        bench::Plan { clients, server_pid, ..bench::Plan::new(server.address(), self.work) }
     }
 }
 
-fn print_heading(work: Work) {
+fn print_heading(work: Workload) {
     match work {
-        Work::Cycle => {
+        Workload::Cycle => {
             println!("\n**Cycle**: acquire and release a lock of one's own, two round trips.\n");
             println!(
                 "| durability | clients | round trips/s (lowest–highest) | cycles/s | p50 µs | p99 µs | p99.9 µs | cycle p50 \
-                 µs | errors | server CPU µs/round trip | load core busy |"
+                 µs | sent again | server CPU µs/round trip | load core busy |"
             );
             println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
         }
         _ => {
             match work {
-                Work::Get => println!("\n**Get**: read one small key; nothing is logged.\n"),
+                Workload::Get => println!("\n**Get**: read one small key; nothing is logged.\n"),
                 _ => println!(
-                    "\n**The floor**: the same load against a thread that only sends back what it receives.\n"
+                    "\n**The floor**: pings of the same load, answered by a thread that does nothing else.\n"
                 ),
             }
             println!(
-                "| durability | clients | round trips/s (lowest–highest) | p50 µs | p99 µs | p99.9 µs | errors | server CPU \
+                "| durability | clients | round trips/s (lowest–highest) | p50 µs | p99 µs | p99.9 µs | sent again | server CPU \
                  µs/round trip | load core busy |"
             );
             println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
@@ -166,18 +171,23 @@ fn print_heading(work: Work) {
     }
 }
 
-fn print_row(row: &Row, figures: &mut [Figures]) {
-    figures.sort_by(|one, other| one.rate().total_cmp(&other.rate()));
-    let (lowest, highest) = (figures[0].rate(), figures[figures.len() - 1].rate());
-    let middle = &figures[figures.len() / 2];
-    let rate = format!("{} ({}–{})", thousands(middle.rate()), thousands(lowest), thousands(highest));
-    let [p50, p99, p999] =
-        [0.5, 0.99, 0.999].map(|part| thousands(load::quantile(&middle.round_trips, part)));
+fn print_row(row: &Row, reports: &mut [Report]) {
+    let (middle, lowest, highest) = common::middle(reports);
+    // Of a cycle of two round trips as of one round trip.
+    let trips = if row.work == Workload::Cycle { 2.0 } else { 1.0 };
+    let rate = format!(
+        "{} ({}–{})",
+        thousands(middle.rate * trips),
+        thousands(lowest * trips),
+        thousands(highest * trips)
+    );
+    let [p50, p99, p999] = common::times(middle.round_trip_us.or(middle.latency_us));
     let durability = row.durability.unwrap_or("(echo)");
-    let ends = format!("{} | {:.1} | {:.0} %", middle.errors, middle.server_cpu, middle.load_busy * 100.0);
-    if row.work == Work::Cycle {
-        let (cycles, cycle) =
-            (thousands(middle.cycle_rate()), thousands(load::quantile(&middle.cycles, 0.5)));
+    let cpu = middle.process.map_or(f64::NAN, |process| process.cpu_us) / trips;
+    let ends = format!("{} | {cpu:.1} | {:.0} %", middle.resent, middle.load_busy * 100.0);
+    if row.work == Workload::Cycle {
+        let [cycle, ..] = common::times(middle.latency_us);
+        let cycles = thousands(middle.rate);
         println!(
             "| {durability} | {} | {rate} | {cycles} | {p50} | {p99} | {p999} | {cycle} | {ends} |",
             row.clients

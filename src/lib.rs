@@ -31,7 +31,7 @@
 //! - [`server`]: the mio loop. [`clock`]: log time. [`expiry`]: the alarm clock.
 //! - [`journal`]: the thread that writes and syncs. [`storage`]: the data directory. [`recovery`]: from disk to state.
 //!   [`fold`]: the next snapshot. [`image`]: the files on disk. [`inspect`]: a stopped directory, shown and checked.
-//! - [`client`]: the blocking library.
+//! - [`client`]: the blocking library. [`bench`](mod@bench): the load behind `tenure bench`.
 //!
 //! **Words** that all of them share: [`identity`], [`name`], [`kind`], [`limits`], [`time`]. [`event`] tells in lines for
 //! people what a command did. [`failpoint`] is for crash tests and compiled out of a release.
@@ -106,6 +106,7 @@
 struct Readme;
 
 pub mod batch;
+pub mod bench;
 pub mod bug;
 pub mod client;
 pub mod clock;

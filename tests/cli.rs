@@ -921,3 +921,105 @@ fn what_a_command_wrote_under_an_atomic_lock_takes_effect_only_if_it_ends_well()
     assert_eq!(bench.ok(&["get", "a"]), "3");
     assert_eq!(bench.kept(), 0);
 }
+
+/// A load of a fraction of a second; its report.
+fn load(bench: &Bench, workload: &str, more: &[&str]) -> Value {
+    let args = ["bench", "--workload", workload, "--clients", "3", "--seconds", "0.4", "--warm-up", "20ms"];
+    bench.json(&[&args, more].concat())
+}
+
+#[test]
+fn every_workload_of_the_load_does_its_work_and_leaves_nothing_behind() {
+    let bench = Bench::start();
+    let pid = bench.server.id().to_string();
+    for (workload, more) in [
+        ("cycle", &["--names", "5"][..]),
+        ("cycle", &["--in-flight", "8", "--batch", "8", "--sockets", "one"]),
+        ("hand-off", &[]),
+        ("several", &["--names", "4", "--in-flight", "2"]),
+        ("put", &["--names", "2", "--value-bytes", "1KiB"]),
+        ("get", &["--names", "2"]),
+        ("append", &[]),
+        ("mixed", &["--names", "2"]),
+        ("heartbeat", &["--names", "20", "--every", "10ms", "--in-flight", "4", "--batch", "4"]),
+        ("ping", &["--busy-poll"]),
+    ] {
+        let told = load(&bench, workload, &[more, &["--server-pid", &pid]].concat());
+        let number =
+            |name: &str| told[name].as_f64().unwrap_or_else(|| panic!("{workload} has no {name}: {told}"));
+        assert_eq!(
+            (&told["workload"], &told["errors"]),
+            (&workload.into(), &serde_json::json!({})),
+            "{told}"
+        );
+        assert!(number("operations") > 0.0 && number("rate") > 0.0 && number("seconds") >= 0.4, "{told}");
+        let times = &told["latency_us"];
+        let [p50, p99, p999, max] = ["p50", "p99", "p999", "max"].map(|name| times[name].as_f64().unwrap());
+        assert!(0.0 < p50 && p50 <= p99 && p99 <= p999 && p999 <= max, "{told}");
+        assert!(told["process"]["rss_ready"].as_u64().unwrap() > 1 << 20, "{told}");
+        match workload {
+            "hand-off" => {
+                assert!(told["hand_off_us"]["p50"].is_number() && number("stood_in_line") > 0.0, "{told}")
+            }
+            "several" => assert!(number("stood_in_line") > 0.0, "{told}"),
+            "heartbeat" => assert_eq!(told["acquired"]["locks"], 60, "{told}"),
+            "cycle" | "mixed" => {
+                assert!(number("round_trips") >= 2.0 * number("operations") - 64.0, "{told}")
+            }
+            _ => {}
+        }
+    }
+    let counts = &bench.json(&["status"])["counts"];
+    for what in ["grants", "locks", "keys", "files", "waits"] {
+        assert_eq!(counts[what], 0, "{what} are left: {counts}");
+    }
+    // What is left on purpose stays as long as the sessions live.
+    load(&bench, "heartbeat", &["--names", "2", "--every", "10ms", "--leave", "--ttl", "1h"]);
+    assert_eq!(bench.json(&["status"])["counts"]["grants"], 6);
+    let plain = bench.ok(&["bench", "--clients", "1", "--seconds", "0.4"]);
+    assert!(plain.starts_with("cycle: ") && plain.contains("p99.9") && plain.contains("0 errors"), "{plain}");
+}
+
+#[test]
+fn a_load_that_makes_no_sense_or_finds_no_server_says_so() {
+    let bench = Bench::start();
+    for (args, told) in [
+        (&["--workload", "sleep"][..], "hand-off"),
+        (&["--clients", "0"], "from 1 to 10000"),
+        (&["--in-flight", "300"], "from 1 to 256"),
+        (&["--batch", "65"], "from 1 to 64"),
+        (&["--seconds", "0"], "seconds as a number"),
+        (&["--seconds", "1s"], "seconds as a number"),
+        (&["--warm-up", "1"], "needs a unit"),
+        (&["--value-bytes", "1GiB"], "a size from 1"),
+        (&["--workload", "append", "--names", "2"], "one file"),
+        (&["--workload", "heartbeat", "--every", "10s"], "80 %"),
+        (&["--server-pid", "4000000000"], "cannot be read"),
+    ] {
+        let sentence = bench.fails(64, &[&["bench"], args].concat());
+        assert!(sentence.contains(told), "{args:?}: {sentence}");
+    }
+    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = nobody.local_addr().unwrap().to_string();
+    let sentence = bench.fails(69, &["bench", "--addr", &addr, "--timeout", "300ms"]);
+    assert!(sentence.contains("no answer"), "{sentence}");
+}
+
+#[test]
+fn a_load_that_meets_errors_counts_them_by_kind_and_fails() {
+    let bench = Bench::start();
+    let mut command =
+        bench.command(&["bench", "--workload", "append", "--clients", "2", "--seconds", "1", "--json"]);
+    let load = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let name = || {
+        let locks = bench.json(&["locks"]);
+        locks.as_array()?.first().map(|lock| lock["key"].as_str().unwrap().to_owned())
+    };
+    bench.until("the load holds a lock", || name().is_some());
+    bench.ok(&["break", &name().unwrap(), "--reason", "a test"]);
+    let output = load.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["errors"]["not_holder"].as_u64().unwrap() > 0, "{report}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not_holder"), "{}", told(&output));
+}

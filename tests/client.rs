@@ -16,6 +16,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
+use tenure::bench::report::Report;
+use tenure::bench::{Plan, Sockets, Workload};
 use tenure::client::{Attempt, Client, Error, GrantState, LostCause, Mode, Transaction};
 use tenure::kind::Kind;
 use tenure::outcome::Reason;
@@ -808,4 +810,33 @@ fn a_guard_is_lost_at_its_longest_tenure_and_the_next_one_waits_for_the_lock_del
     assert!(matches!(blocked.reason, tenure::outcome::Reason::LockDelay | tenure::outcome::Reason::Held));
     client.lock("a").owner("other").wait(Duration::from_secs(10)).acquire().unwrap().release().unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(1_400), "{:?}", begun.elapsed());
+}
+
+/// A load of some clients behind one socket.
+fn load(server: SocketAddr, workload: Workload, clients: usize, time: Duration) -> Report {
+    let (sockets, patience) = (Sockets::One, Duration::from_secs(60));
+    let warm_up = Duration::ZERO;
+    Plan { clients, sockets, time, warm_up, patience, ..Plan::new(server, workload) }.run().unwrap()
+}
+
+#[test]
+fn a_load_over_a_line_that_loses_and_doubles_sends_again_and_does_nothing_twice() {
+    let server = server();
+    let line = BadLine::to(server.address);
+    // Each append is looked at: were a copy taken for another request, the next one would stand elsewhere.
+    // (One client: several can fall into step with the line, which loses every other datagram.)
+    let report = load(line.address, Workload::Append, 1, Duration::from_secs(5));
+    assert!(report.operations > 0 && report.errors.is_empty(), "{report:?}");
+    assert!(report.resent > 0 && report.doubled > 0, "{report:?}");
+}
+
+#[test]
+fn a_load_proves_its_address() {
+    let Some(ip) = outside_address() else {
+        let _ = writeln!(std::io::stderr(), "skipped: this machine has no other address");
+        return;
+    };
+    let server = Server::start(ip).unwrap();
+    let report = load(server.address, Workload::Mixed, 3, Duration::from_millis(200));
+    assert!(report.operations > 0 && report.errors.is_empty(), "{report:?}");
 }

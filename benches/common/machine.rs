@@ -42,12 +42,12 @@ fn move_to(core: usize) {
     }
 }
 
-/// Prints the machine and the command.
+/// Prints the machine and the command, which begins like this.
 ///
 /// # Errors
 /// A sentence, if there is no such directory.
 #[expect(clippy::print_stdout, reason = "a benchmark prints what it ran on")]
-pub(crate) fn describe(dir: &Path, cores: &Cores) -> Result<(), String> {
+pub(crate) fn describe(dir: &Path, cores: &Cores, runner: &str) -> Result<(), String> {
     let dir = dir.canonicalize().map_err(|error| format!("{} cannot be used: {error}", dir.display()))?;
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
@@ -66,13 +66,13 @@ pub(crate) fn describe(dir: &Path, cores: &Cores) -> Result<(), String> {
         filesystem(&dir, &read("/proc/self/mountinfo")),
         if cores.split.is_some() { "one core for the server, one for the load" } else { "no core chosen" }
     );
-    println!("Command: `{}`", command());
+    println!("Command: `{}`", command(runner));
     Ok(())
 }
 
 /// The command of this run; what cargo adds, and where a directory is, is nobody's business.
-fn command() -> String {
-    let mut shown = concat!("cargo bench --bench ", env!("CARGO_CRATE_NAME")).to_owned();
+fn command(runner: &str) -> String {
+    let mut shown = runner.to_owned();
     let mut between = " --";
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     while let Some(argument) = arguments.next() {
@@ -80,6 +80,10 @@ fn command() -> String {
             "--dir" => {
                 arguments.next();
                 "--dir DIR"
+            }
+            "--tenure" => {
+                arguments.next();
+                "--tenure PROGRAM"
             }
             argument if argument.starts_with("--dir=") => "--dir DIR",
             argument => argument,

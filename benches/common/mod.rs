@@ -1,12 +1,14 @@
 //! What the benchmarks share: the real server on one core, a load on the other, and how figures are shown.
 
-pub(crate) mod load;
+pub(crate) mod ask;
 pub(crate) mod machine;
 pub(crate) mod server;
 
 use machine::Cores;
 use std::path::PathBuf;
 use std::time::Duration;
+use tenure::bench;
+use tenure::bench::report::Report;
 
 /// The options that every benchmark has.
 #[derive(clap::Args)]
@@ -78,6 +80,32 @@ impl Plan {
     pub(crate) fn time(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
     }
+}
+
+/// Runs a load after a warm-up of a quarter of its time.
+///
+/// # Errors
+/// A sentence, if nothing was measured, or there were errors.
+pub(crate) fn load(time: Duration, mut plan: bench::Plan) -> Result<Report, String> {
+    (plan.time, plan.warm_up) = (time, time / 4);
+    let report = plan.run().map_err(|failure| failure.sentence().to_owned())?;
+    if report.errors.is_empty() {
+        Ok(report)
+    } else {
+        Err(format!("the load met errors: {:?}", report.errors))
+    }
+}
+
+/// The reports of a row: the one of the median rate, the lowest and the highest rate.
+pub(crate) fn middle(reports: &mut [Report]) -> (&Report, f64, f64) {
+    reports.sort_by(|one, other| one.rate.total_cmp(&other.rate));
+    let (lowest, highest) = (reports[0].rate, reports[reports.len() - 1].rate);
+    (&reports[reports.len() / 2], lowest, highest)
+}
+
+/// Times as cells: half of all, 99 % and 99.9 % took no longer.
+pub(crate) fn times(percentiles: Option<bench::report::Percentiles>) -> [String; 3] {
+    percentiles.map_or([f64::NAN; 3], |times| [times.p50, times.p99, times.p999]).map(thousands)
 }
 
 /// A directory that goes when the measurement is over.

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
+use tenure::bench::process::{self, Cpu};
 
 /// How long a start or a stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -66,16 +67,19 @@ impl Server {
         self.address
     }
 
-    /// CPU time that all its threads have used, user and system.
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// CPU time that all its threads have used since its start, user and system.
     pub(crate) fn cpu_micros(&self) -> f64 {
-        cpu_micros(&format!("/proc/{}/stat", self.child.id()))
+        process::cpu(self.pid()).map_or(f64::NAN, Cpu::since_the_start)
     }
 
     /// A figure in kilobytes of the kernel's about its memory: `VmRSS`, or `VmHWM` for the most it ever was.
     pub(crate) fn memory_kb(&self, figure: &str) -> f64 {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix(figure)?.strip_prefix(':'));
-        line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(f64::NAN)
+        process::memory(self.pid(), figure).map_or(f64::NAN, |bytes| bytes as f64 / 1024.0)
     }
 
     /// Kills it with SIGKILL.
@@ -115,15 +119,4 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-/// User and system time of a process or a thread, from its `stat`: fields 14 and 15, in ticks (proc(5)).
-pub(crate) fn cpu_micros(stat: &str) -> f64 {
-    let text = fs::read_to_string(stat).unwrap_or_default();
-    // The name in field 2 may hold blanks and parentheses; the last `)` ends it.
-    let fields: Vec<&str> =
-        text.rsplit_once(')').map_or(vec![], |(_, rest)| rest.split_ascii_whitespace().collect());
-    let ticks = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<f64>().ok());
-    let tick_micros = 1e6 / rustix::param::clock_ticks_per_second() as f64;
-    ticks(14).zip(ticks(15)).map_or(f64::NAN, |(user, system)| (user + system) * tick_micros)
 }

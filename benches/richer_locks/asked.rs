@@ -1,7 +1,7 @@
 //! The same as `detection`, asked of a real server: from the send of a request to its refusal, or to the word that it waits.
 
 use crate::common::server::Server;
-use crate::common::{fresh_dir, load, machine::Cores, thousands};
+use crate::common::{ask, fresh_dir, machine::Cores, thousands};
 use crate::detection::many_behind;
 use crate::owners::chain_lock;
 use std::net::{SocketAddr, UdpSocket};
@@ -89,7 +89,7 @@ impl Chains<'_> {
         let sessions = (0..=owners.div_ceil(SESSION_OWNERS))
             .map(|number| Session::open(server.address(), number))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut chains = Chains { server, status: load::connect(server.address())?, sessions, lengths };
+        let mut chains = Chains { server, status: ask::connect(server.address())?, sessions, lengths };
         let holds: Vec<(usize, String)> = (0..owners).map(|owner| (owner, chain_lock(owner))).collect();
         chains.ask(&holds, "0", "grants", owners as u64)?;
         let first_of_second = lengths[0];
@@ -141,7 +141,7 @@ impl Chains<'_> {
     fn attempt(&mut self, asker: Option<usize>, sign: &str) -> Result<Vec<u64>, String> {
         let nth = asker.map_or(self.sessions.len() - 1, |owner| owner / SESSION_OWNERS);
         // A socket of its own: in that of the session lies what nobody has read.
-        let socket = load::connect(self.server.address())?;
+        let socket = ask::connect(self.server.address())?;
         let Session { session, id, .. } = &mut self.sessions[nth];
         let owner = asker.map_or("idle".to_owned(), owner_name);
         let key = chain_lock(self.lengths[0]);
@@ -166,8 +166,8 @@ impl Chains<'_> {
 
 impl Session {
     fn open(server: SocketAddr, number: usize) -> Result<Session, String> {
-        let socket = load::connect(server)?;
-        let session = load::open_session(&socket, number, TTL_MS)?;
+        let socket = ask::connect(server)?;
+        let session = ask::open_session(&socket, number, TTL_MS)?;
         // Whatever `got` names two below must be an id.
         Ok(Session { socket, session, id: 2 })
     }
@@ -193,7 +193,7 @@ fn owner_name(owner: usize) -> String {
 
 /// What the server counts under that name.
 fn counted(socket: &UdpSocket, count: &str) -> Result<u64, String> {
-    let reply = load::call(socket, r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#)?;
+    let reply = ask::call(socket, r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#)?;
     let found = reply["result"]["counts"][count].as_u64();
     found.ok_or_else(|| format!("the server does not count {count}: {reply}"))
 }

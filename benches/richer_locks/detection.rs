@@ -2,8 +2,9 @@
 //!
 //! CPU time of this thread is measured, since it is that of one command and does not grow when others use the machine.
 
-use crate::common::{load::thread_cpu_seconds, thousands};
+use crate::common::thousands;
 use crate::owners::{Owners, chain_lock};
+use tenure::bench::process::own_cpu;
 use tenure::kind::{Detail, Kind};
 use tenure::limits::DEADLOCK_STEPS_MAX;
 use tenure::outcome::Outcome;
@@ -156,9 +157,9 @@ fn attempt(mut scene: Scene, owners: usize) -> Result<Figures, String> {
     for _ in 0..TRIES {
         let command = scene.owners.acquire(scene.asker, &scene.lock);
         let unchecked = scene.owners.unchecked_waits();
-        let began = thread_cpu_seconds();
+        let began = own_cpu();
         let outcome = scene.owners.apply(&command);
-        took.push(((thread_cpu_seconds() - began) * 1e9) as u64);
+        took.push(((own_cpu() - began) * 1e9) as u64);
         let verdict = verdict(&outcome, owners, scene.owners.unchecked_waits() > unchecked);
         if verdict != Some(scene.verdict) {
             return Err(format!("{}: {:?} was expected, and came {outcome:?}", scene.name, scene.verdict));

@@ -1,12 +1,12 @@
 //! What many held locks cost: memory, starts after a kill and after a clean stop, and the work of others meanwhile.
 
-use crate::common::load::{self, Client, Work};
 use crate::common::machine::Cores;
 use crate::common::server::Server;
-use crate::common::{fresh_dir, thousands};
-use std::net::{SocketAddr, UdpSocket};
+use crate::common::{self, ask, fresh_dir, thousands};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tenure::bench::{Plan, Workload};
 
 /// Sessions that hold the locks between them.
 const SESSIONS: usize = 16;
@@ -15,7 +15,7 @@ const SESSIONS: usize = 16;
 const BATCH: usize = 64;
 
 /// Far longer than a run: nobody sends heartbeats.
-const TTL_MS: u64 = 3_600_000;
+const TTL: Duration = Duration::from_secs(3_600);
 
 /// Rows of the table, in the order of [`measure`]'s figures.
 const ROWS: [(&str, usize); 19] = [
@@ -53,20 +53,18 @@ pub(crate) fn measure(
     let dir = fresh_dir(parent)?;
     let data = dir.path().join("data");
     let (server, empty_start) = Server::start(dir.path(), "sync", cores)?;
-    let cycle_empty = median_cycle(&server, 1_000, time)?;
+    let cycle_empty = median_cycle(&server, time)?;
     let before = server.memory_kb("VmRSS");
-    let began = Instant::now();
-    let sessions = hold(server.address(), locks)?;
-    let rate = locks as f64 / began.elapsed().as_secs_f64();
+    let (locks, rate) = hold(server.address(), locks)?;
     let with = server.memory_kb("VmRSS");
-    let cycle_held = median_cycle(&server, 2_000, time)?;
+    let cycle_held = median_cycle(&server, time)?;
     server.kill();
     let journal = megabytes(&data.join("journal"))?;
 
     let (server, killed_start) = Server::start(dir.path(), "sync", cores)?;
     let killed_cpu = server.cpu_micros();
     let longest_get = longest_get(&server, time)?;
-    count_held(server.address(), &sessions, locks)?;
+    count_held(server.address(), locks)?;
     let (killed_memory, killed_peak) = (server.memory_kb("VmRSS"), server.memory_kb("VmHWM"));
     let stop = server.stop()?;
     let snapshot = megabytes(&data.join("server_state.json"))?;
@@ -74,7 +72,7 @@ pub(crate) fn measure(
     let (server, clean_start) = Server::start(dir.path(), "sync", cores)?;
     let clean_cpu = server.cpu_micros();
     let (clean_memory, clean_peak) = (server.memory_kb("VmRSS"), server.memory_kb("VmHWM"));
-    count_held(server.address(), &sessions, locks)?;
+    count_held(server.address(), locks)?;
 
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let mb = |kb: f64| kb * 1024.0 / 1e6;
@@ -117,98 +115,43 @@ pub(crate) fn print(locks: usize, passes: &[[f64; ROWS.len()]]) {
     }
 }
 
-/// A client's socket and its session.
-type Session = (UdpSocket, String);
-
-/// Acquires the locks: each session has one batch on its way.
-fn hold(server: SocketAddr, locks: usize) -> Result<Vec<Session>, String> {
-    let mut sessions = Vec::with_capacity(SESSIONS);
-    for number in 0..SESSIONS {
-        let socket = load::connect(server)?;
-        let session = load::open_session(&socket, number, TTL_MS)?;
-        sessions.push((socket, session));
-    }
-    let mut next_id = 1;
-    let mut names = 0..locks;
-    while !names.is_empty() {
-        let mut asked = Vec::new();
-        for (socket, session) in &sessions {
-            let batch: Vec<String> = names
-                .by_ref()
-                .take(BATCH)
-                .zip(next_id..)
-                .map(|(name, id)| {
-                    format!(
-                        r#"{{"jsonrpc":"2.0","id":{id},"method":"acquire_lock","params":{{"session":"{session}","ack":{next_id},"key":"bench/held/{name:021}"}}}}"#
-                    )
-                })
-                .collect();
-            if !batch.is_empty() {
-                let text = format!("[{}]", batch.join(","));
-                socket.send(text.as_bytes()).map_err(|error| error.to_string())?;
-                asked.push((socket, text, batch.len()));
-            }
-        }
-        for (socket, text, count) in asked {
-            take_grants(socket, &text, count)?;
-        }
-        next_id += BATCH;
-    }
-    Ok(sessions)
+/// Acquires so many locks, or a few less, and leaves them held; how many, and how many a second.
+fn hold(server: SocketAddr, locks: usize) -> Result<(u64, f64), String> {
+    let (every, time) = (Duration::from_millis(10), Duration::from_millis(50));
+    let plan = Plan {
+        clients: SESSIONS,
+        names: locks / SESSIONS,
+        in_flight: BATCH,
+        batch: BATCH,
+        every,
+        ttl: TTL,
+        leave: true,
+        ..Plan::new(server, Workload::Heartbeat)
+    };
+    let acquired = common::load(time, plan)?.acquired.ok_or("no locks were acquired")?;
+    Ok((acquired.locks, acquired.rate))
 }
 
-/// Takes the replies to a batch that was sent; sends it again if they do not come.
-fn take_grants(socket: &UdpSocket, text: &str, count: usize) -> Result<(), String> {
-    let mut granted = std::collections::HashSet::new();
-    let mut buffer = vec![0; 65_536];
-    let mut silences = 0;
-    while granted.len() < count {
-        let Ok(length) = socket.recv(&mut buffer) else {
-            silences += 1;
-            if silences > 10 {
-                return Err("no reply to a batch".into());
-            }
-            socket.send(text.as_bytes()).map_err(|error| error.to_string())?;
-            continue;
-        };
-        let replies: Vec<serde_json::Value> =
-            serde_json::from_slice(&buffer[..length]).map_err(|error| error.to_string())?;
-        for reply in replies {
-            if reply["result"]["granted"] != true {
-                return Err(format!("a lock was not granted: {reply}"));
-            }
-            granted.insert(reply["id"].as_u64());
-        }
-    }
-    Ok(())
-}
-
-/// Asks each session what it holds: all that was granted, whatever happened to the server.
-fn count_held(server: SocketAddr, sessions: &[Session], locks: usize) -> Result<(), String> {
-    let mut held = 0;
-    for (_, session) in sessions {
-        let socket = load::connect(server)?;
-        let heartbeat =
-            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"heartbeat","params":{{"session":"{session}"}}}}"#);
-        held += load::call(&socket, &heartbeat)?["result"]["held"].as_u64().unwrap_or(0) as usize;
-    }
+/// All that was granted is held, whatever happened to the server.
+fn count_held(server: SocketAddr, locks: u64) -> Result<(), String> {
+    let status = ask::call(&ask::connect(server)?, r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#)?;
+    let held = &status["result"]["counts"]["grants"];
     if held == locks { Ok(()) } else { Err(format!("{held} of {locks} locks are held after a start")) }
 }
 
-fn median_cycle(server: &Server, number: usize, time: Duration) -> Result<f64, String> {
-    let mut client = [Client::open(server.address(), Work::Cycle, number)?];
-    let figures = load::run(&mut client, time, &|| server.cpu_micros())?;
-    Ok(load::quantile(&figures.cycles, 0.5))
+fn median_cycle(server: &Server, time: Duration) -> Result<f64, String> {
+    let report = common::load(time, Plan { clients: 1, ..Plan::new(server.address(), Workload::Cycle) })?;
+    Ok(report.latency_us.map_or(f64::NAN, |times| times.p50))
 }
 
 /// The longest of the reads of one client, in milliseconds; the warm-up is not left out.
 fn longest_get(server: &Server, time: Duration) -> Result<f64, String> {
-    let socket = load::connect(server.address())?;
+    let socket = ask::connect(server.address())?;
     let began = Instant::now();
     let mut longest = Duration::ZERO;
     while began.elapsed() < time {
         let asked = Instant::now();
-        load::call(&socket, r#"{"jsonrpc":"2.0","id":1,"method":"get","params":{"key":"bench/read"}}"#)?;
+        ask::call(&socket, r#"{"jsonrpc":"2.0","id":1,"method":"get","params":{"key":"bench/read"}}"#)?;
         longest = longest.max(asked.elapsed());
     }
     Ok(longest.as_secs_f64() * 1e3)

@@ -1,12 +1,13 @@
 //! The command line: one file for each group of commands, and what they share.
 //!
 //! ```text
-//! main ─► Cli (flags, variables) ─► one of: serve | locks | explain | keys | files | sessions | status | state
+//! main ─► Cli (flags, variables) ─► one of: serve | locks | explain | keys | files | sessions | status | state | bench
 //!                                     │        └─ context: server, client, format, the kept lock
 //!                                     │             └─ keep: the private files
 //!                                     └─ Failure ─► a sentence on stderr, an exit code
 //! ```
 
+mod bench;
 mod context;
 mod duration;
 mod exit;
@@ -140,6 +141,8 @@ enum Command {
     /// Look into a stopped server's directory, verify it, or restore it.
     #[command(subcommand)]
     State(state::State),
+    /// Put a load on the server and tell what it took: rates, percentiles, errors.
+    Bench(Box<bench::Bench>),
     /// Read commands from stdin, one a line, until `quit`.
     Shell,
     /// Print the version of this program.
@@ -193,6 +196,7 @@ fn run(cli: Cli) -> exit::Result<()> {
         Command::Status => status::status(&context),
         Command::Ping => status::ping(&context),
         Command::State(verb) => state::state(&context, verb),
+        Command::Bench(args) => bench::bench(&context, args),
         Command::Shell => shell::shell(&context, run),
         Command::Version => status::version(&context),
     }
@@ -311,7 +315,7 @@ mod tests {
     #[test]
     fn every_flag_has_a_variable_of_its_own_name() {
         /// Short for a value of another flag, or clap's own.
-        const SHORTHANDS: [&str; 5] = ["wait_forever", "nonblock", "no_lock", "help", "version"];
+        const SHORTHANDS: [&str; 6] = ["wait_forever", "nonblock", "no_lock", "json", "help", "version"];
         fn check(command: &clap::Command) {
             for arg in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
                 let id = arg.get_id().as_str();
