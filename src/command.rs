@@ -4,6 +4,7 @@ use crate::identity::{INTEGER_MAX, Nonce, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::time::Time;
+use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
@@ -383,6 +384,27 @@ impl Ask {
     }
 }
 
+/// Hashes what is encoded, without keeping it.
+struct Hashing(SipHasher13);
+
+impl Flavor for Hashing {
+    type Output = u64;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.write(&[byte]);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.write(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<u64> {
+        Ok(self.0.finish() & INTEGER_MAX)
+    }
+}
+
 impl Call {
     /// A hash of what is asked, of 53 bits so that every reader of a snapshot can hold it: two requests of one id are the
     /// same request if these agree.
@@ -399,11 +421,8 @@ impl Call {
             },
             call => call,
         };
-        let bytes =
-            postcard::to_stdvec(asked).expect("a call always encodes: it has no maps of unknown length");
-        let mut hasher = SipHasher13::new();
-        hasher.write(&bytes);
-        hasher.finish() & INTEGER_MAX
+        postcard::serialize_with_flavor(asked, Hashing(SipHasher13::new()))
+            .expect("a call always encodes: it has no maps of unknown length")
     }
 
     /// Whether the request frees something, so that it may use the room held in reserve on a full disk.

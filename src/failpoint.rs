@@ -8,6 +8,9 @@
 
 use std::io;
 
+/// Whether a place may be more than nothing.
+pub const ARMED: bool = cfg!(any(debug_assertions, feature = "failpoints"));
+
 /// Passes the place `name`.
 ///
 /// # Errors

@@ -4,8 +4,9 @@
 //! moved on when it comes due and the session has been heard of since. So the work is one step a TTL, not a heartbeat.
 
 use crate::identity::SessionId;
+use crate::map::HashMap;
 use crate::time::Time;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 /// Deadlines of sessions. A session lives while `now < deadline`.
 #[derive(Debug, Default)]

@@ -22,6 +22,7 @@ use crate::node::{Node, Transmit};
 use crate::proof::Secrets;
 use crate::recovery;
 use crate::snapshot::ServerId;
+use crate::socket::Socket;
 use crate::storage::DataDir;
 use crate::time::Time;
 use crate::turn::{Outside, RECEIVE_BUFFER, Turn};
@@ -152,24 +153,32 @@ struct Server {
 
 /// What a turn works with: the socket, and the threads beside the loop.
 struct Threads {
-    socket: UdpSocket,
+    socket: Socket,
     log: FileLog,
     image: ImageHandle,
 }
 
 impl Outside for Threads {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.socket.recv_from(buffer)
+        let (bytes, from) = self.socket.receive()?;
+        buffer[..bytes.len()].copy_from_slice(bytes);
+        Ok((bytes.len(), from))
     }
 
-    fn send(&mut self, transmit: &Transmit) -> Result<(), String> {
+    fn send(&mut self, transmit: Transmit) -> Result<(), String> {
         let hit = |point| failpoint::hit(point).map_err(|error| error.to_string());
         hit("server.before_reply")?;
         // A reply that the kernel does not take is a datagram lost: the client sends its request again.
-        if let Err(error) = self.socket.send_to(&transmit.bytes, transmit.to) {
-            log::debug!("a reply to {} was not sent: {error}", transmit.to);
+        self.socket.send(transmit);
+        if failpoint::ARMED {
+            // What dies behind a reply must have sent it.
+            self.socket.flush();
         }
         hit("server.after_reply")
+    }
+
+    fn flush(&mut self) {
+        self.socket.flush();
     }
 
     fn log(&mut self) -> &mut dyn Log {
@@ -260,7 +269,7 @@ impl Server {
             ends_at_once,
             alarm: Alarm::start(wake()).map_err(start_failed)?,
             turn: Turn::new(node, clock, now),
-            outside: Threads { socket, log, image },
+            outside: Threads { socket: Socket::new(socket), log, image },
             dir,
             server: recovered.server,
             gauges_read: began,
@@ -339,6 +348,7 @@ impl Server {
         let asked = self.stopping.unwrap_or_else(Instant::now);
         self.turn.node.drain();
         self.turn.send(&mut self.outside)?;
+        self.outside.flush();
         while !self.turn.node.is_idle() && asked.elapsed() < STOP_PATIENCE {
             self.turn(true)?;
         }

@@ -37,11 +37,14 @@ pub trait Outside {
     /// `WouldBlock` if there is none; any other is the socket's word on something that was sent.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
 
-    /// Sends a datagram; one that cannot be sent is lost.
+    /// Sends a datagram, at the latest with the next [`Outside::flush`]; one that cannot be sent is lost.
     ///
     /// # Errors
     /// A sentence: the server must end before this reply.
-    fn send(&mut self, transmit: &Transmit) -> Result<(), String>;
+    fn send(&mut self, transmit: Transmit) -> Result<(), String>;
+
+    /// Lets nothing that was sent wait any longer.
+    fn flush(&mut self);
 
     /// The log.
     fn log(&mut self) -> &mut dyn Log;
@@ -108,6 +111,7 @@ impl Turn {
         self.node.handle_timeout(self.now);
         self.hand_over(outside)?;
         self.send(outside)?;
+        outside.flush();
         self.clock.worked(began);
         Ok(())
     }
@@ -144,6 +148,7 @@ impl Turn {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.readable = false;
                     self.read_since_empty = 0;
+                    outside.flush();
                     return Ok(());
                 }
                 // What the network says of a datagram that was sent (ECONNREFUSED and the like) is no news: clients resend.
@@ -262,7 +267,7 @@ impl Turn {
     /// A sentence: the server must end.
     pub fn send(&mut self, outside: &mut dyn Outside) -> Result<(), String> {
         while let Some(transmit) = self.node.poll_transmit() {
-            outside.send(&transmit)?;
+            outside.send(transmit)?;
         }
         Ok(())
     }

@@ -11,12 +11,13 @@ use crate::identity::SessionId;
 use crate::kind::{Detail, Kind, Refusal};
 use crate::limits::Limits;
 use crate::log::Room;
+use crate::map::HashMap;
 use crate::outcome::Outcome;
 use crate::proof::is_loopback;
 use crate::state::Standing;
 use crate::time::Time;
 use crate::wire::{self, Element, Method, encode_error, encode_outcome, encode_result};
-use std::collections::HashMap;
+
 use std::net::SocketAddr;
 
 /// Replies that a full window still takes for what the oldest open request of a session hangs on: its own, and that of what
@@ -243,7 +244,7 @@ impl Node {
 
     /// Why the logged elements of a message must all be refused for now, if they must: a batch is admitted whole.
     pub(super) fn refuse_batch(&self, elements: &[Element]) -> Option<Refusal> {
-        let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::new();
+        let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::default();
         for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
             let (id, ack, call) = match &request.method {
                 Method::Logged { id, ack, call } => (*id, *ack, Some(call)),

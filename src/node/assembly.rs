@@ -5,8 +5,9 @@
 
 use crate::identity::SessionId;
 use crate::limits::REPLY_MAX;
+use crate::map::HashMap;
 use crate::wire::{Id, Method};
-use std::collections::HashMap;
+
 use std::net::SocketAddr;
 
 /// One element of one message.

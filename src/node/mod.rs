@@ -35,6 +35,7 @@ use crate::kind::{Detail, Kind, Refusal};
 use crate::lease::LeaseTable;
 use crate::limits::Limits;
 use crate::log::{Batch, Room, bytes_of, next_op};
+use crate::map::HashMap;
 use crate::name::Name;
 use crate::outcome::FileEffect;
 use crate::proof::{Secrets, is_loopback};
@@ -43,7 +44,7 @@ use crate::time::Time;
 use crate::wire::{self, Element, Id, Method, encode_error, encode_result};
 use assembly::{Assemblies, Place, Slot};
 use hand_offs::HandOffs;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use telling::Tellings;
@@ -67,6 +68,9 @@ const FILE_READS_MAX: usize = 1_024;
 /// After how much log time without a record a `tick` is logged while a deadline stands, in milliseconds: so much log
 /// time, at most, is lived again after a crash.
 const TICK_MS: u64 = 5_000;
+
+/// The room a reply gets at first: most fit, with their checksum.
+const REPLY_ROOM: usize = 192;
 
 /// How long `busy` tells a client to wait, in milliseconds.
 const BUSY_RETRY_MS: u64 = 50;
@@ -274,13 +278,13 @@ impl Node {
             last_at,
             last_seq: 0,
             tick_in_flight: false,
-            in_flight: HashMap::new(),
-            peers: HashMap::new(),
+            in_flight: HashMap::default(),
+            peers: HashMap::default(),
             assemblies: Assemblies::default(),
             tellings: Tellings::default(),
             hand_offs: HandOffs::default(),
             watches: Watches::default(),
-            file_tags: HashMap::new(),
+            file_tags: HashMap::default(),
             last_file_tag: 0,
             last_draw: 0,
             file_bytes_pending: 0,
@@ -683,7 +687,7 @@ impl Node {
     }
 
     fn resolve_with(&mut self, place: Place, encode: impl FnOnce(&mut Vec<u8>, &Id)) {
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(REPLY_ROOM);
         encode(&mut out, self.assemblies.id(place));
         self.assemblies.resolve(place, Slot::Ready(out));
     }

@@ -19,9 +19,10 @@ use super::reads::json_len;
 use crate::identity::{Op, Position};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::limits::{ADDRESS_WATCHES_MAX, WATCH_SCAN_MAX, WATCHES_MAX};
+use crate::map::HashMap;
 use crate::time::Time;
 use crate::wire::{self, Events, Id, WatchAsk, encode_cursor, encode_error, encode_result, page_bytes};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 /// A long poll that waits.

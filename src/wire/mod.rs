@@ -23,6 +23,7 @@ use crate::limits::{
 use crate::name::{NAME_MAX, Name};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use compact_str::{CompactString, ToCompactString};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -79,17 +80,17 @@ pub const METHODS: [&str; 38] = [
 
 /// The `id` of a request as its JSON text: what the reply echoes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Id(Box<str>);
+pub struct Id(CompactString);
 
 impl Id {
     /// The id of a reply to what had none that could be read.
     pub fn null() -> Id {
-        Id("null".into())
+        Id(CompactString::const_new("null"))
     }
 
     /// The id of a logged request.
     pub fn number(id: u64) -> Id {
-        Id(id.to_string().into())
+        Id(id.to_compact_string())
     }
 
     /// The JSON text.

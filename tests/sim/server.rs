@@ -102,10 +102,12 @@ impl Outside for Out {
         Ok((count, from))
     }
 
-    fn send(&mut self, transmit: &Transmit) -> Result<(), String> {
-        self.sent.push(transmit.clone());
+    fn send(&mut self, transmit: Transmit) -> Result<(), String> {
+        self.sent.push(transmit);
         Ok(())
     }
+
+    fn flush(&mut self) {}
 
     fn log(&mut self) -> &mut dyn Log {
         &mut self.log

@@ -1,0 +1,130 @@
+//! The server's socket: many datagrams with one call to the kernel, in each direction.
+//!
+//! A call costs about as much as the handling of a small request, so what waits is read up to [`BATCH`] datagrams at a time
+//! (`recvmmsg`), and replies are gathered and sent together (`sendmmsg`). Datagrams are handed out in the order in which the
+//! kernel had them.
+
+use crate::limits::DATAGRAM_MAX;
+use crate::node::Transmit;
+use mio::net::UdpSocket;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::AsRawFd;
+
+/// Datagrams a call. (Beyond some 32 a call's own cost is lost among those of its datagrams.)
+const BATCH: usize = 32;
+
+/// The room for one datagram that comes: one byte more than may come, so that a longer one is seen to be.
+const ROOM: usize = DATAGRAM_MAX + 1;
+
+/// Bytes of replies that may be gathered.
+const GATHERED_MAX: usize = 256 << 10;
+
+/// A datagram socket that neither waits nor calls the kernel for each datagram.
+pub struct Socket {
+    socket: UdpSocket,
+    heads: MultiHeaders<SockaddrStorage>,
+    room: Vec<u8>,
+    /// What was read and not handed out: how long, and from whom.
+    read: Vec<(usize, SocketAddr)>,
+    next: usize,
+    out: Vec<Transmit>,
+    out_bytes: usize,
+    out_heads: MultiHeaders<SockaddrStorage>,
+}
+
+impl Socket {
+    /// A socket that is bound and does not wait.
+    pub fn new(socket: UdpSocket) -> Socket {
+        Socket {
+            socket,
+            heads: MultiHeaders::preallocate(BATCH, None),
+            room: vec![0; BATCH * ROOM],
+            read: Vec::with_capacity(BATCH),
+            next: 0,
+            out: Vec::with_capacity(BATCH),
+            out_bytes: 0,
+            out_heads: MultiHeaders::preallocate(BATCH, None),
+        }
+    }
+
+    /// The next datagram, and who sent it.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; any other is the socket's word on something that was sent.
+    pub fn receive(&mut self) -> io::Result<(&[u8], SocketAddr)> {
+        if self.next == self.read.len() {
+            self.fill()?;
+        }
+        let (bytes, from) = self.read[self.next];
+        let start = self.next * ROOM;
+        self.next += 1;
+        Ok((&self.room[start..start + bytes], from))
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        self.read.clear();
+        self.next = 0;
+        let mut slices: Vec<[IoSliceMut<'_>; 1]> =
+            self.room.chunks_exact_mut(ROOM).map(|room| [IoSliceMut::new(room)]).collect();
+        let fd = self.socket.as_raw_fd();
+        let found = recvmmsg(fd, &mut self.heads, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
+        // What has no address that can be answered keeps its place, with nothing in it.
+        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        self.read.extend(found.map(|datagram| match datagram.address.and_then(address_of) {
+            Some(from) => (datagram.bytes, from),
+            None => (0, nobody),
+        }));
+        match self.read.is_empty() {
+            true => Err(io::ErrorKind::WouldBlock.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Sends a datagram, at the latest with the next [`Socket::flush`]. One that the kernel does not take is lost.
+    pub fn send(&mut self, transmit: Transmit) {
+        self.out_bytes += transmit.bytes.len();
+        self.out.push(transmit);
+        if self.out.len() == BATCH || self.out_bytes >= GATHERED_MAX {
+            self.flush();
+        }
+    }
+
+    /// Sends what was gathered.
+    pub fn flush(&mut self) {
+        let mut sent = 0;
+        while sent < self.out.len() {
+            let left = &self.out[sent..];
+            let result = match left {
+                [one] => self.socket.send_to(&one.bytes, one.to).map(|_| 1),
+                _ => {
+                    let slices: Vec<[IoSlice<'_>; 1]> =
+                        left.iter().map(|transmit| [IoSlice::new(&transmit.bytes)]).collect();
+                    let to: Vec<_> =
+                        left.iter().map(|transmit| Some(SockaddrStorage::from(transmit.to))).collect();
+                    let fd = self.socket.as_raw_fd();
+                    let results = sendmmsg(fd, &mut self.out_heads, &slices, &to, [], MsgFlags::MSG_DONTWAIT);
+                    results.map(Iterator::count).map_err(io::Error::from)
+                }
+            };
+            // The call fails only if the first of them cannot be sent; the others may be.
+            sent += match result {
+                Ok(count) => count.max(1),
+                Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => 0,
+                Err(error) => {
+                    log::debug!("a reply to {} was not sent: {error}", left[0].to);
+                    1
+                }
+            };
+        }
+        self.out.clear();
+        self.out_bytes = 0;
+    }
+}
+
+fn address_of(address: SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| SocketAddr::V4(SocketAddrV4::from(*address)));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| SocketAddr::V6(SocketAddrV6::from(*address))))
+}
