@@ -942,7 +942,7 @@ fn every_workload_of_the_load_does_its_work_and_leaves_nothing_behind() {
         ("append", &[]),
         ("mixed", &["--names", "2"]),
         ("heartbeat", &["--names", "20", "--every", "10ms", "--in-flight", "4", "--batch", "4"]),
-        ("ping", &["--busy-poll"]),
+        ("ping", &["--spin"]),
     ] {
         let told = load(&bench, workload, &[more, &["--server-pid", &pid]].concat());
         let number =

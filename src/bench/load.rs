@@ -299,11 +299,11 @@ impl<'a> Load<'a> {
 
     /// Waits for answers and takes them.
     fn listen(&mut self, events: &mut Events, buffer: &mut [u8], now: Instant) -> io::Result<()> {
-        if self.plan.busy_poll && self.ports.len() <= ASKED_IN_TURN {
+        if self.plan.spin && self.ports.len() <= ASKED_IN_TURN {
             return (0..self.ports.len()).try_for_each(|port| self.receive(port, buffer));
         }
         let sleep = match self.beats.front() {
-            _ if self.plan.busy_poll || !self.queue.is_empty() => Duration::ZERO,
+            _ if self.plan.spin || !self.queue.is_empty() => Duration::ZERO,
             Some((due, _)) => due.saturating_duration_since(now).min(LOOK_EVERY),
             None => LOOK_EVERY,
         };

@@ -110,7 +110,7 @@ pub struct Plan {
     /// After so long without any answer there is no server. So long, too, is waited at the end for what is still on its way.
     pub patience: Duration,
     /// Ask for answers without a pause, in place of sleeping until there is one.
-    pub busy_poll: bool,
+    pub spin: bool,
     /// Leave the sessions and what they hold to their TTL, and the keys and files as they are.
     pub leave: bool,
     /// The process of the server, if it is on this machine.
@@ -171,7 +171,7 @@ impl Plan {
             every: Duration::from_secs(1),
             ttl: Duration::from_secs(10),
             patience: Duration::from_secs(10),
-            busy_poll: false,
+            spin: false,
             leave: false,
             server_pid: None,
         }

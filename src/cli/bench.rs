@@ -58,8 +58,8 @@ pub(crate) struct Bench {
     #[arg(long, env = "TENURE_TTL", value_name = "DURATION", default_value = "10s", value_parser = parse_ttl)]
     ttl: Duration,
     /// Ask for answers without a pause, in place of sleeping until there is one: a core for the load.
-    #[arg(long, env = "TENURE_BUSY_POLL", value_parser = clap::builder::BoolishValueParser::new())]
-    busy_poll: bool,
+    #[arg(long, env = "TENURE_SPIN", value_parser = clap::builder::BoolishValueParser::new())]
+    spin: bool,
     /// Leave sessions, locks, keys and files as they are at the end; the sessions end by their TTL.
     #[arg(long, env = "TENURE_LEAVE", value_parser = clap::builder::BoolishValueParser::new())]
     leave: bool,
@@ -106,7 +106,7 @@ impl Bench {
             every: self.every,
             ttl: self.ttl,
             patience: context.timeout(),
-            busy_poll: self.busy_poll,
+            spin: self.spin,
             leave: self.leave,
             server_pid: self.server_pid,
         })

@@ -135,7 +135,7 @@ impl Tenure {
         command.args(["--warm-up", &format!("{}ms", time.warm_up.as_millis())]);
         command.args(["--server-pid", &server.pid().to_string()]).args(load);
         if time.spin {
-            command.arg("--busy-poll");
+            command.arg("--spin");
         }
         let output =
             command.stdin(Stdio::null()).output().map_err(|error| format!("tenure bench: {error}"))?;
