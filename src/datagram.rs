@@ -92,7 +92,9 @@ pub fn open(bytes: &[u8]) -> Result<Opened<'_>, Dropped> {
 /// Adds the trailer to a message.
 pub fn seal(message: &mut Vec<u8>) {
     let sum = crc32c::crc32c(message);
-    message.extend_from_slice(format!("\n{sum:08x}").as_bytes());
+    let digits = (0..8).rev().map(|place| b"0123456789abcdef"[(sum >> (4 * place)) as usize & 15]);
+    message.push(b'\n');
+    message.extend(digits);
 }
 
 fn is_space(byte: u8) -> bool {
