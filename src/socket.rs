@@ -1,6 +1,6 @@
 //! The server's socket: many datagrams with one call to the kernel, in each direction.
 //!
-//! A call costs about as much as the handling of a small request, so what waits is read up to [`BATCH`] datagrams at a time
+//! A call costs about as much as the handling of a small request, so what waits is read up to 32 datagrams at a time
 //! (`recvmmsg`), and replies are gathered and sent together (`sendmmsg`). Datagrams are handed out in the order in which the
 //! kernel had them.
 
