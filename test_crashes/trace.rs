@@ -189,7 +189,12 @@ impl Reader {
         let (name, arguments) = split(call);
         match name {
             "sendto" => self.sends(&bytes(arguments.get(1)), arguments.get(4).copied().unwrap_or_default()),
-            "sendmsg" | "sendmmsg" | "writev" | "pwritev" | "pwritev2" | "recvmsg" | "recvmmsg" => {
+            "sendmmsg" => {
+                for (datagram, to) in datagrams(arguments.get(1)) {
+                    self.sends(&datagram, to);
+                }
+            }
+            "sendmsg" | "writev" | "pwritev" | "pwritev2" | "recvmsg" => {
                 panic!("line {}: this test cannot read {name} yet", self.line)
             }
             "rename" | "renameat" | "renameat2" | "unlink" | "unlinkat" | "rmdir" | "link" | "linkat" => {
@@ -222,6 +227,11 @@ impl Reader {
         match name {
             "recvfrom" => {
                 self.receives(&bytes(arguments.get(1)), arguments.get(4).copied().unwrap_or_default())
+            }
+            "recvmmsg" => {
+                for (datagram, from) in datagrams(arguments.get(1)) {
+                    self.receives(&datagram, from);
+                }
             }
             "pwrite64" | "write" | "ftruncate" | "fallocate" => {
                 let file = file_of(arguments.first());
@@ -430,6 +440,17 @@ fn bytes(argument: Option<&&str>) -> Vec<u8> {
     out
 }
 
+/// The datagrams of a call for many of them, each with its address.
+fn datagrams<'a>(argument: Option<&&'a str>) -> Vec<(Vec<u8>, &'a str)> {
+    let each = argument.map_or("", |text| text).split("{msg_hdr={").skip(1);
+    each.map(|head| {
+        let (address, rest) = head.split_once("iov_base=").expect("a datagram has content");
+        let (content, _) = rest.split_once(", iov_len=").expect("and a length");
+        (bytes(Some(&content)), address)
+    })
+    .collect()
+}
+
 /// The path of a descriptor: `8</data/lock>`.
 fn file_of(argument: Option<&&str>) -> String {
     let path = argument.and_then(|text| text.split_once('<')).map_or("", |(_, path)| path);
@@ -487,6 +508,8 @@ mod tests {
     const ASKED: &str = r##"1 recvfrom(3<s>, "{\"id\":1,\"method\":\"set\",\"params\":{\"v\":\"#set-1#\"}}\nabcdef01", 65508, 0, {sin_port=htons(7)}, [16]) = 60"##;
     const WRITTEN: &str =
         r##"2 pwrite64(8</d/journal/1.seg>, "\x01\x23\x73\x65\x74\x2d\x31\x23", 8, 0) = 8"##;
+    const ASKED_TOGETHER: &str = r##"1 recvmmsg(3<s>, [{msg_hdr={msg_name={sin_port=htons(6)}, msg_namelen=16, msg_iov=[{iov_base="{\"id\":5,\"method\":\"get\"}\n01234567", iov_len=65508}], msg_iovlen=1}, msg_len=30}, {msg_hdr={msg_name={sin_port=htons(7)}, msg_namelen=16, msg_iov=[{iov_base="{\"id\":1,\"method\":\"set\",\"params\":{\"v\":\"#set-1#\"}}\nabcdef01", iov_len=65508}], msg_iovlen=1}, msg_len=60}], 32, MSG_DONTWAIT, NULL) = 2"##;
+    const TOLD_TOGETHER: &str = r##"1 sendmmsg(3<s>, [{msg_hdr={msg_name={sin_port=htons(6)}, msg_namelen=16, msg_iov=[{iov_base="{\"id\":5,\"result\":{}}\n12345678", iov_len=30}], msg_iovlen=1}, msg_len=30}, {msg_hdr={msg_name={sin_port=htons(7)}, msg_namelen=16, msg_iov=[{iov_base="{\"id\":1,\"result\":{}}\n12345678", iov_len=30}], msg_iovlen=1}, msg_len=30}], 2, MSG_DONTWAIT) = 2"##;
     const SYNC: &str = "2 fdatasync(8</d/journal/1.seg>) = 0";
     const TOLD: &str =
         r##"1 sendto(3<s>, "{\"id\":1,\"result\":{}}\n12345678", 30, 0, {sin_port=htons(7)}, 16) = 30"##;
@@ -494,6 +517,13 @@ mod tests {
     #[test]
     fn a_reply_behind_its_sync_is_in_order() {
         read(&[ASKED, WRITTEN, SYNC, TOLD]);
+        read(&[ASKED_TOGETHER, WRITTEN, SYNC, TOLD_TOGETHER]);
+    }
+
+    #[test]
+    #[should_panic(expected = "nothing written after that is synced")]
+    fn a_reply_among_several_before_its_sync_is_found() {
+        read(&[ASKED_TOGETHER, WRITTEN, TOLD_TOGETHER, SYNC]);
     }
 
     #[test]
