@@ -8,8 +8,14 @@
 
 use std::io;
 
-/// Whether a place may be more than nothing.
-pub const ARMED: bool = cfg!(any(debug_assertions, feature = "failpoints"));
+/// Whether any place is more than nothing in this process.
+#[inline]
+pub fn is_armed() -> bool {
+    #[cfg(any(debug_assertions, feature = "failpoints"))]
+    return armed::any();
+    #[cfg(not(any(debug_assertions, feature = "failpoints")))]
+    false
+}
 
 /// Passes the place `name`.
 ///
@@ -47,6 +53,10 @@ mod armed {
 
     static WHILE: LazyLock<Option<PathBuf>> =
         LazyLock::new(|| std::env::var_os("TENURE_FAILPOINT_WHILE").map(PathBuf::from));
+
+    pub(super) fn any() -> bool {
+        !POINTS.is_empty()
+    }
 
     fn parse(text: &str) -> Vec<Point> {
         let points = text.split(',').filter_map(|point| point.trim().split_once('='));
