@@ -2,7 +2,7 @@
 //!
 //! Only in a build with `RUSTFLAGS="--cfg tenure_bugs"`, and there only if `plant` or the variable `TENURE_BUG` names it,
 //! is a bug there. Anywhere else [`planted`] is a constant `false`, and the compiler drops what hangs on it. No release can
-//! have them: such a build without debug assertions does not compile. `tests/bugs.rs` plants one after the other, and
+//! have them: such a build without debug assertions does not compile. `tests/sim/bugs.rs` plants one after the other, and
 //! `docs/reliability.md` says what catches each.
 
 #[cfg(all(tenure_bugs, not(debug_assertions)))]

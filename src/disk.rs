@@ -258,7 +258,7 @@ pub(crate) fn make_dir_at(dir: impl AsFd + Copy, name: &str, mode: Mode) -> rust
 }
 
 /// Writes some bytes at the offset; gives how many.
-pub(crate) fn write_some(fd: impl AsFd + Copy, bytes: &[u8], offset: u64) -> io::Result<usize> {
+fn write_some(fd: impl AsFd + Copy, bytes: &[u8], offset: u64) -> io::Result<usize> {
     let Some(witness) = witness() else { return Ok(rustix::io::pwrite(fd, bytes, offset)?) };
     let inode = inode(fd);
     witness.before(Step::Write { inode, end: offset + bytes.len() as u64 })?;
@@ -268,19 +268,22 @@ pub(crate) fn write_some(fd: impl AsFd + Copy, bytes: &[u8], offset: u64) -> io:
 }
 
 /// Writes all bytes at the offset, however many calls it takes.
-pub(crate) fn write_at(fd: impl AsFd + Copy, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match write_some(fd, bytes, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                bytes = &bytes[written..];
-                offset += written as u64;
-            }
+pub(crate) fn write_at(fd: impl AsFd + Copy, bytes: &[u8], offset: u64) -> io::Result<()> {
+    write_counted(fd, bytes, offset).1
+}
+
+/// The same; tells how many bytes were written before an error, too.
+pub(crate) fn write_counted(fd: impl AsFd + Copy, bytes: &[u8], offset: u64) -> (usize, io::Result<()>) {
+    let mut done = 0;
+    while done < bytes.len() {
+        match write_some(fd, &bytes[done..], offset + done as u64) {
+            Ok(0) => return (done, Err(io::ErrorKind::WriteZero.into())),
+            Ok(more) => done += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return (done, Err(error)),
         }
     }
-    Ok(())
+    (done, Ok(()))
 }
 
 /// Gives a file its blocks.

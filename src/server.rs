@@ -14,7 +14,7 @@ use crate::command::Durability;
 use crate::expiry::Alarm;
 use crate::failpoint;
 use crate::fold;
-use crate::image::{Files, Handle as ImageHandle, Image};
+use crate::image::{Handle as ImageHandle, Image};
 use crate::journal::{FileLog, JournalConfig};
 use crate::limits::Limits;
 use crate::log::{Log, LogEvent};
@@ -185,8 +185,8 @@ impl Outside for Threads {
         &mut self.log
     }
 
-    fn files(&mut self) -> &mut dyn Files {
-        &mut self.image
+    fn files(&mut self) -> &ImageHandle {
+        &self.image
     }
 }
 

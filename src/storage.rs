@@ -356,7 +356,7 @@ impl DataDir {
         let (spare, path) = (self.journal().join(SPARE), self.segment(number));
         let file = open_for_writing(&spare)?;
         point("segment.before_write", &spare)?;
-        write_at(&file, content, 0).map_err(|error| DiskError::io("write", &spare, &error))?;
+        disk::write_at(&file, content, 0).map_err(|error| DiskError::io("write", &spare, &error))?;
         point("segment.before_sync", &spare)?;
         disk::sync_data(&file).map_err(|error| DiskError::io("sync", &spare, &error.into()))?;
         point("segment.before_rename", &spare)?;
@@ -386,7 +386,7 @@ impl DataDir {
         };
         let path = self.segment(number);
         point("tail.before_write", &tmp)?;
-        write_at(&file, content, 0).map_err(|error| DiskError::io("write", &tmp, &error))?;
+        disk::write_at(&file, content, 0).map_err(|error| DiskError::io("write", &tmp, &error))?;
         point("tail.before_sync", &tmp)?;
         if !crate::bug::planted("tail_not_synced_at_start") {
             disk::sync_all(&file).map_err(|error| DiskError::io("sync", &tmp, &error.into()))?;
@@ -409,7 +409,7 @@ impl DataDir {
         let file = open_for_writing(&path)?;
         let wrap = |error: io::Error| DiskError::io("rewrite", &path, &error);
         let size = file.metadata().map_err(wrap)?.len();
-        write_at(&file, content, 0).map_err(wrap)?;
+        disk::write_at(&file, content, 0).map_err(wrap)?;
         zero(&file, content.len() as u64, size, &AtomicBool::new(false)).map_err(wrap)?;
         disk::sync_all(&file).map_err(|error| wrap(error.into()))?;
         Ok(file)
@@ -425,11 +425,6 @@ impl DataDir {
         }
         Ok(())
     }
-}
-
-/// Writes all bytes at the offset, however many calls it takes.
-pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    disk::write_at(file, bytes, offset)
 }
 
 /// A failpoint as a disk error.
@@ -605,7 +600,7 @@ fn zero(file: &File, mut from: u64, to: u64, stop: &AtomicBool) -> io::Result<()
             return Err(io::Error::new(io::ErrorKind::Interrupted, "the server is stopping"));
         }
         let count = zeros.len().min(usize::try_from(to - from).unwrap_or(usize::MAX));
-        write_at(file, &zeros[..count], from)?;
+        disk::write_at(file, &zeros[..count], from)?;
         from += count as u64;
     }
     Ok(())

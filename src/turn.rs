@@ -10,7 +10,7 @@
 use crate::clock::LogClock;
 use crate::identity::Op;
 use crate::image::record::Record;
-use crate::image::{Event as ImageEvent, Files, Look};
+use crate::image::{Event as ImageEvent, Handle, Look};
 use crate::limits::DATAGRAM_MAX;
 use crate::log::{Log, LogEvent};
 use crate::node::{FileWork, Node, Transmit};
@@ -50,7 +50,7 @@ pub trait Outside {
     fn log(&mut self) -> &mut dyn Log;
 
     /// The files.
-    fn files(&mut self) -> &mut dyn Files;
+    fn files(&mut self) -> &Handle;
 }
 
 /// The node and its time.

@@ -3,12 +3,15 @@
 pub(crate) mod ask;
 pub(crate) mod machine;
 pub(crate) mod server;
+mod thousands;
 
 use machine::Cores;
 use std::path::PathBuf;
 use std::time::Duration;
 use tenure::bench;
 use tenure::bench::report::Report;
+
+pub(crate) use thousands::thousands;
 
 /// The options that every benchmark has.
 #[derive(clap::Args)]
@@ -114,17 +117,4 @@ pub(crate) fn fresh_dir(parent: &std::path::Path) -> Result<tempfile::TempDir, S
         .prefix(concat!(env!("CARGO_CRATE_NAME"), "-"))
         .tempdir_in(parent)
         .map_err(|error| format!("no fresh directory in {}: {error}", parent.display()))
-}
-
-/// A whole number with a comma at each thousand.
-pub(crate) fn thousands(number: f64) -> String {
-    let digits = format!("{number:.0}");
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

@@ -17,7 +17,8 @@
 
 use super::record::{self, Kept, Record};
 use super::tree::{self, Obstacle, Synced, Tree};
-use super::{Event, Gauges, Look, Looked, describe, lack_of_room, point, write_at, write_some};
+use super::{Event, Gauges, Look, Looked, describe, lack_of_room, point};
+use crate::disk;
 use crate::identity::Op;
 use crate::name::Name;
 use crate::outcome::{FileAct, FileEffect};
@@ -372,7 +373,7 @@ impl Mirror {
         file.touched = file.touched.max(offset + data.len() as u64);
         let rest =
             usize::try_from(file.partial).map_or(&[][..], |partial| data.get(partial..).unwrap_or(&[]));
-        let (written, result) = write_some(&fd, rest, offset + file.partial);
+        let (written, result) = disk::write_counted(&fd, rest, offset + file.partial);
         if strict && !file.loose {
             file.partial += written as u64;
         }
@@ -564,7 +565,7 @@ impl Mirror {
             return Err(Hitch::Fault(file.wrong_length(found.length)));
         }
         if !crate::bug::planted("file_safe_before_its_sync") {
-            crate::disk::sync_data(&fd).map_err(|error| failed(error.into()))?;
+            disk::sync_data(&fd).map_err(|error| failed(error.into()))?;
         }
         if file.fresh {
             self.tree.sync_parents(name, synced).map_err(|obstacle| {
@@ -827,7 +828,7 @@ impl Mirror {
             }
         }
         // What is reported may become the truth, so it has to be on disk.
-        crate::disk::sync_all(&fd).map_err(|error| unsynced(error.into()))?;
+        disk::sync_all(&fd).map_err(|error| unsynced(error.into()))?;
         let crc = checksum(&fd, found.length).map_err(refused)?;
         let restored = found.length == look.length && crc == look.checksum;
         Ok(Looked { length: found.length, checksum: crc, restored })
@@ -851,10 +852,10 @@ impl Mirror {
     fn restore(&mut self, look: &Look, fd: &OwnedFd, file: &File) -> Result<Looked, String> {
         for effect in &file.kept {
             if let FileAct::Write { offset, data } = &effect.act {
-                write_at(fd, data, *offset).map_err(refused)?;
+                disk::write_at(fd, data, *offset).map_err(refused)?;
             }
         }
-        crate::disk::sync_all(fd).map_err(|error| unsynced(error.into()))?;
+        disk::sync_all(fd).map_err(|error| unsynced(error.into()))?;
         self.tree.sync_parents(&look.file, &mut Synced::new()).map_err(|obstacle| clause(&obstacle))?;
         let found = tree::look_again(fd).map_err(|obstacle| somebody(&obstacle))?;
         if found.length != look.length {

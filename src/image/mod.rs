@@ -40,7 +40,6 @@ use crate::state::FilePart;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use mirror::{Mirror, weight};
 use record::Record;
-use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -146,55 +145,8 @@ pub struct Handle {
     tasks: Sender<Task>,
     events: Receiver<Event>,
     gauges: Arc<Gauges>,
-    thread: JoinHandle<()>,
-}
-
-/// What the loop does with the image, whoever does its work.
-pub trait Files {
-    /// As [`Handle::apply`].
-    fn apply(&mut self, effect: FileEffect);
-    /// As [`Handle::read`].
-    fn read(&mut self, tag: u64, file: Name, generation: u64, offset: u64, limit: u64, length: u64);
-    /// As [`Handle::look`].
-    fn look(&mut self, tag: u64, look: Look);
-    /// As [`Handle::sync`].
-    fn sync(&mut self, op: Op);
-    /// As [`Handle::next_event`].
-    fn next_event(&mut self) -> Option<Event>;
-    /// As [`Handle::pending_bytes`].
-    fn pending_bytes(&self) -> u64;
-    /// As [`Handle::kept_bytes`].
-    fn kept_bytes(&self) -> u64;
-}
-
-impl Files for Handle {
-    fn apply(&mut self, effect: FileEffect) {
-        Handle::apply(self, effect);
-    }
-
-    fn read(&mut self, tag: u64, file: Name, generation: u64, offset: u64, limit: u64, length: u64) {
-        Handle::read(self, tag, file, generation, offset, limit, length);
-    }
-
-    fn look(&mut self, tag: u64, look: Look) {
-        Handle::look(self, tag, look);
-    }
-
-    fn sync(&mut self, op: Op) {
-        Handle::sync(self, op);
-    }
-
-    fn next_event(&mut self) -> Option<Event> {
-        Handle::next_event(self)
-    }
-
-    fn pending_bytes(&self) -> u64 {
-        Handle::pending_bytes(self)
-    }
-
-    fn kept_bytes(&self) -> u64 {
-        Handle::kept_bytes(self)
-    }
+    /// None where the caller does its work.
+    thread: Option<JoinHandle<()>>,
 }
 
 /// Numbers to watch.
@@ -229,9 +181,22 @@ impl Image {
     ///
     /// # Errors
     /// The system has no thread for us. Nothing has changed.
-    pub fn start(mut self, wake: Box<dyn Fn() + Send>) -> io::Result<Handle> {
-        let (tasks, inbox) = crossbeam_channel::unbounded();
+    pub fn start(self, wake: Box<dyn Fn() + Send>) -> io::Result<Handle> {
         let (outbox, events) = crossbeam_channel::unbounded();
+        let (worker, mut handle) = self.staff(outbox, events, wake);
+        let thread = std::thread::Builder::new().name("image".to_owned()).spawn(move || worker.run())?;
+        handle.thread = Some(thread);
+        Ok(handle)
+    }
+
+    /// Who does the work, and the loop's side of it, which hears `events`.
+    fn staff(
+        mut self,
+        outbox: Sender<Event>,
+        events: Receiver<Event>,
+        wake: Box<dyn Fn() + Send>,
+    ) -> (Worker, Handle) {
+        let (tasks, inbox) = crossbeam_channel::unbounded();
         let gauges = Arc::clone(&self.mirror.gauges);
         let backlog = self.mirror.behind.drain(..).map(Task::Apply).collect();
         let worker = Worker {
@@ -247,8 +212,7 @@ impl Image {
             told_full: false,
             told_now: None,
         };
-        let thread = std::thread::Builder::new().name("image".to_owned()).spawn(move || worker.run())?;
-        Ok(Handle { tasks, events, gauges, thread })
+        (worker, Handle { tasks, events, gauges, thread: None })
     }
 }
 
@@ -307,7 +271,7 @@ impl Handle {
 
     /// Whether the thread still runs. It ends by [`stop`](Handle::stop) alone; anything else is a bug.
     pub fn is_running(&self) -> bool {
-        !self.thread.is_finished()
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// Executes what was handed over, syncs, records, and ends the thread; waits for that at most `patience`. Gives the
@@ -321,7 +285,9 @@ impl Handle {
             match self.events.recv_deadline(deadline) {
                 Ok(event) => events.push(event),
                 Err(RecvTimeoutError::Timeout) => return (events, false),
-                Err(RecvTimeoutError::Disconnected) => return (events, self.thread.join().is_ok()),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return (events, self.thread.is_none_or(|thread| thread.join().is_ok()));
+                }
             }
         }
     }
@@ -392,13 +358,20 @@ impl Worker {
         self.tell();
     }
 
+    /// Whether tasks that were taken can be executed.
+    fn has_work(&self) -> bool {
+        !self.backlog.is_empty() && self.retry_at.is_none()
+    }
+
+    /// When there is something to do by the clock.
+    fn due(&self) -> Option<Instant> {
+        let due = || [self.sync_at, self.room_at, self.check_at].into_iter().flatten().min();
+        self.retry_at.or_else(due)
+    }
+
     /// Waits for tasks until something else is due; false once nobody can send any more.
     fn gather(&mut self) -> bool {
-        let due = match self.retry_at {
-            Some(retry_at) => Some(retry_at),
-            None if !self.backlog.is_empty() => Some(Instant::now()),
-            None => [self.sync_at, self.room_at, self.check_at].into_iter().flatten().min(),
-        };
+        let due = if self.has_work() { Some(Instant::now()) } else { self.due() };
         let first = match due {
             Some(due) => self.inbox.recv_deadline(due),
             None => self.inbox.recv().map_err(RecvTimeoutError::from),
@@ -407,7 +380,7 @@ impl Worker {
             Ok(task) => self.take(task),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                return !self.backlog.is_empty() && self.retry_at.is_none();
+                return self.has_work();
             }
         }
         while self.backlog.len() < GATHER_MAX {
@@ -576,25 +549,6 @@ impl Gauge {
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// Writes all of it at the offset.
-fn write_at(fd: &OwnedFd, data: &[u8], offset: u64) -> io::Result<()> {
-    write_some(fd, data, offset).1
-}
-
-/// Writes all of it at the offset, or as much as goes; gives how much that was.
-fn write_some(fd: &OwnedFd, data: &[u8], offset: u64) -> (usize, io::Result<()>) {
-    let mut done = 0;
-    while done < data.len() {
-        match crate::disk::write_some(fd, &data[done..], offset + done as u64) {
-            Ok(0) => return (done, Err(io::ErrorKind::WriteZero.into())),
-            Ok(more) => done += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (done, Err(error)),
-        }
-    }
-    (done, Ok(()))
 }
 
 /// What the system said, if it was that there is no room.

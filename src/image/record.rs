@@ -91,7 +91,7 @@ impl Record {
         let how = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(0o600);
         let fd = disk::open_at(directory, SPARE, how, || rustix::fs::openat(directory, SPARE, how, mode))?;
-        super::write_at(&fd, &text, 0)?;
+        disk::write_at(&fd, &text, 0)?;
         disk::set_length(&fd, text.len() as u64)?;
         disk::sync_all(&fd)?;
         let (spare, name) = ((directory, SPARE), (directory, NAME));

@@ -9,15 +9,13 @@ use crate::command::{Call, Command, EndReason, Patience, Request};
 use crate::event;
 use crate::identity::SessionId;
 use crate::kind::{Detail, Kind, Refusal};
-use crate::limits::Limits;
 use crate::log::Room;
 use crate::map::HashMap;
 use crate::outcome::Outcome;
 use crate::proof::is_loopback;
-use crate::state::Standing;
+use crate::state::{Standing, Window};
 use crate::time::Time;
 use crate::wire::{self, Element, Method, encode_error, encode_outcome, encode_result};
-
 use std::net::SocketAddr;
 
 /// Replies that a full window still takes for what the oldest open request of a session hangs on: its own, and that of what
@@ -292,13 +290,12 @@ impl Node {
             // What the client's oldest open request hangs on finds room in a small reserve: only its reply lets `ack` rise,
             // and later ones may have filled the window while its copies were lost.
             let cancels = matches!(call, Some(Call::CancelWait { wait }) if *wait == ack);
-            let reserve = Limits {
-                replies: limits.replies.saturating_add(WINDOW_RESERVE),
-                reply_bytes: limits.reply_bytes.saturating_mul(2),
-                ..limits.clone()
-            };
-            let limits = if id == ack || cancels { &reserve } else { limits };
-            if let Some((limit, max)) = known.full_window(ack, *requests, limits) {
+            let mut window = Window { replies: limits.replies, reply_bytes: limits.reply_bytes };
+            if id == ack || cancels {
+                window.replies = window.replies.saturating_add(WINDOW_RESERVE);
+                window.reply_bytes = window.reply_bytes.saturating_mul(2);
+            }
+            if let Some((limit, max)) = known.full_window(ack, *requests, window) {
                 let what = if limit == "replies" { "kept replies" } else { "bytes of kept replies" };
                 let text = format!(
                     "the session has its {max} {what}; say with `ack` which have arrived, and repeat the request"

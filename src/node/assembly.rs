@@ -7,7 +7,6 @@ use crate::identity::SessionId;
 use crate::limits::REPLY_MAX;
 use crate::map::HashMap;
 use crate::wire::{Id, Method};
-
 use std::net::SocketAddr;
 
 /// One element of one message.

@@ -47,7 +47,7 @@ pub use locks::LockView;
 pub use parts::*;
 pub use sections::{KeySeen, Section, StagedFile, StagedKey};
 use sessions::KeptReplies;
-pub use sessions::{Session, Standing};
+pub use sessions::{Session, Standing, Window};
 pub use waits::Wait;
 
 use crate::command::{Call, Change, Command, Durability, Life, Request};

@@ -92,6 +92,15 @@ struct WaitReply {
     got: bool,
 }
 
+/// The room for kept replies of a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Replies.
+    pub replies: u64,
+    /// Their bytes.
+    pub reply_bytes: u64,
+}
+
 /// Where a request stands.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Standing<'a> {
@@ -186,15 +195,15 @@ impl Session {
         self.waits.iter().filter(|(_, wait)| wait.outcome.is_some() && !wait.got).map(|(id, _)| *id)
     }
 
-    /// The cap that leaves the window no room for one more reply beside `in_flight` unanswered requests, once `ack` is taken
+    /// The cap that leaves `window` no room for one more reply beside `in_flight` unanswered requests, once `ack` is taken
     /// in: its name and its number.
-    pub fn full_window(&self, ack: u64, in_flight: u64, limits: &Limits) -> Option<(&'static str, u64)> {
+    pub fn full_window(&self, ack: u64, in_flight: u64, window: Window) -> Option<(&'static str, u64)> {
         if !self.acks && ack == 0 {
             return None;
         }
         let full = |count: u64, bytes: u64| match (count + in_flight, bytes) {
-            (count, _) if count >= limits.replies => Some(("replies", limits.replies)),
-            (_, bytes) if bytes >= limits.reply_bytes => Some(("reply_bytes", limits.reply_bytes)),
+            (count, _) if count >= window.replies => Some(("replies", window.replies)),
+            (_, bytes) if bytes >= window.reply_bytes => Some(("reply_bytes", window.reply_bytes)),
             _ => None,
         };
         full(self.replies.len() as u64, self.reply_bytes)?;

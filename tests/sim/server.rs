@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tenure::clock::LogClock;
 use tenure::command::Durability;
 use tenure::image::record::Record;
-use tenure::image::{self, Files, Image};
+use tenure::image::{self, Image};
 use tenure::journal::{self, FileLog, JournalConfig};
 use tenure::limits::Limits;
 use tenure::log::{Batch, Log, LogEvent, Room};
@@ -87,7 +87,7 @@ pub(crate) struct Out {
     pub(crate) inbox: VecDeque<(Vec<u8>, SocketAddr)>,
     pub(crate) sent: Vec<Transmit>,
     pub(crate) log: Tap,
-    pub(crate) image: image::Stepped,
+    files: image::Handle,
     /// The process stands still for so long at the next datagram.
     pub(crate) stop_at_next: u64,
     clock: Rc<ServerClock>,
@@ -113,8 +113,8 @@ impl Outside for Out {
         &mut self.log
     }
 
-    fn files(&mut self) -> &mut dyn Files {
-        &mut self.image
+    fn files(&mut self) -> &image::Handle {
+        &self.files
     }
 }
 
@@ -161,6 +161,7 @@ pub(crate) struct Server {
     pub(crate) turn: Turn,
     pub(crate) out: Out,
     pub(crate) journal: journal::Stepped,
+    image: image::Stepped,
     pub(crate) clock: Rc<ServerClock>,
     /// The turn on the disk that each thread is in.
     pub(crate) busy: [Option<u64>; 4],
@@ -217,6 +218,7 @@ impl Server {
         let files = recovered.state.parts().files;
         let (image, _) = Image::recover(dir.path(), &files, recovered.redo, recovered.must_raise)
             .map_err(|error| Refused(format!("the files cannot be recovered: {error}")))?;
+        let (files, image) = image::Stepped::start(image, now);
         let source = clock.clone();
         let log_clock = LogClock::with_source(recovered.state.at(), Box::new(move || source.boot()));
         let log_now = log_clock.now();
@@ -235,11 +237,12 @@ impl Server {
                 inbox: VecDeque::new(),
                 sent: Vec::new(),
                 log: Tap { log, oracle: oracle.clone() },
-                image: image::Stepped::start(image, now),
+                files,
                 stop_at_next: 0,
                 clock: clock.clone(),
             },
             journal,
+            image,
             clock,
             busy: [None; 4],
             loop_at: None,
@@ -309,7 +312,7 @@ impl Server {
                     || (self.journal.keeper_waits() && self.keeper_retry <= self.clock.now.get())
             }
             Thread::Fold => self.journal.can_fold(),
-            Thread::Image => self.out.image.can_work(self.instant()),
+            Thread::Image => self.image.can_work(self.instant()),
         }
     }
 
@@ -324,7 +327,7 @@ impl Server {
                 self.keeper_retry = self.clock.now.get() + 1_000_000;
             }
             Thread::Fold => self.journal.fold(),
-            Thread::Image => self.out.image.work(now),
+            Thread::Image => self.image.work(now),
         }
     }
 
@@ -340,7 +343,7 @@ impl Server {
                 }
             }
             Thread::Fold => self.journal.tell_folded(),
-            Thread::Image => self.out.image.tell(),
+            Thread::Image => self.image.tell(),
         }
     }
 
@@ -349,7 +352,7 @@ impl Server {
         let waits = self.journal.wants_spare(self.out.log.file_log());
         let journal =
             self.journal.deadline().filter(|_| self.busy[Thread::Journal as usize].is_none() && !waits);
-        let image = self.out.image.deadline().filter(|_| self.busy[Thread::Image as usize].is_none());
+        let image = self.image.deadline().filter(|_| self.busy[Thread::Image as usize].is_none());
         let keeper = (self.journal.keeper_waits() && self.busy[Thread::Keeper as usize].is_none())
             .then_some(self.keeper_retry);
         let due = journal.into_iter().chain(image).map(|due| self.micros_of(due) + 1);

@@ -24,6 +24,8 @@ mod redis;
 mod servers;
 mod table;
 mod tcp;
+#[path = "../../common/thousands.rs"]
+mod thousands;
 mod zookeeper;
 
 use clap::Parser;

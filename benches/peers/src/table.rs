@@ -1,6 +1,7 @@
 //! The rows: what is compared with what, and whether what was set as a goal is reached.
 
 use crate::figures::Figures;
+use crate::thousands::thousands;
 use std::collections::BTreeMap;
 
 /// The figures of one repeat, by measurement.
@@ -316,18 +317,6 @@ pub fn markdown(rows: &[&Row], passes: &[Pass]) -> String {
 fn median(mut figures: Vec<f64>) -> Option<f64> {
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len().saturating_sub(1) / 2).copied()
-}
-
-fn thousands(number: f64) -> String {
-    let digits = format!("{number:.0}");
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]
