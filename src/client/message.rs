@@ -18,6 +18,9 @@ const UNPROVEN_BYTES: usize = 192;
 pub(super) enum Tag {
     /// Changes the state.
     Logged(u64),
+    /// Will be [`Tag::Logged`]: it is held back behind another request and gets its number when that is answered. So the
+    /// server never waits, with all room for replies used up, for a number that waits here itself.
+    Held(u64),
     /// Changes nothing, or may be done again without harm.
     Read(u64),
     /// `open_session`
@@ -31,7 +34,7 @@ pub(super) enum Tag {
 impl Tag {
     pub(super) fn number(self) -> u64 {
         match self {
-            Tag::Logged(n) | Tag::Read(n) | Tag::Open(n) | Tag::Close(n) | Tag::Beat(n) => n,
+            Tag::Logged(n) | Tag::Held(n) | Tag::Read(n) | Tag::Open(n) | Tag::Close(n) | Tag::Beat(n) => n,
         }
     }
 
@@ -56,6 +59,7 @@ impl fmt::Display for Tag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Tag::Logged(number) => write!(f, "{number}"),
+            Tag::Held(number) => write!(f, "held{number}"),
             Tag::Read(number) => write!(f, "r{number}"),
             Tag::Open(number) => write!(f, "o{number}"),
             Tag::Close(number) => write!(f, "c{number}"),
@@ -69,6 +73,7 @@ impl Serialize for Tag {
         match self {
             Tag::Logged(number) => serializer.serialize_u64(*number),
             Tag::Read(_) | Tag::Open(_) | Tag::Close(_) | Tag::Beat(_) => serializer.collect_str(self),
+            Tag::Held(_) => unreachable!("{self} is sent without a number"),
         }
     }
 }

@@ -448,7 +448,7 @@ fn run(seed: u64) {
                         Event::Done { call, result } => {
                             let (asked, deadline) =
                                 client.asked.remove(&(life, call.to_string())).expect("each call ends once");
-                            if let Err(Failure::Unknown { why }) = &result {
+                            if let Err(Failure::Unknown { why, .. }) = &result {
                                 // A release of its grant takes a conversion back before its deadline.
                                 let ended = matches!(client.engines[life].stage(), Stage::Ended { .. })
                                     || matches!(asked, Asked::Convert);

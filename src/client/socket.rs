@@ -578,7 +578,7 @@ impl Driver {
             Err(failure) => {
                 let method = waiter.as_ref().map_or("", |waiter| &waiter.method);
                 let heard = session.engine.heard();
-                Err(self.explain(method, call, heard, failure))
+                Err(self.explain(method, heard, failure))
             }
         };
         if let Some(waiter) = waiter {
@@ -587,7 +587,7 @@ impl Driver {
         }
     }
 
-    fn explain(&self, method: &str, call: CallId, heard: bool, failure: Failure) -> Error {
+    fn explain(&self, method: &str, heard: bool, failure: Failure) -> Error {
         let method = method.to_owned();
         match failure {
             Failure::Refused(error) => Error::Refused {
@@ -596,7 +596,7 @@ impl Driver {
                 data: Box::new(error.data),
             },
             Failure::Lost(lost) => Error::Lost(lost),
-            Failure::Unknown { why } => Error::OutcomeUnknown { method, id: call.number(), why },
+            Failure::Unknown { id, why } => Error::OutcomeUnknown { method, id, why },
             Failure::NotSent { why } | Failure::NoAnswer { why } => {
                 Error::Unreachable { server: self.server, method, why: self.unreachable(heard, &why) }
             }

@@ -66,8 +66,10 @@ impl Lives {
         }
     }
 
-    /// It stood still for so long in a turn, of which the first tenth of a second counts.
-    pub(crate) fn stood(&mut self, stopped: u64) {
+    /// It stood still for so long in the turn that began now, of which the first tenth of a second counts.
+    pub(crate) fn stood(&mut self, now: u64, stopped: u64) {
+        // What had passed before the turn has passed, and with it the leases that were over then.
+        self.active(now);
         self.stalled_us += stopped.saturating_sub(100_000 * 1_000_000 / self.rate + SLACK_US);
     }
 
@@ -109,4 +111,24 @@ impl Lives {
             }
         }
     }
+}
+
+/// The judge believed a session alive again that had run out before the server stood still in a turn: what the stop was
+/// taken out of had not been counted up to the turn first (seed 9777; a full disk kept the end of the session from the log).
+#[test]
+fn a_lease_that_was_over_before_a_stop_in_a_turn_is_not_alive_in_it() {
+    let session = SessionId(7);
+    let beat =
+        format!("{{\"method\":\"heartbeat\",\"params\":{{\"session\":\"{}\"}}}}", format_args!("{:032x}", 7));
+    let mut lives = Lives::new(1_000_000);
+    lives.term(0, [(session, 1_000)].into_iter());
+    lives.stood(1_200_000, 5_000_000);
+    lives.arrives(1_300_000, beat.as_bytes());
+    assert_eq!(lives.heard, 0, "its lease was over after one second");
+    assert!(lives.submitted(6_300_000, Word::Expired { session }).is_none());
+    lives.term(10_000_000, [(session, 1_000)].into_iter());
+    lives.stood(10_200_000, 5_000_000);
+    lives.arrives(10_300_000, beat.as_bytes());
+    assert_eq!(lives.heard, 1);
+    assert!(lives.submitted(15_300_000, Word::Expired { session }).is_some(), "it was heard in the stop");
 }

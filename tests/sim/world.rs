@@ -690,7 +690,7 @@ impl World {
             let early = self.lives.submitted(now, word);
             self.checks.lived(early);
         }
-        self.lives.stood(stopped);
+        self.lives.stood(now, stopped);
         if server.turn.node.is_serving() {
             let caps = [
                 ("sessions", limits.sessions),

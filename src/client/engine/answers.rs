@@ -1,8 +1,8 @@
 //! What answers mean.
 
 use super::{
-    Alarm, BEAT, Beat, Call, CallId, EARLY_LOSSES_MAX, Engine, Event, Failure, GRACE_MS, Grant, MARKS_KEPT,
-    Makes, PROBE_MS, Proving, Purpose, RETRY_MAX_MS, Stage,
+    Alarm, BEAT, Beat, Call, EARLY_LOSSES_MAX, Engine, Event, Failure, GRACE_MS, Grant, MARKS_KEPT, Makes,
+    PROBE_MS, Proving, Purpose, RETRY_MAX_MS, Stage,
 };
 use crate::client::handover::{Asking, Offer};
 use crate::client::lease::{GrantState, LostCause, LostGrant, Span};
@@ -25,7 +25,7 @@ impl Engine {
         }
         let news = !std::mem::replace(pending, true);
         if let (Some(pending), true) = (shown, call.asked) {
-            self.events.push_back(Event::Pending { call: CallId(tag), pending });
+            self.events.push_back(Event::Pending { call: call.handle(tag), pending });
         }
         if news {
             let delay = self.spread(PROBE_MS);
@@ -50,7 +50,7 @@ impl Engine {
             {
                 let why =
                     "a copy of it came too late to be looked up, and an earlier one was sent".to_owned();
-                self.end(tag, Err(Failure::Unknown { why }));
+                self.end(tag, Err(Failure::Unknown { id: tag.number(), why }));
                 self.after_end(now, tag);
             }
             reply => self.on_final(now, tag, reply),
@@ -96,7 +96,7 @@ impl Engine {
             (
                 Purpose::Plain | Purpose::Cancel { .. } | Purpose::Release { .. } | Purpose::Renew { .. },
                 _,
-            ) => Failure::Unknown { why: why.clone() },
+            ) => Failure::Unknown { id: tag.number(), why: why.clone() },
         };
         self.end(tag, Err(failure));
         match tag {
@@ -119,7 +119,9 @@ impl Engine {
                 self.end(tag, Ok(()));
                 self.closed(true);
             }
-            Tag::Logged(_) | Tag::Read(_) | Tag::Beat(_) => self.on_answer(now, tag, sent, reply),
+            Tag::Logged(_) | Tag::Held(_) | Tag::Read(_) | Tag::Beat(_) => {
+                self.on_answer(now, tag, sent, reply)
+            }
         }
         if proves {
             self.prove(now, sent);
@@ -394,7 +396,7 @@ impl Engine {
             }
             Err(error) => {
                 let why = format!("no answer came, and it could not be taken back: {}", error.message);
-                self.end(wait, Err(Failure::Unknown { why }));
+                self.end(wait, Err(Failure::Unknown { id: wait.number(), why }));
             }
         }
         self.after_end(now, wait);
@@ -473,7 +475,7 @@ impl Engine {
             None => {}
         }
         let call = self.calls.get(&tag).expect("the caller has looked it up");
-        let (asked, deadline) = (call.asked, call.deadline);
+        let (asked, deadline, handle) = (call.asked, call.deadline, call.handle(tag));
         if let Some(cause) = self.early_losses.remove(&token) {
             let lost = LostGrant { token, keys: names, cause };
             return self.end(tag, Err(Failure::Lost(lost)));
@@ -499,7 +501,7 @@ impl Engine {
             now.us_since(began).saturating_add(used_ms.saturating_mul(1_000)) > lease_ms.saturating_mul(250)
         });
         let asked = self.early_asked.remove(&token);
-        let proving = Some(Proving { call: tag, raw: raw.clone(), renewing });
+        let proving = Some(Proving { call: handle, raw: raw.clone(), renewing });
         self.drop_call(tag);
         self.proving.insert(token);
         let grant = Grant {

@@ -1,6 +1,6 @@
 //! Belief in grants: proofs, losses, and when a grant is handed out.
 
-use super::{Alarm, Answered, Call, Engine, Event, Failure, Grant, Granted, Makes, Purpose, Stage};
+use super::{Alarm, Answered, Call, CallId, Engine, Event, Failure, Grant, Granted, Makes, Purpose, Stage};
 use crate::client::lease::{GrantState, LostCause, LostGrant, Span};
 use crate::client::message::Tag;
 use crate::time::Time;
@@ -208,7 +208,8 @@ impl Engine {
         let Some(call) = self.calls.get_mut(&tag) else { return };
         if std::mem::take(&mut call.asked) {
             self.alarms.clear(Alarm::Deadline(tag));
-            self.tell_done(tag, Err(Failure::Lost(lost.clone())));
+            let handle = call.handle(tag);
+            self.tell_done(handle, Err(Failure::Lost(lost.clone())));
         }
         if !taken_back {
             self.take_back(now, tag);
@@ -222,8 +223,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn proving_of(&self, tag: Tag) -> Option<u64> {
-        let proving = |grant: &Grant| grant.proving.as_ref().is_some_and(|proving| proving.call == tag);
+    pub(super) fn proving_of(&self, call: CallId) -> Option<u64> {
+        let proving = |grant: &Grant| grant.proving.as_ref().is_some_and(|proving| proving.call == call);
         self.grants.iter().find(|(_, grant)| proving(grant)).map(|(token, _)| *token)
     }
 

@@ -1,6 +1,6 @@
 //! Numbers and beginnings of calls, and what must come first.
 
-use super::{Call, Engine, Failure, Makes, Purpose, Stage, keys_of};
+use super::{Alarm, Call, CallId, Engine, Failure, Makes, Purpose, Stage, keys_of};
 use crate::client::lease::GrantState;
 use crate::client::message::{self, Tag};
 use crate::limits::DATAGRAM_MAX;
@@ -161,9 +161,35 @@ impl Engine {
                 call.behind = next;
             }
             if next.is_none() {
-                self.blocked.remove(&tag);
+                let tag = self.give_number(tag);
+                self.send_if_ready(tag, now);
             }
-            self.send_if_ready(tag, now);
         }
+    }
+
+    /// A call that was held back gets its number.
+    fn give_number(&mut self, held: Tag) -> Tag {
+        let Some(mut call) = self.drop_call(held) else { return held };
+        assert!(call.copies == 0 && matches!(held, Tag::Held(_)), "{held} was sent while it was held back");
+        let tag = Tag::Logged(self.next_id());
+        call.held_as = Some(CallId(held));
+        for tag_behind in &self.blocked {
+            if let Some(other) = self.calls.get_mut(tag_behind).filter(|other| other.behind == Some(held)) {
+                other.behind = Some(tag);
+            }
+        }
+        if let Some(deadline) = call.deadline.filter(|_| call.asked) {
+            self.alarms.set(Alarm::Deadline(tag), deadline);
+        }
+        self.insert(tag, call);
+        tag
+    }
+
+    /// Where a call is now.
+    pub(super) fn tag_of(&self, call: CallId) -> Option<Tag> {
+        if self.calls.contains_key(&call.0) {
+            return Some(call.0);
+        }
+        self.calls.iter().find(|(_, known)| known.held_as == Some(call)).map(|(tag, _)| *tag)
     }
 }

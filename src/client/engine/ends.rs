@@ -9,8 +9,8 @@ use crate::wire::{ErrorShown, Int, Params};
 use serde_json::value::RawValue;
 
 impl Engine {
-    pub(super) fn tell_done(&mut self, tag: Tag, result: Result<Answered, Failure>) {
-        self.events.push_back(Event::Done { call: CallId(tag), result });
+    pub(super) fn tell_done(&mut self, call: CallId, result: Result<Answered, Failure>) {
+        self.events.push_back(Event::Done { call, result });
     }
 
     /// Forgets a request without a word.
@@ -28,7 +28,7 @@ impl Engine {
         if let (Some(call), Err(failure)) = (self.drop_call(tag), result)
             && call.asked
         {
-            self.tell_done(tag, Err(failure));
+            self.tell_done(call.handle(tag), Err(failure));
         }
     }
 
@@ -36,7 +36,7 @@ impl Engine {
         let Some(call) = self.drop_call(tag) else { return };
         if call.asked {
             let result = reply.map(|raw| Answered { raw, granted: None }).map_err(Failure::Refused);
-            self.tell_done(tag, result);
+            self.tell_done(call.handle(tag), result);
         }
     }
 
@@ -61,12 +61,14 @@ impl Engine {
                 return self.after_end(now, tag);
             }
         }
-        let asked = call.asked;
+        let (asked, handle, id) = (call.asked, call.handle(tag), tag.number());
         match &mut call.purpose {
             Purpose::Plain | Purpose::Renew { .. } => {
                 let failure = match tag {
-                    Tag::Logged(_) => Failure::Unknown { why },
-                    Tag::Read(_) | Tag::Open(_) | Tag::Close(_) | Tag::Beat(_) => Failure::NoAnswer { why },
+                    Tag::Logged(_) => Failure::Unknown { id, why },
+                    Tag::Held(_) | Tag::Read(_) | Tag::Open(_) | Tag::Close(_) | Tag::Beat(_) => {
+                        Failure::NoAnswer { why }
+                    }
                 };
                 self.end(tag, Err(failure));
                 self.after_end(now, tag);
@@ -75,13 +77,13 @@ impl Engine {
                 // The server must hear of it in any case: it goes on for as long as the session lives.
                 call.asked = false;
                 if asked {
-                    self.tell_done(tag, Err(Failure::Unknown { why }));
+                    self.tell_done(handle, Err(Failure::Unknown { id, why }));
                 }
             }
             Purpose::Acquire { cancel: Some(_), .. } => {
                 call.asked = false;
                 if asked {
-                    self.tell_done(tag, Err(Failure::Unknown { why }));
+                    self.tell_done(handle, Err(Failure::Unknown { id, why }));
                 }
             }
             Purpose::Acquire { .. } => self.take_back(now, tag),
@@ -166,8 +168,8 @@ impl Engine {
             let why = || "the client was closed before the answer came".to_owned();
             let failure = match (sent, tag) {
                 (false, _) => Failure::Closed,
-                (true, Tag::Logged(_)) => Failure::Unknown { why: why() },
-                (true, Tag::Read(_) | Tag::Open(_) | Tag::Close(_) | Tag::Beat(_)) => {
+                (true, Tag::Logged(id)) => Failure::Unknown { id, why: why() },
+                (true, Tag::Held(_) | Tag::Read(_) | Tag::Open(_) | Tag::Close(_) | Tag::Beat(_)) => {
                     Failure::NoAnswer { why: why() }
                 }
             };

@@ -85,15 +85,8 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallId(Tag);
 
-impl CallId {
-    /// The number of the request.
-    pub fn number(self) -> u64 {
-        self.0.number()
-    }
-}
-
 impl fmt::Display for CallId {
-    /// The id on the wire.
+    /// The id on the wire, unless it was held back behind another call: then it got one later.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -195,6 +188,8 @@ pub enum Failure {
     Lost(LostGrant),
     /// It was sent, and whether it took effect is unknown. At most once, in any case.
     Unknown {
+        /// The id under which it was sent.
+        id: u64,
         /// What happened.
         why: String,
     },
@@ -324,6 +319,8 @@ struct Call {
     /// Whether it goes out in this engine's session, and not in one that the caller named, or in none.
     in_session: bool,
     deadline: Option<Time>,
+    /// The handle it was given, if it was held back before it got its number.
+    held_as: Option<CallId>,
     copies: u32,
     first_sent: Option<Time>,
     cookie_number: u32,
@@ -401,7 +398,7 @@ struct Grant {
 
 #[derive(Debug)]
 struct Proving {
-    call: Tag,
+    call: CallId,
     raw: Box<RawValue>,
     /// Its own lease may have begun long ago: it is renewed first.
     renewing: bool,
@@ -472,16 +469,21 @@ impl Engine {
         self.handle_timeout(now);
         let logged = is_logged(method);
         let in_session = params.session.is_none() && (logged || needs_session(method, &params));
-        let tag = if logged { Tag::Logged(self.next_id()) } else { Tag::Read(self.next_echo()) };
         if let Some(failure) = self.refuse(now, method, &params, in_session) {
-            self.tell_done(tag, Err(failure));
-            return CallId(tag);
+            let call = CallId(Tag::Held(self.next_echo()));
+            self.tell_done(call, Err(failure));
+            return call;
         }
         let purpose = self.purpose(method, &params);
         if let Purpose::Release { token, .. } = &purpose {
             self.begin_release(now, *token);
         }
         let behind = self.find_behind(&purpose);
+        let tag = match (logged, behind) {
+            (true, None) => Tag::Logged(self.next_id()),
+            (true, Some(_)) => Tag::Held(self.next_echo()),
+            (false, _) => Tag::Read(self.next_echo()),
+        };
         let mut call = Call::new(method, params, purpose, true);
         call.in_session = in_session;
         call.deadline = deadline;
@@ -499,13 +501,14 @@ impl Engine {
 
     /// Nobody waits for the result of a call any more. A request for a lock is taken back.
     pub fn forget(&mut self, now: Time, call: CallId) {
-        if let Some(call) = self.calls.get_mut(&call.0) {
-            call.asked = false;
-        } else if let Some(token) = self.proving_of(call.0) {
-            self.give_up(now, token);
-            return;
+        if let Some(token) = self.proving_of(call) {
+            return self.give_up(now, token);
         }
-        self.give_up_call(now, call.0, "nobody waits for it any more");
+        let Some(tag) = self.tag_of(call) else { return };
+        if let Some(call) = self.calls.get_mut(&tag) {
+            call.asked = false;
+        }
+        self.give_up_call(now, tag, "nobody waits for it any more");
     }
 
     /// Closes the session: what was not sent fails, every grant is lost, and when releases on their way are answered the
@@ -687,6 +690,7 @@ impl Call {
             asked,
             in_session: false,
             deadline: None,
+            held_as: None,
             copies: 0,
             first_sent: None,
             cookie_number: 0,
@@ -694,6 +698,11 @@ impl Call {
             last_refusal: None,
             behind: None,
         }
+    }
+
+    /// What the caller knows it by.
+    fn handle(&self, tag: Tag) -> CallId {
+        self.held_as.unwrap_or(CallId(tag))
     }
 
     /// The grant that it converts, if it does.
