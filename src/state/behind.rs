@@ -91,7 +91,7 @@ impl<'a> Behind<'a> {
             self.follow((wait.session, &wait.owner))?;
             if wait.converts.is_none() {
                 for ask in &wait.asks {
-                    let line = &self.state.locks[&ask.key].line;
+                    let line = self.state.locks[&ask.key].line();
                     self.meet_line(&ask.key, line.partition_point(|other| *other <= op))?;
                 }
             }
@@ -113,7 +113,7 @@ impl<'a> Behind<'a> {
             if owner != self.asker && self.wants(&ask.key) {
                 return Err(Look::InTheWay);
             }
-            for op in &self.state.locks[&ask.key].converting {
+            for op in self.state.locks[&ask.key].converting() {
                 self.meet(*op)?;
             }
             self.meet_line(&ask.key, 0)?;
@@ -123,7 +123,7 @@ impl<'a> Behind<'a> {
 
     /// Meets all who stand in a line, from this place on.
     fn meet_line(&mut self, key: &'a Name, from: usize) -> Result<(), Look> {
-        let line = &self.state.locks[key].line;
+        let line = self.state.locks[key].line();
         let upto = self.lines.get(key).copied().unwrap_or(line.len());
         for op in line.range(from.min(upto)..upto) {
             self.meet(*op)?;

@@ -1,6 +1,6 @@
 //! Why a request is not granted, for whoever asked.
 
-use super::lines::Lock;
+use super::lock::Lock;
 use super::taken::{Taken, conflict};
 use super::{State, Wait};
 use crate::command::Ask;
@@ -38,11 +38,11 @@ impl State {
     fn blocked(&self, asks: &[Ask], asker: Asker, converts: Option<Token>, now: Time) -> Blocked {
         let locks = || asks.iter().filter_map(|ask| Some((ask, self.locks.get(&ask.key)?)));
         let place = |lock: &Lock| match (asker, converts) {
-            (Asker::Waits(op), None) => match lock.line.binary_search(&op) {
-                Ok(place) | Err(place) => lock.converting.len() + place,
+            (Asker::Waits(op), None) => match lock.line().binary_search(&op) {
+                Ok(place) | Err(place) => lock.converting().len() + place,
             },
-            (Asker::Waits(op), Some(_)) => lock.converting.iter().take_while(|other| **other < op).count(),
-            (Asker::Converts, _) => lock.converting.len(),
+            (Asker::Waits(op), Some(_)) => lock.converting().iter().take_while(|other| **other < op).count(),
+            (Asker::Converts, _) => lock.converting().len(),
             (Asker::Newcomer, _) => lock.queue_len(),
         };
         let position = locks().map(|(_, lock)| place(lock) + 1).max().unwrap_or(1) as u64;
@@ -82,10 +82,10 @@ impl State {
         converts: Option<Token>,
         now: Time,
     ) -> Option<(Reason, Option<Op>)> {
-        if lock.closed_until.is_some_and(|until| now < until) {
+        if lock.closed_until().is_some_and(|until| now < until) {
             return Some((Reason::LockDelay, None));
         }
-        let mut taken = lock.held;
+        let mut taken = lock.held();
         if let Some(token) = converts {
             taken.remove(self.grants[&token].mode_of(&ask.key));
         }
@@ -93,10 +93,10 @@ impl State {
             return Some((Reason::Held, None));
         }
         let converting = match (asker, converts) {
-            (Asker::Waits(op), Some(_)) => lock.converting.partition_point(|other| *other < op),
-            _ => lock.converting.len(),
+            (Asker::Waits(op), Some(_)) => lock.converting().partition_point(|other| *other < op),
+            _ => lock.converting().len(),
         };
-        for op in &lock.converting[..converting] {
+        for op in &lock.converting()[..converting] {
             taken.add(self.waits[op].mode_of(&ask.key));
             if !taken.admits(ask.mode) {
                 return Some((Reason::Conversion, Some(*op)));
@@ -104,14 +104,14 @@ impl State {
         }
         let before = match (asker, converts) {
             (_, Some(_)) => return None,
-            (Asker::Waits(op), None) => lock.line.partition_point(|other| *other < op),
-            (Asker::Newcomer | Asker::Converts, None) => lock.line.len(),
+            (Asker::Waits(op), None) => lock.line().partition_point(|other| *other < op),
+            (Asker::Newcomer | Asker::Converts, None) => lock.line().len(),
         };
         let open = match asker {
-            Asker::Waits(_) => before < lock.open,
+            Asker::Waits(_) => before < lock.open(),
             Asker::Newcomer | Asker::Converts => lock.is_open(ask.mode),
         };
-        let line = || lock.line.iter().take(before).rev().take(AHEAD_LOOKED_AT);
+        let line = || lock.line().iter().take(before).rev().take(AHEAD_LOOKED_AT);
         let live = |op: &&Op| self.wait_lives(&self.waits[*op], now);
         let stands = |op: &&Op| {
             let mode = self.waits[*op].mode_of(&ask.key);
@@ -121,14 +121,14 @@ impl State {
             return None;
         }
         // Far back nobody is searched for: then the first of the line stands for them all.
-        let nearest = line().filter(live).find(stands).or_else(|| lock.line.front().filter(|_| before > 0));
+        let nearest = line().filter(live).find(stands).or_else(|| lock.line().front().filter(|_| before > 0));
         nearest.map(|op| (Reason::Queued, Some(*op)))
     }
 
     /// Whether live holders alone keep the asker out.
     fn is_held_against(&self, ask: &Ask, lock: &Lock, converts: Option<Token>, now: Time) -> bool {
         let mut taken = Taken::default();
-        for token in lock.holders.iter().filter(|token| Some(**token) != converts) {
+        for token in lock.holders().iter().filter(|token| Some(**token) != converts) {
             let Some(grant) = self.live_grant(*token, now) else { continue };
             taken.add(grant.mode_of(&ask.key));
             if !taken.admits(ask.mode) {
@@ -144,14 +144,14 @@ impl State {
         let mut looked_at: Vec<&Ask> = Vec::new();
         for ask in asks {
             let Some(lock) = self.locks.get(&ask.key) else { continue };
-            let mut taken = lock.held;
+            let mut taken = lock.held();
             if let Some(token) = converts {
                 taken.remove(self.grants[&token].mode_of(&ask.key));
             }
             if taken.admits(ask.mode) {
                 continue;
             }
-            for token in lock.holders.iter().filter(|token| Some(**token) != converts) {
+            for token in lock.holders().iter().filter(|token| Some(**token) != converts) {
                 let Some(grant) = self.live_grant(*token, now) else { continue };
                 // A grant that is in the way at several of these locks is counted at the first.
                 let counted =

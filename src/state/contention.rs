@@ -297,9 +297,9 @@ impl State {
 
     /// How many holders and waits are looked at, at most, to say why somebody waits for these locks.
     pub fn looks_of(&self, asks: &[Ask]) -> u64 {
-        let waits = |lock: &Lock| lock.line.len().min(ESTIMATE_WAITS_MAX + AHEAD_LOOKED_AT);
+        let waits = |lock: &Lock| lock.line().len().min(ESTIMATE_WAITS_MAX + AHEAD_LOOKED_AT);
         let locks = asks.iter().filter_map(|ask| self.locks.get(&ask.key));
-        locks.map(|lock| (lock.holders.len() + lock.converting.len() + waits(lock)) as u64).sum()
+        locks.map(|lock| (lock.holders().len() + lock.converting().len() + waits(lock)) as u64).sum()
     }
 
     /// Counts a wait that stands in line since this command.
@@ -352,8 +352,8 @@ impl State {
         before: usize,
         now: Time,
     ) -> Option<u64> {
-        let closed_us = lock.closed_until.map_or(0, |until| until.us_since(now));
-        let mut held = lock.held;
+        let closed_us = lock.closed_until().map_or(0, |until| until.us_since(now));
+        let mut held = lock.held();
         if let Some(token) = converts {
             held.remove(self.grants[&token].mode_of(&ask.key));
         }
@@ -364,7 +364,7 @@ impl State {
         let mut turn = self.turn_of_holders(ask, lock, converts, hold_us, now);
         (turn.begins, turn.ends) = (closed_us, turn.ends.max(closed_us));
         let looked = before.min(ESTIMATE_WAITS_MAX);
-        for op in lock.converting.iter().chain(&lock.line).take(looked) {
+        for op in lock.converting().iter().chain(lock.line()).take(looked) {
             let wait = &self.waits[op];
             if self.wait_lives(wait, now) {
                 turn = turn.then(wait.mode_of(&ask.key), hold_us);
@@ -386,7 +386,7 @@ impl State {
         now: Time,
     ) -> Turn {
         let grants = || {
-            let tokens = lock.holders.iter().filter(|token| Some(**token) != converts);
+            let tokens = lock.holders().iter().filter(|token| Some(**token) != converts);
             tokens.take(ESTIMATE_WAITS_MAX).filter_map(|token| self.live_grant(*token, now))
         };
         // All holders hold in modes that go together.
@@ -401,7 +401,7 @@ impl State {
         }
         if let Mode::Slot { slots, .. } = mode {
             let own = converts.map_or(0, |token| slots_of(self.grants[&token].mode_of(&ask.key)));
-            turn.free = u64::from(slots).saturating_sub(lock.held.slots() - own);
+            turn.free = u64::from(slots).saturating_sub(lock.held().slots() - own);
         }
         turn
     }

@@ -108,12 +108,12 @@ impl State {
     /// `op`, or all of them, ask for.
     fn admits_conversion(&self, token: Token, ask: &Ask, op: Option<Op>) -> bool {
         let lock = &self.locks[&ask.key];
-        let mut taken = lock.held;
+        let mut taken = lock.held();
         taken.remove(self.grants[&token].mode_of(&ask.key));
-        for earlier in lock.converting.iter().filter(|other| op.is_none_or(|op| **other < op)) {
+        for earlier in lock.converting().iter().filter(|other| op.is_none_or(|op| **other < op)) {
             taken.add(self.waits[earlier].mode_of(&ask.key));
         }
-        lock.closed_until.is_none() && taken.admits(ask.mode)
+        lock.closed_until().is_none() && taken.admits(ask.mode)
     }
 
     /// Does a conversion that has waited.
@@ -138,7 +138,7 @@ impl State {
             let grant = self.grants.get_mut(&token).expect("a grant that is converted is there");
             let held = grant.asks.iter_mut().find(|held| held.key == ask.key).expect("it holds the lock");
             let old = std::mem::replace(&mut held.mode, ask.mode);
-            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
+            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry").contended();
             lock.held.remove(old);
             assert!(
                 lock.held.admits(ask.mode),
@@ -160,7 +160,7 @@ impl State {
     pub(super) fn join_converting(&mut self, token: Token, op: Op) {
         self.grants.get_mut(&token).expect("it is converted").conversion = Some(op);
         for ask in self.waits[&op].asks.clone() {
-            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
+            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry").contended();
             lock.converting.push(op);
             lock.slot_waits += u32::from(is_slot(ask.mode));
             self.recount(&ask.key);
@@ -173,7 +173,7 @@ impl State {
             grant.conversion = None;
         }
         for ask in asks {
-            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
+            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry").contended();
             lock.converting.retain(|other| *other != op);
             lock.slot_waits -= u32::from(is_slot(ask.mode));
             lock.taken.remove(ask.mode);

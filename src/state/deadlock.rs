@@ -16,7 +16,8 @@
 
 use super::State;
 use super::behind::{Behind, Look};
-use super::lines::{Lock, is_slot};
+use super::lines::is_slot;
+use super::lock::Lock;
 use super::locks::Wanted;
 use super::taken::{Taken, conflict};
 use super::waits::mode_of;
@@ -247,11 +248,11 @@ impl<'a> Search<'a> {
                     self.add_converting(lock, who, from, ask.mode);
                 }
                 (None, Some(op)) => {
-                    let line = real.map(|real| real.line.partition_point(|other| *other <= op));
+                    let line = real.map(|real| real.line().partition_point(|other| *other <= op));
                     self.gather_line(lock, line.unwrap_or(0))?;
                 }
                 (None, None) => {
-                    self.gather_line(lock, real.map_or(0, |real| real.line.len()))?;
+                    self.gather_line(lock, real.map_or(0, |real| real.line().len()))?;
                     self.stand(lock, who, ask.mode);
                 }
             }
@@ -281,7 +282,7 @@ impl<'a> Search<'a> {
             next: 0,
         });
         let Some(real) = real else { return Ok(lock) };
-        for token in &real.holders {
+        for token in real.holders() {
             self.count()?;
             let Some(grant) = state.live_grant(*token, now) else { continue };
             let asker = &self.waiting[ASKER];
@@ -300,7 +301,7 @@ impl<'a> Search<'a> {
             self.locks[lock].taken.add(mode);
             self.waiting[who].holds.push((lock, mode));
         }
-        for op in &real.converting {
+        for op in real.converting() {
             self.count()?;
             let wait = &state.waits[op];
             let token = wait.converts.expect("a conversion converts a grant");
@@ -329,7 +330,7 @@ impl<'a> Search<'a> {
         let Played { key, real: Some(real), .. } = self.locks[lock] else { return Ok(()) };
         while self.locks[lock].gathered < upto {
             self.count()?;
-            let op = real.line[self.locks[lock].gathered];
+            let op = real.line()[self.locks[lock].gathered];
             self.locks[lock].gathered += 1;
             if let Some(who) = self.who(op) {
                 let mode = mode_of(self.waiting[who].asks, key);

@@ -1,5 +1,6 @@
 //! Grants: the tenures of locks, their ends, and what they guard.
 
+use super::lock::Lock;
 use super::locks::{Wanted, own_terms, shared_text};
 use super::waits::mode_of;
 use super::{Due, GrantEnd, Section, State, not_holder};
@@ -10,6 +11,7 @@ use crate::name::Name;
 use crate::outcome::{Asked, Effect, Holder, Loss, LossReason, Offer, Outcome};
 use crate::state::parts::GrantPart;
 use crate::time::Time;
+use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -120,9 +122,7 @@ impl State {
     pub(super) fn grant(&mut self, wanted: &Wanted<'_>) -> Outcome {
         let (token, outcome) = self.new_grant(wanted.session, wanted.owner, wanted.terms, wanted.asks);
         for ask in wanted.asks {
-            self.hold(&ask.key, ask.mode, token);
-            let lock = self.locks.get_mut(&ask.key).expect("it is held");
-            lock.taken.add(ask.mode);
+            self.take(&ask.key, ask.mode, token);
         }
         outcome
     }
@@ -270,10 +270,7 @@ impl State {
             asked.op = self.head.op;
         }
         for ask in &grant.asks {
-            let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry");
-            let place = lock.holders.binary_search(&old).expect("a grant holds each of its locks");
-            lock.holders.remove(place);
-            lock.holders.push(token);
+            self.locks.get_mut(&ask.key).expect("a held lock has an entry").rename(old, token);
         }
         (grant.op, grant.since) = (self.head.op, self.head.at);
         change(&mut grant);
@@ -383,12 +380,13 @@ impl State {
             return Err(fault("its locks are none, out of order or twice the same"));
         }
         for ask in &part.asks {
-            let lock = self.locks.entry(ask.key.clone()).or_default();
-            if !lock.held.admits(ask.mode) {
+            if self.locks.get(&ask.key).is_some_and(|lock| !lock.held().admits(ask.mode)) {
                 return Err(fault(&format!("lock {:?} has another holder who excludes it", ask.key)));
             }
-            lock.held.add(ask.mode);
-            lock.holders.push(token);
+            match self.locks.entry(ask.key.clone()) {
+                Entry::Vacant(entry) => drop(entry.insert(Lock::held_by(token, ask.mode))),
+                Entry::Occupied(mut entry) => entry.get_mut().contended().hold(&ask.key, ask.mode, token),
+            }
         }
         let last = |client: u64, op: Op| client > self.head.last_client || op > self.head.op;
         if part.asked.as_ref().is_some_and(|asked| last(asked.client, asked.op))

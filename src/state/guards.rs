@@ -1,6 +1,6 @@
 //! Guards: who may write key N and file N while lock N is held (the table in `docs/guarantees.md`).
 
-use super::lines::Lock;
+use super::lock::Lock;
 use super::{State, not_holder};
 use crate::command::Mode;
 use crate::identity::{SessionId, Token};
@@ -25,12 +25,13 @@ impl State {
     /// What lock `key` says at `now` of what it guards.
     pub(super) fn guarded(&self, key: &str, now: Time) -> Guarded {
         let Some((key, lock)) = self.locks.get_key_value(key) else { return Guarded::Free };
-        let mut live = lock.holders.iter().filter_map(|token| Some((*token, self.live_grant(*token, now)?)));
+        let mut live =
+            lock.holders().iter().filter_map(|token| Some((*token, self.live_grant(*token, now)?)));
         // All live holders hold in modes that go together, so the first tells.
         match live.next().map(|(token, grant)| (token, grant.mode_of(key))) {
             Some((token, Mode::Exclusive)) => Guarded::By(token),
             Some((_, Mode::Shared)) => Guarded::Shared,
-            _ if lock.closed_until.is_some_and(|until| now < until) => Guarded::Closed,
+            _ if lock.closed_until().is_some_and(|until| now < until) => Guarded::Closed,
             // The delay of a tenure that is over begins when it is cleaned up; nobody slips in before.
             _ if self.is_about_to_close(lock, now) => Guarded::Closed,
             Some((_, Mode::Slot { .. })) | None => Guarded::Free,
@@ -40,7 +41,7 @@ impl State {
     /// Whether a holder is gone at `now` and not cleaned up yet, and the lock will close for its lock-delay.
     fn is_about_to_close(&self, lock: &Lock, now: Time) -> bool {
         let delays = |token: &Token| self.grants[token].terms.lock_delay_ms > 0;
-        lock.holders.iter().any(|token| delays(token) && self.live_grant(*token, now).is_none())
+        lock.holders().iter().any(|token| delays(token) && self.live_grant(*token, now).is_none())
     }
 
     /// Whether the caller may write what the lock guards only under it: it holds it exclusively.

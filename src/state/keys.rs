@@ -92,7 +92,7 @@ impl State {
     /// The grant that holds the lock exclusively; it may be over and not yet swept.
     fn exclusive_entry(&self, name: &str) -> Option<Token> {
         // Who holds exclusively holds alone.
-        let [token] = self.locks.get(name)?.holders[..] else { return None };
+        let &[token] = self.locks.get(name)?.holders() else { return None };
         let asks = &self.grants[&token].asks;
         let place = asks.binary_search_by(|ask| ask.key.as_str().cmp(name)).ok()?;
         (asks[place].mode == Mode::Exclusive).then_some(token)

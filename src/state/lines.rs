@@ -13,36 +13,14 @@
 //! not open in at least one of its lines; nobody holds or waits for a lock without an entry, and no entry is without a
 //! holder, a wait or a lock-delay.
 
-use super::taken::Taken;
+use super::lock::Lock;
 use super::{Due, State};
 use crate::command::Mode;
 use crate::identity::{Op, Token};
 use crate::limits::SWEEP_MAX;
 use crate::name::Name;
 use crate::outcome::{Effect, Reason};
-use crate::time::Time;
-use std::collections::VecDeque;
-
-/// A lock that is held, waited for or closed.
-#[derive(Debug, Default)]
-pub(super) struct Lock {
-    /// Its holders, in the order of their tokens.
-    pub(super) holders: Vec<Token>,
-    /// Waits that convert a grant of it, in the order of their arrival.
-    pub(super) converting: Vec<Op>,
-    /// Its line: all other waits, in the order of their arrival.
-    pub(super) line: VecDeque<Op>,
-    /// How many waits at the head of the line are open here.
-    pub(super) open: usize,
-    /// What the holders take.
-    pub(super) held: Taken,
-    /// What holders, conversions and open waits take together.
-    pub(super) taken: Taken,
-    /// How many waits and conversions ask for slots.
-    pub(super) slot_waits: u32,
-    /// Until when it is closed for the lock-delay of its last tenure, if it is.
-    pub(super) closed_until: Option<Time>,
-}
+use std::collections::btree_map::Entry;
 
 /// What was cleaned up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,25 +29,6 @@ enum Swept {
     Nothing,
     /// Somebody was, and what was found before may not hold any more.
     Something,
-}
-
-impl Lock {
-    /// How many wait for it.
-    pub(super) fn queue_len(&self) -> usize {
-        self.converting.len() + self.line.len()
-    }
-
-    /// Whether a newcomer behind the line would be open here.
-    pub(super) fn is_open(&self, mode: Mode) -> bool {
-        self.closed_until.is_none() && self.open == self.line.len() && self.taken.admits(mode)
-    }
-
-    fn leaves_no_trace(&self) -> bool {
-        self.holders.is_empty()
-            && self.converting.is_empty()
-            && self.line.is_empty()
-            && self.closed_until.is_none()
-    }
 }
 
 impl State {
@@ -87,9 +46,17 @@ impl State {
                 return;
             }
             self.unserved.remove(&key);
-            if self.locks.get(&key).is_some_and(Lock::leaves_no_trace) {
-                self.locks.remove(&key);
-            }
+            self.tidy(&key);
+        }
+    }
+
+    /// Lets go of what a lock does not need any more.
+    fn tidy(&mut self, key: &Name) {
+        let Some(lock) = self.locks.get_mut(key) else { return };
+        if lock.leaves_no_trace() {
+            self.locks.remove(key);
+        } else if let Some(token) = lock.sole_holder() {
+            *lock = Lock::held_by(token, self.grants[&token].mode_of(key));
         }
     }
 
@@ -99,11 +66,11 @@ impl State {
             return false;
         }
         let Some(lock) = self.locks.get(key) else { return true };
-        if lock.closed_until.is_some() {
+        if lock.is_plain() || lock.closed_until().is_some() {
             return true;
         }
         let mut next = 0;
-        while let Some(&op) = self.locks[key].converting.get(next) {
+        while let Some(&op) = self.locks[key].converting().get(next) {
             if !self.conversion_is_open(op) {
                 next += 1;
                 continue;
@@ -118,7 +85,7 @@ impl State {
         }
         loop {
             let Some(lock) = self.locks.get(key) else { return true };
-            let Some(&op) = lock.line.get(lock.open) else { return true };
+            let Some(&op) = lock.line().get(lock.open()) else { return true };
             // Before the last of its locks lets it through, what is over at the others goes: their lock-delay may begin now.
             if self.waits[&op].closed == 1 {
                 match self.sweep_others(op, key, left, effects) {
@@ -127,7 +94,7 @@ impl State {
                     Swept::Something => return false,
                 }
             }
-            let Some(lock) = self.locks.get_mut(key) else { return true };
+            let Some(lock) = self.locks.get_mut(key).map(Lock::contended) else { return true };
             let wait = self.waits.get_mut(&op).expect("who stands in line waits");
             let mode = wait.mode_of(key);
             if !lock.taken.admits(mode) {
@@ -178,10 +145,10 @@ impl State {
         }
         let now = self.head.at;
         let Some(lock) = self.locks.get(key) else { return true };
-        let closed_until = lock.closed_until.filter(|until| *until <= now);
+        let closed_until = lock.closed_until().filter(|until| *until <= now);
         let dead = |op: &&Op| !self.wait_lives(&self.waits[*op], now);
         let holders: Vec<Token> = lock
-            .holders
+            .holders()
             .iter()
             .filter(|token| self.live_grant(**token, now).is_none())
             .take(*left)
@@ -189,7 +156,7 @@ impl State {
             .collect();
         *left -= holders.len();
         let waits: Vec<Op> =
-            lock.converting.iter().chain(&lock.line).filter(dead).take(*left).copied().collect();
+            lock.converting().iter().chain(lock.line()).filter(dead).take(*left).copied().collect();
         *left -= waits.len();
         if let Some(until) = closed_until {
             self.due.remove(&(until, Due::LockDelay(key.clone())));
@@ -220,13 +187,18 @@ impl State {
         self.serve(effects);
     }
 
-    /// Puts a grant's hold on one of its locks.
-    pub(super) fn hold(&mut self, key: &Name, mode: Mode, token: Token) {
-        let lock = self.locks.entry(key.clone()).or_default();
-        assert!(lock.held.admits(mode), "lock {key:?} would be held by two who exclude each other");
-        lock.held.add(mode);
-        lock.holders.reserve_exact(1);
-        lock.holders.push(token);
+    /// Puts the hold of a newcomer's grant on one of its locks.
+    pub(super) fn take(&mut self, key: &Name, mode: Mode, token: Token) {
+        match self.locks.entry(key.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(Lock::held_by(token, mode));
+            }
+            Entry::Occupied(mut entry) => {
+                let lock = entry.get_mut().contended();
+                lock.hold(key, mode, token);
+                lock.taken.add(mode);
+            }
+        }
         if mode == Mode::Exclusive {
             self.key_held(key);
         }
@@ -235,20 +207,31 @@ impl State {
     /// Takes a grant's hold from one of its locks.
     pub(super) fn let_go(&mut self, key: &Name, mode: Mode, token: Token) {
         let lock = self.locks.get_mut(key).expect("a held lock has an entry");
-        let place = lock.holders.binary_search(&token).expect("a grant holds each of its locks");
-        lock.holders.remove(place);
-        lock.held.remove(mode);
-        lock.taken.remove(mode);
+        let alone = lock.is_plain();
+        if alone {
+            assert!(lock.holders() == [token], "a grant holds each of its locks");
+            self.locks.remove(key);
+        } else {
+            let lock = lock.contended();
+            let place = lock.holders.binary_search(&token).expect("a grant holds each of its locks");
+            lock.holders.remove(place);
+            lock.held.remove(mode);
+            lock.taken.remove(mode);
+        }
         if mode == Mode::Exclusive {
             self.key_freed(key);
         }
-        self.changed(key);
+        // Where nobody waits, nobody is to be served.
+        if !alone {
+            self.changed(key);
+        }
     }
 
     /// Puts a wait at the end of a line; gives whether it is open there.
     pub(super) fn join(&mut self, key: &Name, mode: Mode, op: Op) -> bool {
         let lock = self.locks.entry(key.clone()).or_default();
         let open = lock.is_open(mode);
+        let lock = lock.contended();
         lock.line.push_back(op);
         lock.slot_waits += u32::from(is_slot(mode));
         if open {
@@ -260,7 +243,7 @@ impl State {
 
     /// Takes a wait out of a line. What it stood in the way of is served before the command ends.
     pub(super) fn leave(&mut self, key: &Name, mode: Mode, op: Op) {
-        let lock = self.locks.get_mut(key).expect("a lock that is waited for has an entry");
+        let lock = self.locks.get_mut(key).expect("a lock that is waited for has an entry").contended();
         let place = lock.line.binary_search(&op).expect("a wait stands in the line of each of its locks");
         lock.line.remove(place);
         lock.slot_waits -= u32::from(is_slot(mode));
@@ -275,18 +258,21 @@ impl State {
 
     /// Makes the wait at `place` of an open line a holder: what is taken stays as it is.
     pub(super) fn step_in(&mut self, key: &Name, mode: Mode, op: Op, token: Token) {
-        let lock = self.locks.get_mut(key).expect("a lock that is waited for has an entry");
+        let lock = self.locks.get_mut(key).expect("a lock that is waited for has an entry").contended();
         let place = lock.line.binary_search(&op).expect("a wait stands in the line of each of its locks");
         assert!(place < lock.open, "a wait would be granted lock {key:?}, where it is not open");
         lock.line.remove(place);
         lock.open -= 1;
         lock.slot_waits -= u32::from(is_slot(mode));
-        self.hold(key, mode, token);
+        lock.hold(key, mode, token);
+        if mode == Mode::Exclusive {
+            self.key_held(key);
+        }
     }
 
     /// Counts anew what is open in a line in which something new stands in the way. Nobody new becomes open.
     pub(super) fn recount(&mut self, key: &Name) {
-        let Some(lock) = self.locks.get_mut(key) else { return };
+        let Some(lock) = self.locks.get_mut(key).map(Lock::contended) else { return };
         let mut taken = lock.held;
         for op in &lock.converting {
             taken.add(self.waits[op].mode_of(key));
@@ -312,7 +298,7 @@ impl State {
             return;
         }
         let until = self.head.at.after_ms(delay_ms);
-        let lock = self.locks.entry(key.clone()).or_default();
+        let lock = self.locks.entry(key.clone()).or_default().contended();
         let before = lock.closed_until;
         if before.is_some_and(|before| before >= until) {
             return;
@@ -328,7 +314,7 @@ impl State {
     /// Ends a lock-delay whose deadline the caller has taken off.
     pub(super) fn reopen(&mut self, key: &Name) {
         if let Some(lock) = self.locks.get_mut(key) {
-            lock.closed_until = None;
+            lock.contended().closed_until = None;
             self.changed(key);
         }
     }
@@ -409,8 +395,8 @@ mod tests {
         }
         assert_eq!(turns, 2, "600 waits are more than two commands serve, and not more than three");
         let lock = &state.locks["lock"];
-        assert_eq!((lock.holders.len(), lock.line.len(), lock.open), (480, 120, 120));
+        assert_eq!((lock.holders().len(), lock.line().len(), lock.open()), (480, 120, 120));
         call(&mut state, 1, 4, Call::Release { token: 2, holder: None });
-        assert_eq!((state.locks["lock"].holders.len(), state.waits.len()), (600, 0));
+        assert_eq!((state.locks["lock"].holders().len(), state.waits.len()), (600, 0));
     }
 }

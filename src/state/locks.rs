@@ -1,6 +1,6 @@
 //! Locks: asking for them, and how they are shown.
 
-use super::lines::Lock;
+use super::lock::Lock;
 use super::sessions::waits_already;
 use super::{State, Wait};
 use crate::command::{Ask, Mode, Patience, Terms};
@@ -59,7 +59,7 @@ impl State {
     /// The line of a lock, in the order in which it is served: conversions, then the others. Waits that are dead at `now`
     /// are left out.
     pub fn line<'a>(&'a self, key: &str, now: Time) -> impl Iterator<Item = (Op, &'a Wait)> {
-        let line = self.locks.get(key).map(|lock| lock.converting.iter().chain(&lock.line));
+        let line = self.locks.get(key).map(|lock| lock.converting().iter().chain(lock.line()));
         line.into_iter()
             .flatten()
             .map(|op| (*op, &self.waits[op]))
@@ -69,7 +69,7 @@ impl State {
     fn view<'a>(&'a self, key: &'a Name, lock: &Lock, now: Time) -> LockView<'a> {
         let mut holders = Vec::new();
         let mut holders_total = 0;
-        for token in &lock.holders {
+        for token in lock.holders() {
             let Some(grant) = self.live_grant(*token, now) else { continue };
             holders_total += 1;
             if holders.len() < HOLDERS_SHOWN {
@@ -81,7 +81,7 @@ impl State {
             holders,
             holders_total,
             queue_total: lock.queue_len() as u64,
-            closed_ms: lock.closed_until.map_or(0, |until| until.ms_until(now)),
+            closed_ms: lock.closed_until().map_or(0, |until| until.ms_until(now)),
         }
     }
 
@@ -101,8 +101,8 @@ impl State {
         }
         let passes = |lock: &Lock, mode| {
             crate::bug::planted("newcomer_passes_the_line")
-                && lock.closed_until.is_none()
-                && lock.taken.admits(mode)
+                && lock.closed_until().is_none()
+                && lock.taken().admits(mode)
         };
         let open = |ask: &Ask| {
             self.locks.get(&ask.key).is_none_or(|lock| lock.is_open(ask.mode) || passes(lock, ask.mode))
@@ -183,7 +183,7 @@ impl State {
         let locks = || asks.iter().filter_map(|ask| self.locks.get(&ask.key));
         let grants = &self.sessions[&session].grants;
         // The shorter list is searched: all grants of the session, or all holders of the locks.
-        let holders: usize = locks().map(|lock| lock.holders.len()).sum();
+        let holders: usize = locks().map(|lock| lock.holders().len()).sum();
         let mut tokens: Vec<Token> = if grants.len() < holders {
             let overlaps = |grant: &super::Grant| {
                 asks.iter().any(|ask| grant.asks.binary_search_by(|held| held.key.cmp(&ask.key)).is_ok())
@@ -195,7 +195,7 @@ impl State {
                 .map(|(token, _)| token)
                 .collect()
         } else {
-            let holders = locks().flat_map(|lock| lock.holders.iter());
+            let holders = locks().flat_map(|lock| lock.holders().iter());
             holders.filter_map(|token| of_owner(*token)).map(|(token, _)| token).collect()
         };
         tokens.sort_unstable();
@@ -224,29 +224,29 @@ impl State {
             Mode::Slot { slots, .. } => Some(slots),
             Mode::Exclusive | Mode::Shared => None,
         };
-        let grants = lock.holders.iter().filter(|token| Some(**token) != own);
+        let grants = lock.holders().iter().filter(|token| Some(**token) != own);
         // All live holders hold in modes that go together, so the first tells.
         let held = grants.filter_map(|token| self.live_grant(*token, now)).next();
         if let Some(slots) = held.and_then(|grant| slots(grant.mode_of(key))) {
             return Some(slots);
         }
-        if lock.slot_waits == 0 {
+        if lock.slot_waits() == 0 {
             return None;
         }
-        let waits = lock.converting.iter().chain(&lock.line).map(|op| &self.waits[op]);
+        let waits = lock.converting().iter().chain(lock.line()).map(|op| &self.waits[op]);
         waits.filter(|wait| self.wait_lives(wait, now)).find_map(|wait| slots(wait.mode_of(key)))
     }
 
     pub(super) fn delay_parts(&self) -> Vec<DelayPart> {
         let closed = |(key, lock): (&Name, &Lock)| {
-            lock.closed_until.map(|until| DelayPart { key: key.clone(), until })
+            lock.closed_until().map(|until| DelayPart { key: key.clone(), until })
         };
         self.locks.iter().filter_map(closed).collect()
     }
 
     pub(super) fn add_delay(&mut self, part: DelayPart) -> Result<(), String> {
         let lock = self.locks.entry(part.key.clone()).or_default();
-        if lock.closed_until.replace(part.until).is_some() {
+        if lock.contended().closed_until.replace(part.until).is_some() {
             return Err(format!("the delay of lock {:?} stands twice", part.key));
         }
         self.due.insert((part.until, super::Due::LockDelay(part.key)));

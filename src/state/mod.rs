@@ -30,6 +30,7 @@ mod handover;
 mod history;
 mod keys;
 mod lines;
+mod lock;
 mod locks;
 mod parts;
 mod sections;
@@ -58,7 +59,7 @@ use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
 use history::History;
-use lines::Lock;
+use lock::Lock;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The state: what the committed commands have made of it.

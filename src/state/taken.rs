@@ -12,6 +12,13 @@ pub(super) struct Taken {
 }
 
 impl Taken {
+    /// What one takes who has it in that mode.
+    pub(super) fn by(mode: Mode) -> Taken {
+        let mut taken = Taken::default();
+        taken.add(mode);
+        taken
+    }
+
     /// Whether one more may take the lock in that mode: shared goes with shared, slots with slots while they last, and
     /// nothing else with anything.
     pub(super) fn admits(self, mode: Mode) -> bool {

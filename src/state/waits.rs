@@ -1,7 +1,8 @@
 //! Waits: requests for a grant that stand in line.
 
 use super::blocked::cancelled;
-use super::lines::{Lock, is_slot};
+use super::lines::is_slot;
+use super::lock::Lock;
 use super::locks::{Wanted, own_terms, shared_text};
 use super::{Due, State};
 use crate::command::{Ask, Mode, Terms};
@@ -217,7 +218,7 @@ impl State {
         let session = *self.clients.get(&part.client).ok_or_else(|| fault("it has no session"))?;
         self.tie_wait(session, part.id, part.owner.clone(), op).map_err(|text| fault(&text))?;
         for ask in &part.asks {
-            let lock = self.locks.entry(ask.key.clone()).or_default();
+            let lock = self.locks.entry(ask.key.clone()).or_default().contended();
             lock.slot_waits += u32::from(is_slot(ask.mode));
             match part.converts {
                 None => lock.line.push_back(op),
@@ -259,6 +260,10 @@ impl State {
         }
         let open: BTreeMap<&Name, u64> = unserved.iter().map(|part| (&part.key, part.open)).collect();
         for (key, lock) in &mut self.locks {
+            if lock.is_plain() {
+                continue;
+            }
+            let lock = lock.contended();
             lock.taken = lock.held;
             for op in &lock.converting {
                 lock.taken.add(self.waits[op].mode_of(key));
@@ -284,7 +289,7 @@ impl State {
 
     /// The lines that are not served to their end.
     pub(super) fn unserved_parts(&self) -> Vec<UnservedPart> {
-        let open = |key: &Name| self.locks.get(key).map_or(0, |lock| lock.open as u64);
+        let open = |key: &Name| self.locks.get(key).map_or(0, |lock| lock.open() as u64);
         self.unserved.iter().map(|key| UnservedPart { key: key.clone(), open: open(key) }).collect()
     }
 }
