@@ -1,9 +1,11 @@
 //! Commands: requests and the server's own decisions once they have their place in the log.
 
+use crate::asks::Asks;
 use crate::identity::{INTEGER_MAX, Nonce, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::time::Time;
+use arcstr::ArcStr;
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
@@ -101,7 +103,7 @@ pub enum Call {
     /// `acquire_lock`
     Acquire {
         /// The locks, all or none of them; sorted by name, each name once.
-        asks: Vec<Ask>,
+        asks: Asks,
         /// Whether and how long to stand in line.
         wait: Patience,
         /// The owner inside the session; empty is the session itself.
@@ -142,7 +144,7 @@ pub enum Call {
         /// The key.
         key: Name,
         /// JSON text as it came.
-        value: Arc<str>,
+        value: ArcStr,
         /// The version that the key must have; 0: it must not exist.
         if_version: Option<u64>,
         /// How long the key lives.
@@ -217,7 +219,7 @@ pub enum Call {
         /// Whose.
         holder: Option<SessionId>,
         /// The locks of the grant whose mode is to change, with the new mode; sorted by name, each name once.
-        asks: Vec<Ask>,
+        asks: Asks,
         /// Whether and how long to wait for it, the grant held meanwhile as it is.
         wait: Patience,
     },
@@ -275,7 +277,7 @@ pub enum Call {
 #[serde(deny_unknown_fields)]
 pub struct Terms {
     /// A note for people; may be empty.
-    pub label: Arc<str>,
+    pub label: ArcStr,
     /// The grant's own lease in milliseconds, if it is to have one.
     pub lease_ms: Option<u64>,
     /// Whether what is written under it is staged, and takes effect together at its release or not at all.
@@ -284,6 +286,12 @@ pub struct Terms {
     pub lock_delay_ms: u64,
     /// After how many milliseconds it ends whatever is renewed, if ever.
     pub max_hold_ms: Option<u64>,
+}
+
+impl Terms {
+    /// Those of a grant that lives as long as its session, with nothing said about it.
+    pub const PLAIN: Terms =
+        Terms { label: ArcStr::new(), lease_ms: None, atomic: false, lock_delay_ms: 0, max_hold_ms: None };
 }
 
 /// How long a key lives that is set.
@@ -310,7 +318,7 @@ pub struct Change {
     /// The key.
     pub key: Name,
     /// The JSON text that it gets, as it came; none deletes it.
-    pub value: Option<Arc<str>>,
+    pub value: Option<ArcStr>,
     /// How long it lives.
     pub life: Life,
 }

@@ -276,6 +276,7 @@ mod tests {
     use crate::command::{Life, Mode, Patience, Terms};
     use crate::identity::Nonce;
     use crate::time::Time;
+    use arcstr::ArcStr;
     use std::sync::Arc;
 
     /// Applies commands one after another and gives all their lines.
@@ -306,12 +307,12 @@ mod tests {
         let (a, b) = (0xfedcba98 << 96 | 1, 0xfedcba98 << 96 | 2);
         let jobs = Name::new("jobs").unwrap();
         let acquire = |wait, owner: &str| Call::Acquire {
-            asks: vec![Ask { key: jobs.clone(), mode: Mode::Exclusive }],
+            asks: Ask { key: jobs.clone(), mode: Mode::Exclusive }.into(),
             wait,
             owner: owner.into(),
             terms: Terms::default(),
         };
-        let value: Arc<str> = Arc::from("\"a secret value\"");
+        let value: ArcStr = ArcStr::from("\"a secret value\"");
         let data: Arc<[u8]> = Arc::from(&b"secret data"[..]);
         let set = |token| Call::Set {
             key: jobs.clone(),

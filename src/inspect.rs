@@ -657,7 +657,7 @@ mod tests {
         rig.fold();
         let asks = vec![Ask { key: Name::new("a").unwrap(), mode: Mode::Exclusive }];
         let (owner, terms) = (String::new(), Terms::default());
-        rig.call(Call::Acquire { asks, wait: Patience::Try, owner, terms });
+        rig.call(Call::Acquire { asks: asks.into(), wait: Patience::Try, owner, terms });
         let op = rig.state.op();
         rig.log.close().unwrap();
         (path, op)

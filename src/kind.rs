@@ -2,9 +2,9 @@
 
 use crate::identity::Token;
 use crate::name::Name;
+use arcstr::ArcStr;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::sync::Arc;
 
 /// Why a request was refused. The codes are frozen: a number is never given to another kind (`docs/protocol.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -252,11 +252,11 @@ pub struct CycleStep {
     /// The public number of its session.
     pub client: u64,
     /// The session's name.
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// The owner inside it.
-    pub owner: Arc<str>,
+    pub owner: ArcStr,
     /// The label of its request.
-    pub label: Arc<str>,
+    pub label: ArcStr,
     /// The lock it waits for, in whose way the next one is.
     pub key: Name,
     /// The grant of the next one that is in the way; none if the next one only stands before it in line.

@@ -105,6 +105,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod asks;
 pub mod batch;
 pub mod bench;
 pub mod bug;

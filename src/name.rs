@@ -1,11 +1,11 @@
 //! Names of locks, keys and files: one alphabet for all three, since lock N guards key N and file N.
 
 use crate::kind::{Kind, Refusal};
+use arcstr::ArcStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::borrow::Borrow;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
 
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 256;
@@ -17,7 +17,7 @@ pub const COMPONENT_MAX: usize = 255;
 ///
 /// Cheap to clone. The order is that of the bytes, which is what `range` and `prefix` show.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Arc<str>);
+pub struct Name(ArcStr);
 
 impl Name {
     /// Checks a name of a lock or key.
@@ -26,7 +26,7 @@ impl Name {
     /// `bad_name` with what is wrong. Nothing has changed.
     pub fn new(text: &str) -> Result<Name, Refusal> {
         check(text).map_err(|fault| Refusal::new(Kind::BadName, fault))?;
-        Ok(Name(Arc::from(text)))
+        Ok(Name(ArcStr::from(text)))
     }
 
     /// Checks a name of a file: a relative path in normal form, on top of what [`Name::new`] asks.
@@ -35,7 +35,7 @@ impl Name {
     /// `bad_name` with what is wrong. Nothing has changed.
     pub fn file(text: &str) -> Result<Name, Refusal> {
         check(text).and_then(|()| check_path(text)).map_err(|fault| Refusal::new(Kind::BadName, fault))?;
-        Ok(Name(Arc::from(text)))
+        Ok(Name(ArcStr::from(text)))
     }
 
     /// The name as text.

@@ -1,10 +1,12 @@
 //! Outcomes: what the state machine said to a command. Kept, and told the same way each time.
 
-use crate::command::{Ask, Mode};
+use crate::asks::Asks;
+use crate::command::Mode;
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::{CycleStep, Detail, Refusal};
 use crate::name::Name;
 use crate::time::Time;
+use arcstr::ArcStr;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -28,7 +30,7 @@ pub enum Outcome {
         /// Its token.
         token: Token,
         /// Its locks.
-        asks: Vec<Ask>,
+        asks: Asks,
         /// The command that made it.
         op: Op,
         /// Its own lease in milliseconds, if it has one.
@@ -152,11 +154,11 @@ pub struct Ahead {
     /// The session's public number.
     pub client: u64,
     /// The session's name.
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// The owner inside it.
-    pub owner: Arc<str>,
+    pub owner: ArcStr,
     /// The label of the request.
-    pub label: Arc<str>,
+    pub label: ArcStr,
     /// How the lock is asked for.
     pub mode: Mode,
     /// The grant that it converts, if it is a conversion.
@@ -193,11 +195,11 @@ pub struct Holder {
     /// The session's public number.
     pub client: u64,
     /// The session's name.
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// The owner inside it.
-    pub owner: Arc<str>,
+    pub owner: ArcStr,
     /// The grant's label.
-    pub label: Arc<str>,
+    pub label: ArcStr,
     /// How the lock is held.
     pub mode: Mode,
     /// The token.
@@ -220,7 +222,7 @@ pub struct Loss {
     /// Why.
     pub reason: LossReason,
     /// What whoever ended it said of it; may be empty.
-    pub note: Arc<str>,
+    pub note: ArcStr,
 }
 
 /// That the holder of a grant is asked to let go.
@@ -230,7 +232,7 @@ pub struct Asked {
     /// The number of the session that asks.
     pub client: u64,
     /// Why.
-    pub reason: Arc<str>,
+    pub reason: ArcStr,
     /// When the grant will be broken, if ever.
     pub deadline: Option<Time>,
     /// The command that asked, or that gave the grant to the session that holds it now.

@@ -88,7 +88,7 @@ mod tests {
                 ttl_ms: 10_000,
             },
             request(Call::Acquire {
-                asks: vec![Ask { key: name("a"), mode: Mode::Exclusive }],
+                asks: Ask { key: name("a"), mode: Mode::Exclusive }.into(),
                 wait: Patience::Millis(5),
                 owner: "o".into(),
                 terms: Terms { label: "l".into(), lease_ms: Some(100), ..Terms::default() },

@@ -858,7 +858,7 @@ pub(crate) mod tests {
         for (index, file) in ["a", "b"].into_iter().enumerate() {
             let asks = vec![crate::command::Ask { key: name(file), mode: crate::command::Mode::Exclusive }];
             rig.call(Call::Acquire {
-                asks,
+                asks: asks.into(),
                 wait: crate::command::Patience::Try,
                 owner: String::new(),
                 terms: crate::command::Terms::default(),

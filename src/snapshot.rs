@@ -415,6 +415,7 @@ mod tests {
     use crate::outcome::{Asked, Offer, Outcome};
     use crate::state::{ReplyPart, SectionPart, StagedFilePart, StagedKeyPart, What};
     use crate::time::Time;
+    use arcstr::ArcStr;
     use std::sync::Arc;
 
     fn name(text: &str) -> Name {
@@ -442,8 +443,8 @@ mod tests {
             client: 1,
             session: SessionId(0xabc),
             nonce: Nonce(0xdef),
-            name: Arc::from("worker \"1\"\n"),
-            label: Arc::from(""),
+            name: ArcStr::from("worker \"1\"\n"),
+            label: ArcStr::from(""),
             ttl_ms: 10_000,
             opened: Time::ZERO,
             floor: 1,
@@ -460,16 +461,16 @@ mod tests {
         let grant = GrantPart {
             token: 3,
             client: 1,
-            owner: Arc::from("o"),
-            terms: Terms { label: Arc::from("l"), ..Terms::default() },
-            asks: vec![Ask { key: name("a"), mode: Mode::Exclusive }],
+            owner: ArcStr::from("o"),
+            terms: Terms { label: ArcStr::from("l"), ..Terms::default() },
+            asks: Ask { key: name("a"), mode: Mode::Exclusive }.into(),
             op: 12,
             since: Time::from_millis(6),
             deadline: None,
             hold_deadline: Some(Time::from_millis(60)),
             asked: Some(Asked {
                 client: 1,
-                reason: Arc::from("r"),
+                reason: ArcStr::from("r"),
                 deadline: Some(Time::from_millis(50)),
                 op: 12,
             }),

@@ -85,7 +85,7 @@ impl Owners {
     pub(crate) fn acquire(&mut self, owner: usize, lock: &str) -> Command {
         let key = Name::new(lock).expect("the name is good");
         let call = Call::Acquire {
-            asks: vec![Ask { key, mode: Mode::Exclusive }],
+            asks: Ask { key, mode: Mode::Exclusive }.into(),
             wait: Patience::Forever,
             owner: String::new(),
             terms: Terms::default(),

@@ -242,7 +242,7 @@ impl Node {
     /// That the holder of a live grant is asked to let go, if it is.
     pub(super) fn asked_shown(&self, now: Time, token: Token) -> Option<AskedShown> {
         let grant = self.state.live_grant(token, now)?;
-        let asked = grant.asked.as_ref()?;
+        let asked = grant.asked()?;
         Some(AskedShown {
             op: asked.op,
             token,
@@ -258,15 +258,15 @@ impl Node {
         let grant = self.state.live_grant(token, now)?;
         let holder = self.state.session(grant.session)?;
         Some(OfferedShown {
-            op: grant.offered?.op,
+            op: grant.offered()?.op,
             token,
             keys: wire::keys_shown(&grant.asks),
             client: holder.client,
             name: holder.name.to_string(),
             owner: grant.owner.to_string(),
-            label: grant.terms.label.to_string(),
-            lease_ms: grant.terms.lease_ms,
-            hold_left_ms: grant.hold_deadline.map(|deadline| deadline.ms_until(now)),
+            label: grant.terms().label.to_string(),
+            lease_ms: grant.terms().lease_ms,
+            hold_left_ms: grant.hold_deadline().map(|deadline| deadline.ms_until(now)),
         })
     }
 
@@ -403,8 +403,8 @@ impl Node {
 
     /// What may end a grant beside its lease, and who may take it over: for people who look.
     fn show_ends(&self, now: Time, grant: &Grant, shown: &mut wire::HolderShown) {
-        shown.hold_left_ms = grant.hold_deadline.map(|deadline| deadline.ms_until(now));
-        shown.asked = grant.asked.as_ref().map(|asked| AskerShown {
+        shown.hold_left_ms = grant.hold_deadline().map(|deadline| deadline.ms_until(now));
+        shown.asked = grant.asked().map(|asked| AskerShown {
             client: asked.client,
             reason: asked.reason.to_string(),
             left_ms: asked.deadline.map(|deadline| deadline.ms_until(now)),
@@ -413,7 +413,7 @@ impl Node {
             let session = self.state.session_of(*client).and_then(|id| self.state.session(id));
             session.is_some_and(|session| session.is_live())
         };
-        shown.offered = grant.offered.map(|offer| offer.client).filter(live);
+        shown.offered = grant.offered().map(|offer| offer.client).filter(live);
     }
 
     fn session_item(&self, now: Time, id: SessionId, session: &crate::state::Session) -> SessionItem {

@@ -104,7 +104,7 @@ impl<'a> Behind<'a> {
         if self.sessions.insert(owner.0) {
             for token in &self.state.sessions[&owner.0].grants {
                 self.count()?;
-                let grant = &self.state.grants[token];
+                let grant = &self.state.grants[*token];
                 self.held.entry((owner.0, &grant.owner)).or_default().push(grant);
             }
         }

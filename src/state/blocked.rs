@@ -87,7 +87,7 @@ impl State {
         }
         let mut taken = lock.held();
         if let Some(token) = converts {
-            taken.remove(self.grants[&token].mode_of(&ask.key));
+            taken.remove(self.grants[token].mode_of(&ask.key));
         }
         if !taken.admits(ask.mode) && self.is_held_against(ask, lock, converts, now) {
             return Some((Reason::Held, None));
@@ -146,7 +146,7 @@ impl State {
             let Some(lock) = self.locks.get(&ask.key) else { continue };
             let mut taken = lock.held();
             if let Some(token) = converts {
-                taken.remove(self.grants[&token].mode_of(&ask.key));
+                taken.remove(self.grants[token].mode_of(&ask.key));
             }
             if taken.admits(ask.mode) {
                 continue;

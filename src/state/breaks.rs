@@ -27,7 +27,7 @@ impl State {
     /// Cleans the locks of a live grant of what is gone, before it goes to somebody else. Nothing is served.
     pub(super) fn sweep_locks_of(&mut self, token: Token, effects: &mut Vec<Effect>) {
         let mut left = SWEEP_MAX;
-        for ask in self.grants[&token].asks.clone() {
+        for ask in &self.grants[token].asks.clone() {
             self.sweep_lock(&ask.key, &mut left, effects);
         }
     }
@@ -52,8 +52,8 @@ impl State {
         if let Some(deadline) = asked.deadline {
             self.due.insert((deadline, Due::Break(token)));
         }
-        let grant = self.grants.get_mut(&token).expect("it was found");
-        grant.asked = Some(asked);
+        let grant = self.grants.get_mut(token).expect("it was found");
+        grant.rare_mut().asked = Some(asked);
         let session = grant.session;
         self.note_asked(token);
         effects.push(Effect::Asked { session, token });
@@ -62,8 +62,8 @@ impl State {
 
     /// Puts the asking of a grant into the index of its session.
     pub(super) fn note_asked(&mut self, token: Token) {
-        let grant = &self.grants[&token];
-        if let Some(asked) = &grant.asked {
+        let grant = &self.grants[token];
+        if let Some(asked) = grant.asked() {
             let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
             session.asked.insert((asked.op, token));
         }
@@ -71,8 +71,8 @@ impl State {
 
     /// Takes back the asking of a grant, with its deadline.
     pub(super) fn forget_asked(&mut self, token: Token) {
-        let grant = self.grants.get_mut(&token).expect("an asking is that of a grant");
-        let Some(asked) = grant.asked.take() else { return };
+        let grant = self.grants.get_mut(token).expect("an asking is that of a grant");
+        let Some(asked) = grant.rare_mut().asked.take() else { return };
         let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
         session.asked.remove(&(asked.op, token));
         if let Some(deadline) = asked.deadline {

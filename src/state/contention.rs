@@ -355,7 +355,7 @@ impl State {
         let closed_us = lock.closed_until().map_or(0, |until| until.us_since(now));
         let mut held = lock.held();
         if let Some(token) = converts {
-            held.remove(self.grants[&token].mode_of(&ask.key));
+            held.remove(self.grants[token].mode_of(&ask.key));
         }
         if before == 0 && held.admits(ask.mode) {
             return Some(closed_us);
@@ -400,7 +400,7 @@ impl State {
             }
         }
         if let Mode::Slot { slots, .. } = mode {
-            let own = converts.map_or(0, |token| slots_of(self.grants[&token].mode_of(&ask.key)));
+            let own = converts.map_or(0, |token| slots_of(self.grants[token].mode_of(&ask.key)));
             turn.free = u64::from(slots).saturating_sub(lock.held().slots() - own);
         }
         turn

@@ -58,7 +58,7 @@ impl State {
         for ask in &asks {
             self.same_slots(&ask.key, ask.mode, Some(token))?;
         }
-        let held = &self.grants[&token];
+        let held = &self.grants[token];
         if asks.iter().all(|ask| weaker(ask.mode, held.mode_of(&ask.key))) {
             self.change_modes(token, &asks);
             self.record_conversion(token, token, &asks);
@@ -84,7 +84,7 @@ impl State {
             Patience::Millis(ms) => Some(now.after_ms(ms)),
             Patience::Forever => None,
         };
-        let terms = self.grants[&token].terms.clone();
+        let terms = self.grants[token].terms().clone();
         let wait = Wanted {
             session: wanted.session,
             id: wanted.id,
@@ -109,7 +109,7 @@ impl State {
     fn admits_conversion(&self, token: Token, ask: &Ask, op: Option<Op>) -> bool {
         let lock = &self.locks[&ask.key];
         let mut taken = lock.held();
-        taken.remove(self.grants[&token].mode_of(&ask.key));
+        taken.remove(self.grants[token].mode_of(&ask.key));
         for earlier in lock.converting().iter().filter(|other| op.is_none_or(|op| **other < op)) {
             taken.add(self.waits[earlier].mode_of(&ask.key));
         }
@@ -129,13 +129,13 @@ impl State {
     }
 
     fn converted(&self, token: Token, again: bool) -> Outcome {
-        self.granted(token, &self.grants[&token], again)
+        self.granted(token, &self.grants[token], again)
     }
 
     /// Gives locks of a grant other modes, for which there is room.
     fn change_modes(&mut self, token: Token, asks: &[Ask]) {
         for ask in asks {
-            let grant = self.grants.get_mut(&token).expect("a grant that is converted is there");
+            let grant = self.grants.get_mut(token).expect("a grant that is converted is there");
             let held = grant.asks.iter_mut().find(|held| held.key == ask.key).expect("it holds the lock");
             let old = std::mem::replace(&mut held.mode, ask.mode);
             let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry").contended();
@@ -158,8 +158,8 @@ impl State {
 
     /// Puts a conversion before the lines of its locks.
     pub(super) fn join_converting(&mut self, token: Token, op: Op) {
-        self.grants.get_mut(&token).expect("it is converted").conversion = Some(op);
-        for ask in self.waits[&op].asks.clone() {
+        self.grants.get_mut(token).expect("it is converted").rare_mut().conversion = Some(op);
+        for ask in &self.waits[&op].asks.clone() {
             let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry").contended();
             lock.converting.push(op);
             lock.slot_waits += u32::from(is_slot(ask.mode));
@@ -169,8 +169,8 @@ impl State {
 
     /// Takes a conversion, which is no wait any more, from before the lines of its locks.
     pub(super) fn leave_converting(&mut self, token: Token, asks: &[Ask], op: Op) {
-        if let Some(grant) = self.grants.get_mut(&token) {
-            grant.conversion = None;
+        if let Some(grant) = self.grants.get_mut(token) {
+            grant.rare_mut().conversion = None;
         }
         for ask in asks {
             let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry").contended();

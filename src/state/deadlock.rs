@@ -244,7 +244,7 @@ impl<'a> Search<'a> {
             match (converts, op) {
                 (Some(_), Some(_)) => {}
                 (Some(token), None) => {
-                    let from = self.state.grants[&token].mode_of(&ask.key);
+                    let from = self.state.grants[token].mode_of(&ask.key);
                     self.add_converting(lock, who, from, ask.mode);
                 }
                 (None, Some(op)) => {
@@ -305,7 +305,7 @@ impl<'a> Search<'a> {
             self.count()?;
             let wait = &state.waits[op];
             let token = wait.converts.expect("a conversion converts a grant");
-            let (from, to) = (state.grants[&token].mode_of(key), wait.mode_of(key));
+            let (from, to) = (state.grants[token].mode_of(key), wait.mode_of(key));
             if let Some(who) = self.who(*op) {
                 self.add_converting(lock, who, from, to);
             }
@@ -601,7 +601,7 @@ mod tests {
 
         fn grant(&mut self) -> Option<(Token, SessionId)> {
             let grants: Vec<_> =
-                self.state.grants.iter().map(|(token, grant)| (*token, grant.session)).collect();
+                self.state.grants.iter().map(|(token, grant)| (token, grant.session)).collect();
             self.draw.choice(grants)
         }
 
@@ -611,15 +611,18 @@ mod tests {
                     let ((session, owner), asks) = (self.owner(), self.asks());
                     if !asks.is_empty() {
                         let (owner, terms) = (owner.to_owned(), Terms::default());
-                        self.request(session, Call::Acquire { asks, wait: Patience::Forever, owner, terms });
+                        self.request(
+                            session,
+                            Call::Acquire { asks: asks.into(), wait: Patience::Forever, owner, terms },
+                        );
                     }
                 }
                 5 => {
                     if let Some((token, session)) = self.grant() {
                         let asks =
-                            vec![Ask { mode: Mode::Exclusive, ..self.state.grants[&token].asks[0].clone() }];
+                            vec![Ask { mode: Mode::Exclusive, ..self.state.grants[token].asks[0].clone() }];
                         let wait = Patience::Forever;
-                        self.request(session, Call::Convert { token, asks, wait, holder: None });
+                        self.request(session, Call::Convert { token, asks: asks.into(), wait, holder: None });
                     }
                 }
                 6 => {
@@ -646,7 +649,7 @@ mod tests {
             }
             let held = self.state.held_of(session, owner, &asks);
             let Some(token) = held.first() else { return Some((session, owner, asks, None)) };
-            let mut asks = self.state.grants[token].asks.clone();
+            let mut asks = self.state.grants[*token].asks.to_vec();
             asks.retain(|ask| ask.mode != Mode::Exclusive);
             asks.iter_mut().for_each(|ask| ask.mode = Mode::Exclusive);
             (!asks.is_empty()).then_some((session, owner, asks, Some(*token)))
@@ -712,7 +715,7 @@ mod tests {
             let id = self.sent.entry(number).or_default();
             *id += 1;
             let call = Call::Acquire {
-                asks,
+                asks: asks.into(),
                 wait: Patience::Forever,
                 owner: format!("{owner}"),
                 terms: Terms::default(),

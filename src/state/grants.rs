@@ -1,9 +1,10 @@
 //! Grants: the tenures of locks, their ends, and what they guard.
 
 use super::lock::Lock;
-use super::locks::{Wanted, own_terms, shared_text};
+use super::locks::Wanted;
 use super::waits::mode_of;
 use super::{Due, GrantEnd, Section, State, not_holder};
+use crate::asks::Asks;
 use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
@@ -11,9 +12,8 @@ use crate::name::Name;
 use crate::outcome::{Asked, Effect, Holder, Loss, LossReason, Offer, Outcome};
 use crate::state::parts::GrantPart;
 use crate::time::Time;
+use arcstr::ArcStr;
 use std::collections::btree_map::Entry;
-use std::ops::Bound;
-use std::sync::Arc;
 
 /// One tenure of a lock, or of several at once, by an owner.
 #[derive(Debug)]
@@ -21,30 +21,101 @@ pub struct Grant {
     /// Its session.
     pub session: SessionId,
     /// The owner inside it; empty is the session itself.
-    pub owner: Arc<str>,
-    /// What it is like.
-    pub terms: Terms,
+    pub owner: ArcStr,
     /// Its locks, sorted by name.
-    pub asks: Vec<Ask>,
+    pub asks: Asks,
     /// The command that made it.
     pub op: Op,
     /// When it was made.
     pub since: Time,
+    rare: Option<Box<Rare>>,
+}
+
+/// What most grants do without. It is kept apart, so that those take less memory.
+#[derive(Debug)]
+pub(super) struct Rare {
+    /// What it is like.
+    pub(super) terms: Terms,
     /// When its own lease runs out.
-    pub deadline: Option<Time>,
+    pub(super) deadline: Option<Time>,
     /// When it ends whatever is renewed.
-    pub hold_deadline: Option<Time>,
+    pub(super) hold_deadline: Option<Time>,
     /// That its holder is asked to let go, if so.
-    pub asked: Option<Asked>,
+    pub(super) asked: Option<Asked>,
     /// The session that may take it over, if one may.
-    pub offered: Option<Offer>,
+    pub(super) offered: Option<Offer>,
     /// The wait that converts it, if one does.
     pub(super) conversion: Option<Op>,
     /// What is staged under it, if anything is.
     pub(super) section: Option<Box<Section>>,
 }
 
+impl Rare {
+    const NONE: Rare = Rare {
+        terms: Terms::PLAIN,
+        deadline: None,
+        hold_deadline: None,
+        asked: None,
+        offered: None,
+        conversion: None,
+        section: None,
+    };
+
+    fn is_none(&self) -> bool {
+        let Rare { terms, deadline, hold_deadline, asked, offered, conversion, section } = self;
+        *terms == Terms::PLAIN
+            && deadline.is_none()
+            && hold_deadline.is_none()
+            && asked.is_none()
+            && offered.is_none()
+            && conversion.is_none()
+            && section.is_none()
+    }
+}
+
+/// What a grant has that is like most.
+static NOTHING_RARE: Rare = Rare::NONE;
+
 impl Grant {
+    /// What it is like.
+    pub fn terms(&self) -> &Terms {
+        &self.rare().terms
+    }
+
+    /// When it ends whatever is renewed.
+    pub fn hold_deadline(&self) -> Option<Time> {
+        self.rare().hold_deadline
+    }
+
+    /// That its holder is asked to let go, if so.
+    pub fn asked(&self) -> Option<&Asked> {
+        self.rare().asked.as_ref()
+    }
+
+    /// The session that may take it over, if one may.
+    pub fn offered(&self) -> Option<Offer> {
+        self.rare().offered
+    }
+
+    /// The wait that converts it, if one does.
+    pub(super) fn conversion(&self) -> Option<Op> {
+        self.rare().conversion
+    }
+
+    /// What is staged under it, if anything is.
+    pub(super) fn section(&self) -> Option<&Section> {
+        self.rare().section.as_deref()
+    }
+
+    fn rare(&self) -> &Rare {
+        self.rare.as_deref().unwrap_or(&NOTHING_RARE)
+    }
+
+    /// What is rare about it, to be changed.
+    pub(super) fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_with(|| Box::new(Rare::NONE))
+    }
+
     /// How it holds a lock, which is one of its own.
     pub fn mode_of(&self, key: &Name) -> Mode {
         mode_of(&self.asks, key)
@@ -52,15 +123,20 @@ impl Grant {
 
     /// What of its lease and its longest tenure is left at `now`, in milliseconds, if it has either.
     pub fn lease_left_ms(&self, now: Time) -> Option<u64> {
-        [self.deadline, self.hold_deadline].into_iter().flatten().min().map(|deadline| deadline.ms_until(now))
+        [self.rare().deadline, self.rare().hold_deadline]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|deadline| deadline.ms_until(now))
     }
 
     /// When it ends by itself, and why: the earliest of its deadlines.
     pub(super) fn end(&self) -> Option<(Time, LossReason)> {
-        let broken = self.asked.as_ref().and_then(|asked| asked.deadline);
+        let Rare { deadline, hold_deadline, asked, .. } = self.rare();
+        let broken = asked.as_ref().and_then(|asked| asked.deadline);
         let ends = [
-            (self.deadline, LossReason::LeaseExpired),
-            (self.hold_deadline, LossReason::HeldTooLong),
+            (*deadline, LossReason::LeaseExpired),
+            (*hold_deadline, LossReason::HeldTooLong),
             (broken, LossReason::Broken),
         ];
         // Of several at one moment the first: in the order in which `Due` has them.
@@ -69,12 +145,10 @@ impl Grant {
 
     /// Its deadlines, as they stand among what is due.
     pub(super) fn dues(&self, token: Token) -> impl Iterator<Item = (Time, Due)> + use<> {
-        let broken = self.asked.as_ref().and_then(|asked| asked.deadline);
-        let dues = [
-            (self.deadline, Due::Lease(token)),
-            (self.hold_deadline, Due::Hold(token)),
-            (broken, Due::Break(token)),
-        ];
+        let Rare { deadline, hold_deadline, asked, .. } = self.rare();
+        let broken = asked.as_ref().and_then(|asked| asked.deadline);
+        let dues =
+            [(*deadline, Due::Lease(token)), (*hold_deadline, Due::Hold(token)), (broken, Due::Break(token))];
         dues.into_iter().filter_map(|(at, due)| Some((at?, due)))
     }
 }
@@ -82,15 +156,12 @@ impl Grant {
 impl State {
     /// The grant with that token, if it lives at `now`.
     pub fn live_grant(&self, token: Token, now: Time) -> Option<&Grant> {
-        self.grants.get(&token).filter(|grant| self.grant_lives(grant, now))
+        self.grants.get(token).filter(|grant| self.grant_lives(grant, now))
     }
 
     /// Grants that live at `now`, after that token, in the order of their tokens.
     pub fn live_grants(&self, after: Token, now: Time) -> impl Iterator<Item = (Token, &Grant)> {
-        self.grants
-            .range((Bound::Excluded(after), Bound::Unbounded))
-            .map(|(token, grant)| (*token, grant))
-            .filter(move |(_, grant)| self.grant_lives(grant, now))
+        self.grants.after(after).filter(move |(_, grant)| self.grant_lives(grant, now))
     }
 
     /// How many grants of that session live at `now`.
@@ -106,7 +177,7 @@ impl State {
             client: session.client,
             name: session.name.clone(),
             owner: grant.owner.clone(),
-            label: grant.terms.label.clone(),
+            label: grant.terms().label.clone(),
             mode: grant.mode_of(key),
             token,
             held_ms: now.ms_since(grant.since),
@@ -137,23 +208,17 @@ impl State {
     ) -> (Token, Outcome) {
         self.head.last_token += 1;
         let (token, at) = (self.head.last_token, self.head.at);
-        let grant = Grant {
-            session: id,
-            owner: shared_text(owner),
-            terms: own_terms(terms),
-            asks: asks.to_vec(),
-            op: self.head.op,
-            since: at,
-            deadline: terms.lease_ms.map(|ms| at.after_ms(ms)),
-            hold_deadline: terms
-                .max_hold_ms
-                .filter(|_| !crate::bug::planted("tenure_without_bound"))
-                .map(|ms| at.after_ms(ms)),
-            asked: None,
-            offered: None,
-            conversion: None,
-            section: None,
-        };
+        let rare = (*terms != Terms::PLAIN).then(|| {
+            let hold_ms = terms.max_hold_ms.filter(|_| !crate::bug::planted("tenure_without_bound"));
+            Box::new(Rare {
+                terms: terms.clone(),
+                deadline: terms.lease_ms.map(|ms| at.after_ms(ms)),
+                hold_deadline: hold_ms.map(|ms| at.after_ms(ms)),
+                ..Rare::NONE
+            })
+        });
+        let grant =
+            Grant { session: id, owner: owner.into(), asks: asks.into(), op: self.head.op, since: at, rare };
         self.due.extend(grant.dues(token));
         let session = self.sessions.get_mut(&id).expect("a grant goes to a session that asks");
         assert!(session.is_live(), "a grant would go to an ended session");
@@ -170,16 +235,20 @@ impl State {
             token,
             asks: grant.asks.clone(),
             op: grant.op,
-            lease_ms: grant.terms.lease_ms,
+            lease_ms: grant.terms().lease_ms,
             again,
-            lease_left_ms: grant.deadline.filter(|_| again).map(|deadline| deadline.ms_until(self.head.at)),
-            hold_left_ms: grant.hold_deadline.map(|deadline| deadline.ms_until(self.head.at)),
+            lease_left_ms: grant
+                .rare()
+                .deadline
+                .filter(|_| again)
+                .map(|deadline| deadline.ms_until(self.head.at)),
+            hold_left_ms: grant.hold_deadline().map(|deadline| deadline.ms_until(self.head.at)),
             atomic: false,
         }
     }
 
     pub(super) fn end_or_expire(&mut self, token: Token, effects: &mut Vec<Effect>) {
-        if self.sessions[&self.grants[&token].session].is_live() {
+        if self.sessions[&self.grants[token].session].is_live() {
             self.expire_grant(token, effects);
         } else {
             self.end_grant(token, GrantEnd::SessionExpired, effects);
@@ -188,11 +257,11 @@ impl State {
 
     /// Ends a grant one of whose deadlines has passed, and remembers the loss for its client.
     pub(super) fn expire_grant(&mut self, token: Token, effects: &mut Vec<Effect>) {
-        let grant = &self.grants[&token];
+        let grant = &self.grants[token];
         let (_, reason) = grant.end().expect("a grant that ends by itself has a deadline");
-        let note = match (reason, &grant.asked) {
+        let note = match (reason, grant.asked()) {
             (LossReason::Broken, Some(asked)) => asked.reason.clone(),
-            _ => Arc::default(),
+            _ => ArcStr::new(),
         };
         self.lose_grant(token, reason, note, effects);
         self.end_grant(token, reason.into(), effects);
@@ -203,10 +272,10 @@ impl State {
         &mut self,
         token: Token,
         reason: LossReason,
-        note: Arc<str>,
+        note: ArcStr,
         effects: &mut Vec<Effect>,
     ) {
-        let grant = &self.grants[&token];
+        let grant = &self.grants[token];
         let keys = grant.asks.iter().map(|ask| ask.key.clone()).collect();
         let loss = Loss { op: self.head.op, token, keys, reason, note };
         let id = grant.session;
@@ -224,22 +293,22 @@ impl State {
             let _ = self.commit_section(token, effects);
         }
         let grant = self.take_grant(token, effects);
-        if grant.terms.lock_delay_ms > 0 {
+        if grant.terms().lock_delay_ms > 0 {
             for ask in &grant.asks {
-                self.close(&ask.key, grant.terms.lock_delay_ms);
+                self.close(&ask.key, grant.terms().lock_delay_ms);
             }
         }
     }
 
     /// Takes a grant away. Its locks are handed on before the command ends; what is still staged leaves no trace.
     pub(super) fn take_grant(&mut self, token: Token, effects: &mut Vec<Effect>) -> Grant {
-        if let Some(op) = self.grants[&token].conversion {
+        if let Some(op) = self.grants[token].conversion() {
             self.grant_ended(op, effects);
         }
         self.forget_asked(token);
         self.forget_offer(token);
         self.drop_section(token);
-        let grant = self.grants.remove(&token).expect("a grant ends once");
+        let grant = self.grants.remove(token).expect("a grant ends once");
         self.note_tenure(&grant);
         for due in grant.dues(token) {
             self.due.remove(&due);
@@ -257,14 +326,14 @@ impl State {
         self.forget_offer(old);
         self.head.last_token += 1;
         let token = self.head.last_token;
-        let mut grant = self.grants.remove(&old).expect("a grant is there to be renumbered");
+        let mut grant = self.grants.remove(old).expect("a grant is there to be renumbered");
         self.note_tenure(&grant);
         for due in grant.dues(old) {
             self.due.remove(&due);
         }
         let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
         session.grants.remove(&old);
-        if let Some(asked) = &mut grant.asked {
+        if let Some(asked) = grant.rare.as_mut().and_then(|rare| rare.asked.as_mut()) {
             session.asked.remove(&(asked.op, old));
             // Its holder hears of it again, under the new token.
             asked.op = self.head.op;
@@ -317,14 +386,15 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token, self.head.at)?;
         let deadline = self.head.at.after_ms(lease_ms);
-        let grant = self.grants.get_mut(&token).expect("it was found");
+        let grant = self.grants.get_mut(token).expect("it was found");
         if crate::bug::planted("renewal_forgotten") {
             return Ok(Outcome::Renewed { lease_left_ms: lease_ms });
         }
-        if let Some(old) = grant.deadline.replace(deadline) {
+        let rare = grant.rare_mut();
+        if let Some(old) = rare.deadline.replace(deadline) {
             self.due.remove(&(old, Due::Lease(token)));
         }
-        grant.terms.lease_ms = Some(lease_ms);
+        rare.terms.lease_ms = Some(lease_ms);
         // A bound on the whole tenure stands where it is.
         let left = grant.lease_left_ms(self.head.at).expect("it has a lease now");
         self.due.insert((deadline, Due::Lease(token)));
@@ -357,15 +427,15 @@ impl State {
             token,
             client: self.sessions[&grant.session].client,
             owner: grant.owner.clone(),
-            terms: grant.terms.clone(),
+            terms: grant.terms().clone(),
             asks: grant.asks.clone(),
             op: grant.op,
             since: grant.since,
-            deadline: grant.deadline,
-            hold_deadline: grant.hold_deadline,
-            asked: grant.asked.clone(),
-            offered: grant.offered,
-            section: grant.section.as_ref().map(|section| section.part()),
+            deadline: grant.rare().deadline,
+            hold_deadline: grant.hold_deadline(),
+            asked: grant.asked().cloned(),
+            offered: grant.offered(),
+            section: grant.section().map(Section::part),
         }
     }
 
@@ -395,19 +465,22 @@ impl State {
             return Err(fault("it was asked back by, or offered to, a session that never was"));
         }
         self.sessions.get_mut(&session).expect("it has a number").grants.insert(token);
-        let mut grant = Grant {
-            session,
-            owner: part.owner,
+        let rare = Rare {
             terms: part.terms,
-            asks: part.asks,
-            op: part.op,
-            since: part.since,
             deadline: part.deadline,
             hold_deadline: part.hold_deadline,
             asked: part.asked,
             offered: part.offered,
             conversion: None,
             section: None,
+        };
+        let mut grant = Grant {
+            session,
+            owner: part.owner,
+            asks: part.asks,
+            op: part.op,
+            since: part.since,
+            rare: (!rare.is_none()).then(|| Box::new(rare)),
         };
         if let Some(section) = part.section {
             self.add_section(section, &mut grant).map_err(|text| fault(&text))?;

@@ -40,7 +40,7 @@ impl State {
 
     /// Whether a holder is gone at `now` and not cleaned up yet, and the lock will close for its lock-delay.
     fn is_about_to_close(&self, lock: &Lock, now: Time) -> bool {
-        let delays = |token: &Token| self.grants[token].terms.lock_delay_ms > 0;
+        let delays = |token: &Token| self.grants[*token].terms().lock_delay_ms > 0;
         lock.holders().iter().any(|token| delays(token) && self.live_grant(*token, now).is_none())
     }
 
@@ -91,7 +91,7 @@ impl State {
                 )
             }
             (Guarded::By(token), None) => {
-                let client = self.sessions[&self.grants[&token].session].client;
+                let client = self.sessions[&self.grants[token].session].client;
                 format!(
                     "key {key:?} is guarded: client {client} holds its lock; only the holder may write it, with its token"
                 )
@@ -118,7 +118,7 @@ impl State {
         let whose = holder.unwrap_or(session);
         let why = match self.guarded(to, self.head.at) {
             Guarded::Free => return Ok(()),
-            Guarded::By(token) if self.grants[&token].session == whose => {
+            Guarded::By(token) if self.grants[token].session == whose => {
                 match self.section(token).is_some_and(|section| section.file(to).is_some()) {
                     true => "is held by a grant under which appends to that file are staged",
                     false => return Ok(()),

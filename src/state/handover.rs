@@ -4,12 +4,11 @@
 //! new grant under a new token, so that the old holder is fenced at once. The locks never come free in between: waits stay
 //! where they stand, and no lock-delay begins. What bounds the tenure as a whole (the longest hold, an asking) goes along.
 
-use super::locks::shared_text;
 use super::{State, not_holder};
 use crate::identity::{SessionId, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::outcome::{Effect, LossReason, Offer, Outcome};
-use std::sync::Arc;
+use arcstr::ArcStr;
 
 impl State {
     /// Offers a grant to a session, or takes the offer back.
@@ -28,8 +27,8 @@ impl State {
         };
         self.forget_offer(token);
         if let (Some(client), Some(to)) = (client, to) {
-            let grant = self.grants.get_mut(&token).expect("it was found");
-            grant.offered = Some(Offer { client, op: self.head.op });
+            let grant = self.grants.get_mut(token).expect("it was found");
+            grant.rare_mut().offered = Some(Offer { client, op: self.head.op });
             self.note_offer(token);
             effects.push(Effect::Offered { session: to, token });
         }
@@ -51,33 +50,34 @@ impl State {
             self.is_offered_to(session, token)?;
         }
         self.refuse_second_wait(session, owner, effects)?;
-        let tokens = self.held_of(session, owner, &self.grants[&token].asks);
+        let tokens = self.held_of(session, owner, &self.grants[token].asks);
         if !tokens.is_empty() {
             let text =
                 "this owner holds some of these locks already; release them first, or name another `owner`";
             return Err(Refusal::new(Kind::AlreadyHeld, text).with(Detail::Held { tokens }));
         }
         self.sweep_locks_of(token, effects);
-        if let Some(op) = self.grants[&token].conversion {
+        if let Some(op) = self.grants[token].conversion() {
             self.grant_ended(op, effects);
         }
-        self.lose_grant(token, LossReason::TakenOver, Arc::default(), effects);
+        self.lose_grant(token, LossReason::TakenOver, ArcStr::new(), effects);
         self.record_end(token, Some(LossReason::TakenOver.into()));
         let now = self.head.at;
         let token = self.retoken(token, |grant| {
             grant.session = session;
-            grant.owner = shared_text(owner);
-            grant.terms.label = shared_text(label);
-            grant.deadline = grant.terms.lease_ms.map(|ms| now.after_ms(ms));
+            grant.owner = owner.into();
+            let rare = grant.rare_mut();
+            rare.terms.label = label.into();
+            rare.deadline = rare.terms.lease_ms.map(|ms| now.after_ms(ms));
         });
         self.record_grant(token);
-        let grant = &self.grants[&token];
-        if grant.asked.is_some() {
+        let grant = &self.grants[token];
+        if grant.asked().is_some() {
             effects.push(Effect::Asked { session, token });
         }
         let mut outcome = self.granted(token, grant, false);
         if let Outcome::Granted { atomic, .. } = &mut outcome {
-            *atomic = grant.terms.atomic;
+            *atomic = grant.terms().atomic;
         }
         Ok(outcome)
     }
@@ -85,7 +85,7 @@ impl State {
     /// Whether the caller may take the grant over without knowing the session that holds it.
     fn is_offered_to(&self, session: SessionId, token: Token) -> Result<(), Refusal> {
         let client = self.sessions[&session].client;
-        match self.live_grant(token, self.head.at).and_then(|grant| grant.offered) {
+        match self.live_grant(token, self.head.at).and_then(super::Grant::offered) {
             Some(offer) if offer.client == client => Ok(()),
             Some(_) | None => Err(not_holder(format!(
                 "token {token} is not that of a live grant that is offered to client {client}: let its holder hand it over, \
@@ -105,7 +105,7 @@ impl State {
 
     /// Puts the offer of a grant into the index of the session that may take it, while the server knows that one.
     pub(super) fn note_offer(&mut self, token: Token) {
-        let Some(Offer { client, op }) = self.grants[&token].offered else { return };
+        let Some(Offer { client, op }) = self.grants[token].offered() else { return };
         if let Some(session) = self.session_of(client) {
             let session = self.sessions.get_mut(&session).expect("a numbered session is known");
             session.offers.insert((op, token));
@@ -114,8 +114,8 @@ impl State {
 
     /// Takes the offer of a grant back.
     pub(super) fn forget_offer(&mut self, token: Token) {
-        let grant = self.grants.get_mut(&token).expect("an offer is that of a grant");
-        let Some(Offer { client, op }) = grant.offered.take() else { return };
+        let grant = self.grants.get_mut(token).expect("an offer is that of a grant");
+        let Some(Offer { client, op }) = grant.rare_mut().offered.take() else { return };
         // It may be an offer to a session that has ended, and was forgotten with what it was offered.
         if let Some(session) = self.session_of(client) {
             let session = self.sessions.get_mut(&session).expect("a numbered session is known");

@@ -18,9 +18,9 @@ use crate::identity::{Op, Position, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::name::Name;
 use crate::outcome::LossReason;
+use arcstr::ArcStr;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 /// Something that happened to a key, a lock or a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,7 +119,7 @@ pub enum What {
         /// Its generation.
         generation: Op,
         /// What was found, as a sentence.
-        reason: Arc<str>,
+        reason: ArcStr,
     },
 }
 
@@ -284,30 +284,30 @@ impl State {
 
     /// Remembers that a grant was made.
     pub(super) fn record_grant(&mut self, token: Token) {
-        let grant = &self.grants[&token];
+        let grant = &self.grants[token];
         let client = self.sessions[&grant.session].client;
-        for ask in grant.asks.clone() {
+        for ask in &grant.asks.clone() {
             self.record(&ask.key, What::LockGranted { token, client, mode: ask.mode });
         }
     }
 
     /// Remembers that locks of a grant are held in other modes; under a new token, all of its locks.
     pub(super) fn record_conversion(&mut self, before: Token, token: Token, changed: &[Ask]) {
-        let grant = &self.grants[&token];
+        let grant = &self.grants[token];
         let client = self.sessions[&grant.session].client;
-        let asks = if before == token { changed.to_vec() } else { grant.asks.clone() };
-        for Ask { key, mode } in asks {
-            self.record(&key, What::LockConverted { token, before, client, mode });
+        let asks = if before == token { changed.into() } else { grant.asks.clone() };
+        for Ask { key, mode } in &asks {
+            self.record(key, What::LockConverted { token, before, client, mode: *mode });
         }
     }
 
     /// Remembers that a grant, which is still there, ends: with a release, or with a reason. The end of its session comes
     /// before any other reason.
     pub(super) fn record_end(&mut self, token: Token, reason: Option<GrantEnd>) {
-        let grant = &self.grants[&token];
+        let grant = &self.grants[token];
         let session = &self.sessions[&grant.session];
         let (client, reason) = (session.client, session.ended.map(|(_, reason)| reason.into()).or(reason));
-        for ask in grant.asks.clone() {
+        for ask in &grant.asks.clone() {
             self.record(
                 &ask.key,
                 match reason {
@@ -384,7 +384,7 @@ mod tests {
     }
 
     fn set(id: u64, key: &str) -> Command {
-        let (value, life) = (Arc::from("1"), Life::default());
+        let (value, life) = (ArcStr::from("1"), Life::default());
         request(id, Call::Set { key: name(key), value, if_version: None, life, token: None, holder: None })
     }
 
@@ -413,7 +413,7 @@ mod tests {
             let asks = ["a", "b", "c"].map(|key| Ask { key: name(key), mode: Mode::Exclusive }).to_vec();
             let (wait, owner, terms) = (Patience::Try, String::new(), Terms::default());
             commands.push(set(id, &format!("k{id}")));
-            commands.push(request(id + 1, Call::Acquire { asks, wait, owner, terms }));
+            commands.push(request(id + 1, Call::Acquire { asks: asks.into(), wait, owner, terms }));
             commands.push(request(id + 2, Call::Abandon { token: id.div_ceil(3), holder: None }));
         }
         let mut states = Vec::new();

@@ -18,16 +18,16 @@ use crate::name::Name;
 use crate::outcome::Outcome;
 use crate::state::parts::KeyPart;
 use crate::time::Time;
+use arcstr::ArcStr;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::Arc;
 
 /// A key's value and version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// JSON text as it came.
-    pub value: Arc<str>,
+    pub value: ArcStr,
     /// The command that set it.
     pub version: Op,
     /// When it goes, if it has a TTL.
@@ -93,7 +93,7 @@ impl State {
     fn exclusive_entry(&self, name: &str) -> Option<Token> {
         // Who holds exclusively holds alone.
         let &[token] = self.locks.get(name)?.holders() else { return None };
-        let asks = &self.grants[&token].asks;
+        let asks = &self.grants[token].asks;
         let place = asks.binary_search_by(|ask| ask.key.as_str().cmp(name)).ok()?;
         (asks[place].mode == Mode::Exclusive).then_some(token)
     }
@@ -516,9 +516,9 @@ mod tests {
                 self.apply(open);
                 return;
             };
-            let tokens: Vec<_> = self.state.grants.keys().copied().collect();
+            let tokens: Vec<_> = self.state.grants.iter().map(|(token, _)| token).collect();
             let token = dice.one(&tokens).filter(|_| dice.below(3) > 0);
-            let holder = token.and_then(|token| self.state.grants.get(&token)).map(|grant| grant.session);
+            let holder = token.and_then(|token| self.state.grants.get(token)).map(|grant| grant.session);
             let life = Life {
                 ttl_ms: (dice.below(2) == 0).then(|| 100 * (1 + dice.below(40))),
                 bound: dice.below(3) == 0,
@@ -537,7 +537,7 @@ mod tests {
                     self.ask(
                         session,
                         Call::Acquire {
-                            asks: vec![Ask { key: name, mode: Mode::Exclusive }],
+                            asks: Ask { key: name, mode: Mode::Exclusive }.into(),
                             wait: [Patience::Try, Patience::Forever, Patience::Millis(500)]
                                 [dice.below(3) as usize],
                             owner: String::new(),

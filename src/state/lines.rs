@@ -56,7 +56,7 @@ impl State {
         if lock.leaves_no_trace() {
             self.locks.remove(key);
         } else if let Some(token) = lock.sole_holder() {
-            *lock = Lock::held_by(token, self.grants[&token].mode_of(key));
+            *lock = Lock::held_by(token, self.grants[token].mode_of(key));
         }
     }
 
@@ -169,7 +169,7 @@ impl State {
             }
         }
         for token in holders {
-            if self.grants.contains_key(&token) {
+            if self.grants.contains(token) {
                 self.end_or_expire(token, effects);
             }
         }
@@ -352,7 +352,7 @@ mod tests {
 
     fn acquire(state: &mut State, session: u128, id: u64, asks: Vec<Ask>) -> Outcome {
         let (owner, terms) = (format!("owner {id}"), Terms::default());
-        call(state, session, id, Call::Acquire { asks, wait: Patience::Forever, owner, terms })
+        call(state, session, id, Call::Acquire { asks: asks.into(), wait: Patience::Forever, owner, terms })
     }
 
     fn shown(state: &State) -> String {

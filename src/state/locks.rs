@@ -11,7 +11,6 @@ use crate::name::Name;
 use crate::outcome::{Effect, Holder, Outcome};
 use crate::state::parts::DelayPart;
 use crate::time::Time;
-use std::sync::Arc;
 
 /// A lock as it is shown: live holders only.
 #[derive(Debug)]
@@ -160,10 +159,10 @@ impl State {
             // Who asks for a grant of the other kind must not take this one for it: its writes would take effect at once, or
             // not at all.
             [token]
-                if self.grants[&token].asks == wanted.asks
-                    && self.grants[&token].terms.atomic == wanted.terms.atomic =>
+                if *self.grants[token].asks == *wanted.asks
+                    && self.grants[token].terms().atomic == wanted.terms.atomic =>
             {
-                Ok(Some(self.granted(token, &self.grants[&token], true)))
+                Ok(Some(self.granted(token, &self.grants[token], true)))
             }
             _ => {
                 let text = "this owner holds some of these locks already; release them first, or name another `owner`";
@@ -252,14 +251,4 @@ impl State {
         self.due.insert((part.until, super::Due::LockDelay(part.key)));
         Ok(())
     }
-}
-
-/// A text to keep. Most owners and labels are empty; those take no memory of their own.
-pub(super) fn shared_text(text: &str) -> Arc<str> {
-    if text.is_empty() { Arc::default() } else { text.into() }
-}
-
-/// Terms to keep.
-pub(super) fn own_terms(terms: &Terms) -> Terms {
-    Terms { label: shared_text(&terms.label), ..terms.clone() }
 }

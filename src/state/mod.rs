@@ -32,6 +32,7 @@ mod keys;
 mod lines;
 mod lock;
 mod locks;
+mod numbered;
 mod parts;
 mod sections;
 mod sessions;
@@ -60,6 +61,7 @@ use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
 use history::History;
 use lock::Lock;
+use numbered::Numbered;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The state: what the committed commands have made of it.
@@ -70,7 +72,7 @@ pub struct State {
     /// Sessions by their public number, which is the order in which they are shown and swept.
     clients: BTreeMap<u64, SessionId>,
     nonces: BTreeMap<Nonce, SessionId>,
-    grants: BTreeMap<Token, Grant>,
+    grants: Numbered<Grant>,
     /// Waits in line, by the command that put them there: arrival order.
     waits: BTreeMap<Op, Wait>,
     /// Locks that are held or waited for. A lock with neither has no entry.
@@ -143,7 +145,7 @@ impl State {
             sessions: BTreeMap::new(),
             clients: BTreeMap::new(),
             nonces: BTreeMap::new(),
-            grants: BTreeMap::new(),
+            grants: Numbered::default(),
             waits: BTreeMap::new(),
             locks: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -448,7 +450,7 @@ impl State {
         Parts {
             head: self.head.clone(),
             sessions: self.clients.values().map(|id| self.sessions[id].part(*id)).collect(),
-            grants: self.grants.iter().map(|(token, grant)| self.grant_part(*token, grant)).collect(),
+            grants: self.grants.iter().map(|(token, grant)| self.grant_part(token, grant)).collect(),
             delays: self.delay_parts(),
             unserved: self.unserved_parts(),
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),

@@ -3,16 +3,17 @@
 //! Whatever can be derived (which lock has which holder, which line, which deadline) is not a part: it is built anew by
 //! [`State::from_parts`](super::State::from_parts), which refuses parts that contradict each other.
 
-use crate::command::{Ask, Durability, EndReason, Terms};
+use crate::asks::Asks;
+use crate::command::{Durability, EndReason, Terms};
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::outcome::{Asked, Loss, Offer, Outcome};
 use crate::state::WatchEvent;
 use crate::time::Time;
+use arcstr::ArcStr;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
-use std::sync::Arc;
 
 /// A whole state.
 #[derive(Clone, Debug)]
@@ -78,9 +79,9 @@ pub struct SessionPart {
     /// The nonce that opened it.
     pub nonce: Nonce,
     /// Its client's name for itself.
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// A note for people.
-    pub label: Arc<str>,
+    pub label: ArcStr,
     /// TTL in milliseconds.
     pub ttl_ms: u64,
     /// When it was opened.
@@ -134,11 +135,11 @@ pub struct GrantPart {
     /// The number of its session.
     pub client: u64,
     /// The owner inside it.
-    pub owner: Arc<str>,
+    pub owner: ArcStr,
     /// What it is like.
     pub terms: Terms,
     /// Its locks.
-    pub asks: Vec<Ask>,
+    pub asks: Asks,
     /// The command that made it.
     pub op: Op,
     /// When it was made.
@@ -222,11 +223,11 @@ pub struct WaitPart {
     /// The id of the request.
     pub id: u64,
     /// The owner inside the session.
-    pub owner: Arc<str>,
+    pub owner: ArcStr,
     /// What the grant is to be like.
     pub terms: Terms,
     /// The locks it asks for.
-    pub asks: Vec<Ask>,
+    pub asks: Asks,
     /// When it was put in line.
     pub since: Time,
     /// When it gives up, if ever.

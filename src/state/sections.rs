@@ -24,6 +24,7 @@ use crate::kind::{Detail, Kind, Refusal};
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
+use arcstr::ArcStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
@@ -127,7 +128,7 @@ impl Section {
     }
 
     pub(super) fn part(&self) -> SectionPart {
-        let raw = |value: &Arc<str>| {
+        let raw = |value: &ArcStr| {
             RawValue::from_string(value.to_string()).expect("a value was JSON when it was staged")
         };
         SectionPart {
@@ -165,7 +166,7 @@ impl Section {
         };
         for StagedKeyPart { key, version, value, ttl_ms, bound } in part.keys {
             given(version, &key)?;
-            let value = value.map(|value| Arc::from(Box::<str>::from(value)));
+            let value = value.map(|value| ArcStr::from(Box::<str>::from(value)));
             if section.key(&key).is_some() {
                 return Err(format!("key {key:?} is staged twice"));
             }
@@ -232,7 +233,7 @@ impl StagedFile {
 impl State {
     /// What is staged under a grant.
     pub fn section(&self, token: Token) -> Option<&Section> {
-        self.grants.get(&token)?.section.as_deref()
+        self.grants.get(token)?.section()
     }
 
     /// The key as who reads under that grant sees it, if it exists in that view.
@@ -278,7 +279,7 @@ impl State {
         token: Option<Token>,
     ) -> Option<Token> {
         let grant = self.grant_of(session, holder, token?, self.head.at).ok()?;
-        token.filter(|_| grant.terms.atomic)
+        token.filter(|_| grant.terms().atomic)
     }
 
     /// Whether the caller may stage a write of that name: it holds it exclusively, and asks for no less.
@@ -290,7 +291,7 @@ impl State {
         key: &Name,
     ) -> Result<(), Refusal> {
         self.holds(session, holder, token, key)?;
-        let conversion = self.grants[&token].conversion.map(|op| &self.waits[&op]);
+        let conversion = self.grants[token].conversion().map(|op| &self.waits[&op]);
         let less = |ask: &Ask| ask.key == *key && ask.mode != Mode::Exclusive;
         if conversion.is_some_and(|wait| wait.asks.iter().any(less)) {
             let text =
@@ -352,7 +353,7 @@ impl State {
         apply: &[Change],
     ) -> Result<Outcome, Refusal> {
         for Compare { key, version: asked } in compare {
-            if !self.grants[&token].keeps(key) {
+            if !self.grants[token].keeps(key) {
                 let text = format!(
                     "token {token} does not hold lock {key:?}, so the key could change before the release; acquire it \
                      with the others, or compare the key in a transaction of its own"
@@ -423,7 +424,7 @@ impl State {
     /// The section of a grant, which from here weighs `more` and no longer `less`.
     fn section_to_write(&mut self, token: Token, more: u64, less: u64) -> &mut Section {
         self.staged_bytes = self.staged_bytes + more - less;
-        self.grants.get_mut(&token).expect("who stages holds").section.get_or_insert_default()
+        self.grants.get_mut(token).expect("who stages holds").rare_mut().section.get_or_insert_default()
     }
 
     /// Whether a section can take more: so many writes, of which some bytes take the place of others.
@@ -466,7 +467,7 @@ impl State {
         let section = self.drop_section(token).expect("it was looked at");
         let writes = section.writes();
         // A key that is bound goes with the session that releases it, whoever staged it before a take-over.
-        let client = self.sessions[&self.grants[&token].session].client;
+        let client = self.sessions[&self.grants[token].session].client;
         let half = if crate::bug::planted("half_a_section") { 1 } else { usize::MAX };
         for staged in section.changes().take(half) {
             self.apply_change(staged, client);
@@ -479,7 +480,7 @@ impl State {
     }
 
     fn check_commit(&self, token: Token, section: &Section) -> Result<(), Refusal> {
-        let grant = &self.grants[&token];
+        let grant = &self.grants[token];
         let names = section.keys.keys().chain(section.files.keys());
         if let Some(name) = names.into_iter().find(|name| !grant.guards(name)) {
             let text = format!(
@@ -511,14 +512,14 @@ impl State {
 
     /// Takes what is staged off a grant.
     pub(super) fn drop_section(&mut self, token: Token) -> Option<Box<Section>> {
-        let section = self.grants.get_mut(&token)?.section.take()?;
+        let section = self.grants.get_mut(token)?.rare_mut().section.take()?;
         self.staged_bytes -= section.bytes;
         Some(section)
     }
 
     /// Whether a file may be deleted or rotated under a grant, or with `repair` repaired: an atomic one stages appends only.
     pub(super) fn may_change_file(&self, token: Token, file: &Name, repair: bool) -> Result<(), Refusal> {
-        let grant = &self.grants[&token];
+        let grant = &self.grants[token];
         let staged = self.section(token).is_some_and(|section| section.file(file).is_some());
         if staged && repair {
             let text = format!(
@@ -527,7 +528,7 @@ impl State {
             );
             return Err(Refusal::new(Kind::InvalidParams, text));
         }
-        if grant.terms.atomic && !repair {
+        if grant.terms().atomic && !repair {
             let text = format!(
                 "under an atomic grant a file can be appended to, but not be deleted or rotated; do that with {file:?} \
                  under a plain grant"
@@ -540,7 +541,7 @@ impl State {
     /// Puts the section of a part on a grant that is being built from one.
     pub(super) fn add_section(&mut self, part: SectionPart, grant: &mut Grant) -> Result<(), String> {
         let section = Section::from_part(part, self.head.op)?;
-        if !grant.terms.atomic {
+        if !grant.terms().atomic {
             return Err("it has a section and is not atomic".into());
         }
         let names = section.keys.keys().chain(section.files.keys());
@@ -548,7 +549,7 @@ impl State {
             return Err(format!("{name:?} is staged and its lock is not held exclusively"));
         }
         self.staged_bytes += section.bytes;
-        grant.section = Some(Box::new(section));
+        grant.rare_mut().section = Some(Box::new(section));
         Ok(())
     }
 }
@@ -785,7 +786,7 @@ mod tests {
             assert!(fault.contains(why), "{fault:?} does not say {why:?}");
         };
         refused(&|grant| grant.terms.atomic = false, "is not atomic");
-        refused(&|grant| grant.asks.truncate(3), "is not held exclusively");
+        refused(&|grant| grant.asks = grant.asks[..3].into(), "is not held exclusively");
         refused(&|grant| grant.asks[0].mode = Mode::Shared, "is not held exclusively");
         let section = |change: &dyn Fn(&mut SectionPart), why: &str| {
             refused(&|grant| change(grant.section.as_mut().unwrap()), why);

@@ -9,9 +9,9 @@ use crate::name::Name;
 use crate::outcome::{Effect, Loss, Outcome};
 use crate::state::parts::{ReplyPart, SessionPart, WaitReplyPart};
 use crate::time::Time;
+use arcstr::ArcStr;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Add, Sub};
-use std::sync::Arc;
 
 /// One client as the server knows it.
 #[derive(Debug)]
@@ -21,9 +21,9 @@ pub struct Session {
     /// The nonce that opened it.
     pub(super) nonce: Nonce,
     /// Its client's name for itself.
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// A note for people.
-    pub label: Arc<str>,
+    pub label: ArcStr,
     /// TTL in milliseconds.
     pub ttl_ms: u64,
     /// When it was opened.
@@ -39,7 +39,7 @@ pub struct Session {
     reply_bytes: u64,
     waits: BTreeMap<u64, WaitReply>,
     /// Owners that wait, with the ids of their waits.
-    pub(super) waiting: BTreeMap<Arc<str>, u64>,
+    pub(super) waiting: BTreeMap<ArcStr, u64>,
     /// Its grants.
     pub(super) grants: BTreeSet<Token>,
     /// Keys that are bound to it, but those whose lock somebody holds exclusively.
@@ -291,7 +291,7 @@ impl Session {
     }
 
     /// Remembers that wait `id` stands in line since command `op`.
-    pub(super) fn begin_wait(&mut self, id: u64, fingerprint: u64, owner: Arc<str>, op: Op) {
+    pub(super) fn begin_wait(&mut self, id: u64, fingerprint: u64, owner: ArcStr, op: Op) {
         self.waiting.insert(owner, id);
         let reply = WaitReply { fingerprint: Some(fingerprint), outcome: None, op, got: false };
         assert!(self.waits.insert(id, reply).is_none(), "wait {id} of client {} began twice", self.client);
@@ -597,13 +597,7 @@ impl State {
     }
 
     /// Ties a wait that stands in line to its session.
-    pub(super) fn tie_wait(
-        &mut self,
-        id: SessionId,
-        wait: u64,
-        owner: Arc<str>,
-        op: Op,
-    ) -> Result<(), String> {
+    pub(super) fn tie_wait(&mut self, id: SessionId, wait: u64, owner: ArcStr, op: Op) -> Result<(), String> {
         let session = self.sessions.get_mut(&id).ok_or("it has no session")?;
         match session.waits.get_mut(&wait) {
             Some(reply) if reply.outcome.is_none() && reply.op == 0 => reply.op = op,

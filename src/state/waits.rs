@@ -3,8 +3,9 @@
 use super::blocked::cancelled;
 use super::lines::is_slot;
 use super::lock::Lock;
-use super::locks::{Wanted, own_terms, shared_text};
+use super::locks::Wanted;
 use super::{Due, State};
+use crate::asks::Asks;
 use crate::command::{Ask, Mode, Terms};
 use crate::identity::{Op, SessionId, Token};
 use crate::kind::Refusal;
@@ -12,8 +13,8 @@ use crate::name::Name;
 use crate::outcome::{Blocked, Effect, Outcome, Reason};
 use crate::state::parts::{UnservedPart, WaitPart};
 use crate::time::Time;
+use arcstr::ArcStr;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A request for a grant that stands in line.
 #[derive(Debug)]
@@ -23,11 +24,11 @@ pub struct Wait {
     /// The id of the request.
     pub id: u64,
     /// The owner inside the session.
-    pub owner: Arc<str>,
+    pub owner: ArcStr,
     /// What the grant is to be like.
     pub terms: Terms,
     /// The locks it asks for, sorted by name.
-    pub asks: Vec<Ask>,
+    pub asks: Asks,
     /// When it was put in line.
     pub since: Time,
     /// When it gives up, if ever.
@@ -92,7 +93,7 @@ impl State {
             let text = format!("the session has its {max} waits; name the answered ones in `got`");
             return Err(Refusal::limit("session_waits", max, text));
         }
-        let (op, owner) = (self.head.op, shared_text(wanted.owner));
+        let (op, owner) = (self.head.op, ArcStr::from(wanted.owner));
         session.begin_wait(wanted.id, wanted.fingerprint, owner.clone(), op);
         if let Some(deadline) = deadline {
             self.due.insert((deadline, Due::Wait(op)));
@@ -101,8 +102,8 @@ impl State {
             session: wanted.session,
             id: wanted.id,
             owner,
-            terms: own_terms(wanted.terms),
-            asks: wanted.asks.to_vec(),
+            terms: wanted.terms.clone(),
+            asks: wanted.asks.into(),
             since: self.head.at,
             deadline,
             converts,
@@ -226,9 +227,9 @@ impl State {
             }
         }
         if let Some(token) = part.converts {
-            let grant = self.grants.get_mut(&token).filter(|grant| grant.session == session);
+            let grant = self.grants.get_mut(token).filter(|grant| grant.session == session);
             let grant = grant.ok_or_else(|| fault("it converts a grant that is not its session's"))?;
-            if grant.conversion.replace(op).is_some() {
+            if grant.rare_mut().conversion.replace(op).is_some() {
                 return Err(fault("its grant is converted twice"));
             }
             if !part.asks.iter().all(|ask| grant.asks.iter().any(|held| held.key == ask.key)) {

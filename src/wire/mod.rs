@@ -12,6 +12,7 @@ pub(crate) use reply::{ahead_shown, event_shown, keys_shown, mode_shown};
 pub use reply::{encode_error, encode_notification, encode_outcome, encode_result, holder_shown, page_bytes};
 pub use result::*;
 
+use crate::asks::Asks;
 use crate::command::{Ask, Call, Change, Compare, Life, Mode, Patience, Terms};
 use crate::datagram::Dropped;
 use crate::identity::{INTEGER_MAX, Nonce, Position, SessionId, Token};
@@ -21,6 +22,7 @@ use crate::limits::{
     TTL_MAX_MS, TTL_MIN_MS, VALUE_DEPTH_MAX, WAIT_MAX_MS, WATCH_WAIT_MAX_MS,
 };
 use crate::name::{NAME_MAX, Name};
+use arcstr::ArcStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use compact_str::{CompactString, ToCompactString};
@@ -834,11 +836,11 @@ impl Reader<'_> {
     }
 
     /// The locks asked for: `key`, or `keys` with a mode each, sorted by name.
-    fn asks(&self) -> Result<Vec<Ask>, Refusal> {
+    fn asks(&self) -> Result<Asks, Refusal> {
         let params = self.params;
         let whole = (params.mode.as_deref(), params.slots, params.weight);
         let Some(keys) = &params.keys else {
-            return Ok(vec![Ask { key: self.key()?, mode: mode(whole)? }]);
+            return Ok(Asks::from(Ask { key: self.key()?, mode: mode(whole)? }));
         };
         if params.key.is_some() {
             return Err(invalid(format!("{} takes `key` or `keys`, not both", self.name)));
@@ -864,7 +866,7 @@ impl Reader<'_> {
         }
         asks.sort();
         match asks.windows(2).find(|pair| pair[0].key == pair[1].key) {
-            None => Ok(asks),
+            None => Ok(asks.into()),
             Some(pair) => Err(invalid(format!("`keys` names {:?} twice", pair[0].key))),
         }
     }
@@ -934,7 +936,7 @@ impl Reader<'_> {
         }
     }
 
-    fn value(&self) -> Result<Arc<str>, Refusal> {
+    fn value(&self) -> Result<ArcStr, Refusal> {
         checked(self.need("value", self.params.value.as_ref())?)
     }
 
@@ -1010,13 +1012,13 @@ fn mode(given: (Option<&str>, Option<Int>, Option<Int>)) -> Result<Mode, Refusal
 }
 
 /// The text of a value, if it is not nested too deeply.
-fn checked(value: &RawValue) -> Result<Arc<str>, Refusal> {
+fn checked(value: &RawValue) -> Result<ArcStr, Refusal> {
     let text = value.get();
     if depth(text) > VALUE_DEPTH_MAX {
         let text = format!("the value is nested deeper than {VALUE_DEPTH_MAX} arrays and objects");
         return Err(Refusal::new(Kind::TooLarge, text));
     }
-    Ok(Arc::from(text))
+    Ok(ArcStr::from(text))
 }
 
 /// Refuses a transaction that names too many keys.

@@ -1,6 +1,7 @@
 //! Bad input is refused with a sentence; good input comes through whole.
 
 use super::*;
+use arcstr::ArcStr;
 
 fn one(text: &str) -> Element {
     let mut message = decode(text.as_bytes()).unwrap();
@@ -34,7 +35,7 @@ fn a_request_comes_through_whole() {
             ack: 3,
             call: Call::Set {
                 key: Name::new("a").unwrap(),
-                value: Arc::from(r#"{"n":[1,null]}"#),
+                value: ArcStr::from(r#"{"n":[1,null]}"#),
                 if_version: Some(0),
                 life: Life::default(),
                 token: None,

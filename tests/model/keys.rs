@@ -1,8 +1,8 @@
 //! Keys, files, what guards them, and what is staged for them.
 
 use super::model::{Model, Out, Said, refused};
+use arcstr::ArcStr;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use tenure::command::{Ask, Call, Change, Compare, Life, Mode};
 use tenure::identity::SessionId;
 use tenure::state::{KeyEnd, What as Happened};
@@ -503,7 +503,7 @@ impl Model {
         for change in apply {
             self.may_write(me, holder, token, &change.key)?;
         }
-        let long = |value: &Arc<str>| value.len() as u64 > self.limits().value_bytes;
+        let long = |value: &ArcStr| value.len() as u64 > self.limits().value_bytes;
         if apply.iter().filter_map(|change| change.value.as_ref()).any(long) {
             return Err(refused("too_large", "value_bytes"));
         }

@@ -306,7 +306,7 @@ impl Model {
         let held = self.held_of(me, owner, asks);
         match held[..] {
             [] => {}
-            [grant] if grant.asks == *asks && grant.terms.atomic == terms.atomic => {
+            [grant] if grant.asks == **asks && grant.terms.atomic == terms.atomic => {
                 return Ok(self.converted(grant.token, true));
             }
             _ => {
@@ -320,7 +320,7 @@ impl Model {
             session: me,
             id: request.id,
             owner: owner.clone(),
-            asks: asks.clone(),
+            asks: asks.to_vec(),
             terms: terms.clone(),
             deadline: None,
             converts: None,

@@ -142,6 +142,7 @@ pub(crate) fn told(outcome: &Outcome) -> Out {
         Outcome::Void => Out::Void,
         Outcome::Opened { session, client, .. } => Out::Opened { session, client },
         Outcome::Granted { token, asks, op, lease_ms, again, lease_left_ms, hold_left_ms, atomic } => {
+            let asks = asks.to_vec();
             Out::Granted { token, asks, op, lease_ms, again, lease_left_ms, hold_left_ms, atomic }
         }
         Outcome::Waiting(blocked) => Out::Waiting(Why::of(&blocked)),

@@ -2,9 +2,9 @@
 
 use super::keys::crc32c;
 use super::model::Model;
+use arcstr::ArcStr;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
 use tenure::command::{
     Ask, Call, Change, Command, Compare, Durability, EndReason, Life, Mode, Patience, Request, Terms,
 };
@@ -375,7 +375,7 @@ impl Draw {
 
     fn terms(&mut self) -> Terms {
         Terms {
-            label: Arc::default(),
+            label: ArcStr::new(),
             lease_ms: self.draws("lease", 2).then(|| self.span()),
             atomic: self.draws("atomic", 3),
             lock_delay_ms: if self.draws("delay", 4) { self.span() } else { 0 },
@@ -396,8 +396,8 @@ impl Draw {
         }
     }
 
-    fn value(&mut self) -> Arc<str> {
-        Arc::from("1".repeat(1 + self.random.below(7) as usize))
+    fn value(&mut self) -> ArcStr {
+        ArcStr::from("1".repeat(1 + self.random.below(7) as usize))
     }
 
     fn call(&mut self, model: &Model, session: SessionId, id: u64) -> Call {
@@ -411,7 +411,7 @@ impl Draw {
         let maybe = (!self.random.one_in(4)).then_some(token);
         match self.random.below(24) {
             0..9 => Call::Acquire {
-                asks: self.asks(name),
+                asks: self.asks(name).into(),
                 wait: self.patience(),
                 terms: self.terms(),
                 owner: (*self.random.pick(&OWNERS)).into(),
@@ -557,7 +557,7 @@ pub(crate) fn many_grants(grants: u64) -> Vec<Command> {
             ack: id,
             got: Vec::new(),
             call: Call::Acquire {
-                asks: vec![Ask { key, mode: Mode::Exclusive }],
+                asks: Ask { key, mode: Mode::Exclusive }.into(),
                 wait: Patience::Try,
                 terms: Terms::default(),
                 owner: String::new(),

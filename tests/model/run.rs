@@ -244,7 +244,7 @@ impl Run {
             let held: Vec<_> = self
                 .state
                 .live_grants(0, Time::from_micros(now))
-                .map(|(token, grant)| (token, grant.asks.clone(), grant.owner.to_string()))
+                .map(|(token, grant)| (token, grant.asks.to_vec(), grant.owner.to_string()))
                 .collect();
             let expected = self.model.live_grants(now);
             self.check(held == expected, || {

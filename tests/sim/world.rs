@@ -260,9 +260,11 @@ impl World {
         if let Some(server) = &mut self.server {
             server.out.stop_at_next = 0;
         }
-        // A stall or a slow sync that has begun goes on; the time to settle begins with its end.
-        let slow =
-            self.queue.iter().filter(|(_, event)| matches!(event, Event::Done(run, ..) if *run == self.run));
+        // A stall, a slow sync or a start with slow syncs that has begun goes on; the time to settle begins with its end.
+        let slow = self.queue.iter().filter(|(_, event)| match event {
+            Event::Done(run, ..) | Event::Started(run) => *run == self.run,
+            _ => false,
+        });
         let begun = slow.map(|((time, _), _)| *time).max().unwrap_or(now);
         self.go_until(now.max(self.stalled_until).max(begun), false);
         let now = self.time();

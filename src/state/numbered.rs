@@ -1,0 +1,162 @@
+//! A map from numbers that are given out one after another, as tokens are.
+//!
+//! A B-tree into which only the greatest key is inserted keeps its nodes half empty. Here a run of numbers shares one entry of
+//! a tree, so that a million values that live together take little more than themselves.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Index;
+
+/// Numbers that share an entry: as many as a mask has bits.
+const RUN: u64 = u32::BITS as u64;
+
+/// A map in the order of its numbers.
+#[derive(Debug)]
+pub(super) struct Numbered<V> {
+    runs: BTreeMap<u64, Run<V>>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Run<V> {
+    /// Which of the run's numbers are there.
+    present: u32,
+    /// Their values, in the order of the numbers.
+    values: Vec<V>,
+}
+
+impl<V> Run<V> {
+    fn has(&self, number: u64) -> bool {
+        self.present & bit(number) != 0
+    }
+
+    /// Where the value of a number is, or would be.
+    fn place(&self, number: u64) -> usize {
+        (self.present & (bit(number) - 1)).count_ones() as usize
+    }
+
+    fn iter(&self, run: u64) -> impl DoubleEndedIterator<Item = (u64, &V)> {
+        let numbers = (0..RUN).filter(|number| self.has(*number));
+        numbers.map(move |number| (run * RUN + number, &self.values[self.place(number)]))
+    }
+}
+
+fn bit(number: u64) -> u32 {
+    1 << (number % RUN)
+}
+
+impl<V> Default for Numbered<V> {
+    fn default() -> Numbered<V> {
+        Numbered { runs: BTreeMap::new(), len: 0 }
+    }
+}
+
+impl<V> Numbered<V> {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<&V> {
+        let run = self.runs.get(&(number / RUN)).filter(|run| run.has(number))?;
+        run.values.get(run.place(number))
+    }
+
+    pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut V> {
+        let run = self.runs.get_mut(&(number / RUN)).filter(|run| run.has(number))?;
+        let place = run.place(number);
+        run.values.get_mut(place)
+    }
+
+    pub(super) fn contains(&self, number: u64) -> bool {
+        self.get(number).is_some()
+    }
+
+    /// Puts a value there; gives the one that was there before.
+    pub(super) fn insert(&mut self, number: u64, value: V) -> Option<V> {
+        let run = self.runs.entry(number / RUN).or_insert_with(|| Run { present: 0, values: Vec::new() });
+        let place = run.place(number);
+        if run.has(number) {
+            return Some(std::mem::replace(&mut run.values[place], value));
+        }
+        run.present |= bit(number);
+        run.values.insert(place, value);
+        self.len += 1;
+        None
+    }
+
+    pub(super) fn remove(&mut self, number: u64) -> Option<V> {
+        let Entry::Occupied(mut entry) = self.runs.entry(number / RUN) else { return None };
+        let run = entry.get_mut();
+        if !run.has(number) {
+            return None;
+        }
+        let value = run.values.remove(run.place(number));
+        run.present &= !bit(number);
+        self.len -= 1;
+        match run.values.len() {
+            0 => drop(entry.remove()),
+            // Those that outlive the rest of their run do not keep its room.
+            len if len * 4 <= run.values.capacity() => run.values.shrink_to(len * 2),
+            _ => {}
+        }
+        Some(value)
+    }
+
+    /// All, in the order of the numbers.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (u64, &V)> {
+        self.runs.iter().flat_map(|(run, values)| values.iter(*run))
+    }
+
+    /// All with greater numbers, in their order.
+    pub(super) fn after(&self, number: u64) -> impl Iterator<Item = (u64, &V)> {
+        let from = number.saturating_add(1);
+        let runs = self.runs.range(from / RUN..);
+        runs.flat_map(|(run, values)| values.iter(*run)).filter(move |(number, _)| *number >= from)
+    }
+}
+
+impl<V> Index<u64> for Numbered<V> {
+    type Output = V;
+
+    fn index(&self, number: u64) -> &V {
+        self.get(number).expect("a number that is known to be there")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against the tree that it stands for, over runs that are dense, sparse, emptied and filled again.
+    #[test]
+    fn it_does_what_a_tree_does() {
+        for seed in 0..50 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let (mut numbered, mut tree) = (Numbered::default(), BTreeMap::new());
+            let most = [40, 300, 5_000][seed as usize % 3];
+            for step in 0..4_000 {
+                let number = random.u64(0..most);
+                if random.u8(0..10) < [3, 6, 8][step / 500 % 3] {
+                    assert_eq!(numbered.insert(number, step), tree.insert(number, step), "seed {seed}");
+                } else {
+                    assert_eq!(numbered.remove(number), tree.remove(&number), "seed {seed}");
+                }
+                let number = random.u64(0..most);
+                assert_eq!(numbered.get(number), tree.get(&number), "seed {seed}");
+                assert_eq!(numbered.len(), tree.len(), "seed {seed}");
+                if let (Some(one), Some(other)) = (numbered.get_mut(number), tree.get_mut(&number)) {
+                    (*one, *other) = (*one + 1, *other + 1);
+                }
+                if step % 100 == 0 {
+                    assert!(numbered.iter().eq(tree.iter().map(|(number, value)| (*number, value))));
+                    let after = tree.range(number + 1..).map(|(number, value)| (*number, value));
+                    assert!(numbered.after(number).eq(after), "seed {seed}");
+                }
+            }
+            for (number, _) in tree {
+                assert!(numbered.remove(number).is_some());
+            }
+            assert!(numbered.runs.is_empty() && numbered.after(u64::MAX).next().is_none());
+        }
+    }
+}
