@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let jobs = Name::new("jobs")?;
     let acquire = |wait| Call::Acquire {
-        asks: vec![Ask { key: jobs.clone(), mode: Mode::Exclusive }],
+        asks: Ask { key: jobs.clone(), mode: Mode::Exclusive }.into(),
         wait,
         owner: String::new(),
         terms: Terms { lease_ms: Some(2_000), ..Terms::default() },

@@ -102,9 +102,9 @@ impl<'a> Behind<'a> {
     /// Meets all who wait for what an owner holds.
     fn follow(&mut self, owner: Owner<'a>) -> Result<(), Look> {
         if self.sessions.insert(owner.0) {
-            for token in &self.state.sessions[&owner.0].grants {
+            for token in self.state.sessions[&owner.0].grants.iter() {
                 self.count()?;
-                let grant = &self.state.grants[*token];
+                let grant = &self.state.grants[token];
                 self.held.entry((owner.0, &grant.owner)).or_default().push(grant);
             }
         }

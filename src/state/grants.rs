@@ -167,7 +167,11 @@ impl State {
     /// How many grants of that session live at `now`.
     pub fn held_by(&self, session: SessionId, now: Time) -> u64 {
         let Some(session) = self.sessions.get(&session) else { return 0 };
-        session.grants.iter().filter(|token| self.live_grant(**token, now).is_some()).count() as u64
+        // As long as nothing is due, whatever is there lives.
+        if session.is_live() && self.due.first().is_none_or(|(at, _)| now < *at) {
+            return session.grants.len() as u64;
+        }
+        session.grants.iter().filter(|token| self.live_grant(*token, now).is_some()).count() as u64
     }
 
     /// A grant as it is told to others, as a holder of one of its locks.
@@ -313,7 +317,7 @@ impl State {
         for due in grant.dues(token) {
             self.due.remove(&due);
         }
-        self.sessions.get_mut(&grant.session).expect("a grant has a session").grants.remove(&token);
+        self.sessions.get_mut(&grant.session).expect("a grant has a session").grants.remove(token);
         for ask in &grant.asks {
             self.let_go(&ask.key, ask.mode, token);
         }
@@ -332,7 +336,7 @@ impl State {
             self.due.remove(&due);
         }
         let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
-        session.grants.remove(&old);
+        session.grants.remove(old);
         if let Some(asked) = grant.rare.as_mut().and_then(|rare| rare.asked.as_mut()) {
             session.asked.remove(&(asked.op, old));
             // Its holder hears of it again, under the new token.

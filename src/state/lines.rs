@@ -56,7 +56,10 @@ impl State {
         if lock.leaves_no_trace() {
             self.locks.remove(key);
         } else if let Some(token) = lock.sole_holder() {
-            *lock = Lock::held_by(token, self.grants[token].mode_of(key));
+            let mode = self.grants[token].mode_of(key);
+            if !is_slot(mode) {
+                *lock = Lock::held_by(token, mode);
+            }
         }
     }
 

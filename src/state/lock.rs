@@ -15,10 +15,11 @@ pub(super) struct Lock(Form);
 
 #[derive(Debug)]
 enum Form {
-    /// It has one holder, and there is nothing else to know.
+    /// It has one holder, exclusively or shared, and there is nothing else to know. (A word and a bit: with room for slots
+    /// each lock would be a word larger.)
     Held {
         token: Token,
-        mode: Mode,
+        shared: bool,
     },
     Contended(Box<Contended>),
 }
@@ -44,7 +45,16 @@ pub(super) struct Contended {
     pub(super) closed_until: Option<Time>,
 }
 
+fn plain_mode(shared: bool) -> Mode {
+    if shared { Mode::Shared } else { Mode::Exclusive }
+}
+
 impl Contended {
+    fn held_by(token: Token, mode: Mode) -> Contended {
+        let taken = Taken::by(mode);
+        Contended { holders: vec![token], held: taken, taken, ..Contended::default() }
+    }
+
     /// Puts a hold on it, for which there is room.
     pub(super) fn hold(&mut self, key: &Name, mode: Mode, token: Token) {
         assert!(self.held.admits(mode), "lock {key:?} would be held by two who exclude each other");
@@ -67,7 +77,11 @@ impl Default for Lock {
 impl Lock {
     /// A lock with one holder.
     pub(super) fn held_by(token: Token, mode: Mode) -> Lock {
-        Lock(Form::Held { token, mode })
+        match mode {
+            Mode::Exclusive => Lock(Form::Held { token, shared: false }),
+            Mode::Shared => Lock(Form::Held { token, shared: true }),
+            Mode::Slot { .. } => Lock(Form::Contended(Box::new(Contended::held_by(token, mode)))),
+        }
     }
 
     pub(super) fn holders(&self) -> &[Token] {
@@ -91,14 +105,14 @@ impl Lock {
 
     pub(super) fn held(&self) -> Taken {
         match &self.0 {
-            Form::Held { mode, .. } => Taken::by(*mode),
+            Form::Held { shared, .. } => Taken::by(plain_mode(*shared)),
             Form::Contended(lock) => lock.held,
         }
     }
 
     pub(super) fn taken(&self) -> Taken {
         match &self.0 {
-            Form::Held { mode, .. } => Taken::by(*mode),
+            Form::Held { shared, .. } => Taken::by(plain_mode(*shared)),
             Form::Contended(lock) => lock.taken,
         }
     }
@@ -136,10 +150,8 @@ impl Lock {
 
     /// The lock as one that others want too, to be changed.
     pub(super) fn contended(&mut self) -> &mut Contended {
-        if let Form::Held { token, mode } = self.0 {
-            let taken = Taken::by(mode);
-            let lock = Contended { holders: vec![token], held: taken, taken, ..Contended::default() };
-            self.0 = Form::Contended(Box::new(lock));
+        if let Form::Held { token, shared } = self.0 {
+            self.0 = Form::Contended(Box::new(Contended::held_by(token, plain_mode(shared))));
         }
         match &mut self.0 {
             Form::Contended(lock) => lock,

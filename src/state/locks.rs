@@ -189,7 +189,7 @@ impl State {
             };
             grants
                 .iter()
-                .filter_map(|token| of_owner(*token))
+                .filter_map(of_owner)
                 .filter(|(_, grant)| overlaps(grant))
                 .map(|(token, _)| token)
                 .collect()

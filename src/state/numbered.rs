@@ -1,4 +1,4 @@
-//! A map from numbers that are given out one after another, as tokens are.
+//! Maps from, and sets of, numbers that are given out one after another, as tokens are.
 //!
 //! A B-tree into which only the greatest key is inserted keeps its nodes half empty. Here a run of numbers shares one entry of
 //! a tree, so that a million values that live together take little more than themselves.
@@ -123,9 +123,99 @@ impl<V> Index<u64> for Numbered<V> {
     }
 }
 
+/// A set in the order of its numbers: a bit for each, in words of 64.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    words: BTreeMap<u64, u64>,
+    len: usize,
+}
+
+/// The word of a number, and its bit there.
+fn bit_of(number: u64) -> (u64, u64) {
+    (number / u64::from(u64::BITS), 1 << (number % u64::from(u64::BITS)))
+}
+
+impl Numbers {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds a number; gives whether it was not there.
+    pub(super) fn insert(&mut self, number: u64) -> bool {
+        let (word, bit) = bit_of(number);
+        let bits = self.words.entry(word).or_default();
+        let new = *bits & bit == 0;
+        *bits |= bit;
+        self.len += usize::from(new);
+        new
+    }
+
+    /// Takes a number out; gives whether it was there.
+    pub(super) fn remove(&mut self, number: u64) -> bool {
+        let (word, bit) = bit_of(number);
+        let Entry::Occupied(mut entry) = self.words.entry(word) else { return false };
+        let bits = entry.get_mut();
+        let there = *bits & bit != 0;
+        *bits &= !bit;
+        self.len -= usize::from(there);
+        if *bits == 0 {
+            entry.remove();
+        }
+        there
+    }
+
+    pub(super) fn first(&self) -> Option<u64> {
+        self.iter().next()
+    }
+
+    /// All, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        self.words.iter().flat_map(|(word, bits)| {
+            let mut left = *bits;
+            std::iter::from_fn(move || {
+                let bit = (left != 0).then(|| left.trailing_zeros())?;
+                left &= left - 1;
+                Some(word * u64::from(u64::BITS) + u64::from(bit))
+            })
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_set_does_what_a_tree_does() {
+        for seed in 0..30 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let (mut numbers, mut tree) = (Numbers::default(), BTreeSet::new());
+            let most = [70, 500, u64::MAX][seed as usize % 3];
+            for step in 0..3_000 {
+                let number = random.u64(0..most);
+                if random.u8(0..10) < [3, 6, 8][step / 500 % 3] {
+                    assert_eq!(numbers.insert(number), tree.insert(number), "seed {seed}");
+                } else {
+                    let number = tree.iter().nth(random.usize(0..=tree.len())).copied().unwrap_or(number);
+                    assert_eq!(numbers.remove(number), tree.remove(&number), "seed {seed}");
+                }
+                assert_eq!((numbers.len(), numbers.is_empty()), (tree.len(), tree.is_empty()), "seed {seed}");
+                assert_eq!(numbers.first(), tree.first().copied(), "seed {seed}");
+                if step % 50 == 0 {
+                    assert!(numbers.iter().eq(tree.iter().copied()), "seed {seed}");
+                }
+            }
+            for number in tree {
+                assert!(numbers.remove(number));
+            }
+            assert!(numbers.words.is_empty());
+        }
+    }
 
     /// Against the tree that it stands for, over runs that are dense, sparse, emptied and filled again.
     #[test]

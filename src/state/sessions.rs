@@ -1,5 +1,6 @@
 //! Sessions: who asks, which requests of theirs were answered, and what was said.
 
+use super::numbered::Numbers;
 use super::{Due, State};
 use crate::command::EndReason;
 use crate::identity::{Nonce, Op, SessionId, Term, Token};
@@ -41,7 +42,7 @@ pub struct Session {
     /// Owners that wait, with the ids of their waits.
     pub(super) waiting: BTreeMap<ArcStr, u64>,
     /// Its grants.
-    pub(super) grants: BTreeSet<Token>,
+    pub(super) grants: Numbers,
     /// Keys that are bound to it, but those whose lock somebody holds exclusively.
     pub(super) bound: BTreeSet<Name>,
     losses: VecDeque<Loss>,
@@ -129,7 +130,7 @@ impl Session {
 
     /// Grants it has, those past their own lease and not yet cleaned up included.
     pub fn grants(&self) -> impl Iterator<Item = Token> + '_ {
-        self.grants.iter().copied()
+        self.grants.iter()
     }
 
     /// How many waits it has in line.
@@ -430,7 +431,7 @@ impl State {
                 reply_bytes: 0,
                 waits: BTreeMap::new(),
                 waiting: BTreeMap::new(),
-                grants: BTreeSet::new(),
+                grants: Numbers::default(),
                 bound: BTreeSet::new(),
                 losses: VecDeque::new(),
                 asked: BTreeSet::new(),
@@ -472,7 +473,7 @@ impl State {
             let session = &self.sessions[&self.clients[&client]];
             // Waits first: a wait of the ended session must not be handed what the session held.
             let in_line = session.waiting.values().next().map(|id| session.wait_standing(*id));
-            match (in_line, session.grants.first().copied()) {
+            match (in_line, session.grants.first()) {
                 (Some(Standing::InLine(op)), _) => self.give_up(op, effects),
                 (Some(standing), _) => {
                     panic!("a waiting owner of client {client} has a wait that is {standing:?}")
@@ -562,7 +563,7 @@ impl State {
             reply_bytes: 0,
             waits: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            grants: BTreeSet::new(),
+            grants: Numbers::default(),
             bound: BTreeSet::new(),
             losses: part.losses.into(),
             asked: BTreeSet::new(),
