@@ -63,6 +63,10 @@ const RESERVE_BYTES_MIN: u64 = 1 << 20;
 /// What a full segment keeps for seals, in bytes.
 const SEAL_ROOM: u64 = 4_096;
 
+/// Nobody waits for a batch that was told ahead (`none`): so long more of them may come, and are written with it. Without this
+/// the loop wakes this thread for each batch, which costs both more than the batch does.
+const LINGER: Duration = Duration::from_millis(1);
+
 /// After so long without a batch the last one is sealed.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
 /// Under `os` and `none`, at most one sync in this time while all is quiet or busy.
@@ -620,6 +624,9 @@ impl Writer {
     fn take(&mut self, message: Message) -> Result<bool, DiskError> {
         match message {
             Message::Batch(batch, told) => {
+                if told && self.told_now.is_none() {
+                    thread::sleep(LINGER);
+                }
                 let batches = self.gather(batch, told);
                 self.write(&batches)?;
             }

@@ -38,6 +38,11 @@ impl Name {
         Ok(Name(ArcStr::from(text)))
     }
 
+    /// Whether [`Name::new`] would take the text.
+    pub fn allows(text: &str) -> bool {
+        check(text).is_ok()
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

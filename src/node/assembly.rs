@@ -42,6 +42,27 @@ struct Assembly {
     batch: bool,
     ids: Vec<Id>,
     slots: Vec<Slot>,
+    /// How many of them are not done.
+    open: usize,
+    /// How many of them are reads that wait for what stands before them.
+    reads: usize,
+}
+
+impl Slot {
+    fn is_done(&self) -> bool {
+        matches!(self, Slot::Ready(_) | Slot::Silent | Slot::Copy)
+    }
+}
+
+impl Assembly {
+    /// Puts another slot there; gives the one that was there before.
+    fn put(&mut self, index: usize, slot: Slot) -> Slot {
+        let reads = |slot: &Slot| usize::from(matches!(slot, Slot::Read(..)));
+        let before = &self.slots[index];
+        self.open = self.open + usize::from(!slot.is_done()) - usize::from(!before.is_done());
+        self.reads = self.reads + reads(&slot) - reads(before);
+        std::mem::replace(&mut self.slots[index], slot)
+    }
 }
 
 /// The messages under way.
@@ -57,8 +78,9 @@ impl Assemblies {
     pub(super) fn begin(&mut self, to: SocketAddr, sealed: bool, batch: bool, elements: usize) -> u64 {
         self.last += 1;
         let slots = (0..elements).map(|_| Slot::Open).collect();
-        self.under_way
-            .insert(self.last, Assembly { to, sealed, batch, ids: vec![Id::null(); elements], slots });
+        let ids = vec![Id::null(); elements];
+        let assembly = Assembly { to, sealed, batch, ids, slots, open: elements, reads: 0 };
+        self.under_way.insert(self.last, assembly);
         self.last
     }
 
@@ -83,11 +105,11 @@ impl Assemblies {
     }
 
     pub(super) fn await_log(&mut self, place: Place) {
-        self.at(place).slots[place.index] = Slot::Log;
+        self.resolve(place, Slot::Log);
     }
 
     pub(super) fn await_file(&mut self, place: Place) {
-        self.at(place).slots[place.index] = Slot::File;
+        self.resolve(place, Slot::File);
     }
 
     pub(super) fn silence(&mut self, place: Place) {
@@ -95,7 +117,7 @@ impl Assemblies {
     }
 
     pub(super) fn resolve(&mut self, place: Place, slot: Slot) {
-        self.at(place).slots[place.index] = slot;
+        self.at(place).put(place.index, slot);
     }
 
     /// Whether something before this element is still on its way through the log.
@@ -111,8 +133,7 @@ impl Assemblies {
 
     /// How many reads of a message wait for what stands before them.
     pub(super) fn reads_behind(&self, key: u64) -> usize {
-        let slots = self.under_way.get(&key).map_or(&[][..], |assembly| &assembly.slots);
-        slots.iter().filter(|slot| matches!(slot, Slot::Read(..))).count()
+        self.under_way.get(&key).map_or(0, |assembly| assembly.reads)
     }
 
     /// Remembers which message answers a request in flight.
@@ -134,12 +155,14 @@ impl Assemblies {
     /// The reads that nothing logged stands before any more.
     pub(super) fn take_ready_reads(&mut self, key: u64) -> Vec<(Place, Option<SessionId>, Method)> {
         let mut ready = Vec::new();
-        let Some(assembly) = self.under_way.get_mut(&key) else { return ready };
-        for (index, slot) in assembly.slots.iter_mut().enumerate() {
-            match slot {
+        let Some(assembly) = self.under_way.get_mut(&key).filter(|assembly| assembly.reads > 0) else {
+            return ready;
+        };
+        for index in 0..assembly.slots.len() {
+            match assembly.slots[index] {
                 Slot::Log => break,
                 Slot::Read(..) => {
-                    if let Slot::Read(session, method) = std::mem::replace(slot, Slot::Open) {
+                    if let Slot::Read(session, method) = assembly.put(index, Slot::Open) {
                         ready.push((Place { key, index }, session, *method));
                     }
                 }
@@ -151,10 +174,7 @@ impl Assemblies {
 
     /// The datagrams of a message whose replies are all there; nothing otherwise.
     pub(super) fn finish(&mut self, key: u64) -> Vec<(SocketAddr, bool, Vec<u8>)> {
-        let Some(assembly) = self.under_way.get(&key) else { return Vec::new() };
-        let done =
-            assembly.slots.iter().all(|slot| matches!(slot, Slot::Ready(_) | Slot::Silent | Slot::Copy));
-        if !done {
+        if self.under_way.get(&key).is_none_or(|assembly| assembly.open > 0) {
             return Vec::new();
         }
         let assembly = self.under_way.remove(&key).expect("it was found");

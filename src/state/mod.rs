@@ -99,6 +99,8 @@ pub struct State {
     contention: contention::Contention,
     /// Steps of all looks for deadlocks. Work done, not something that was decided: no part of a snapshot.
     deadlock_steps: u64,
+    /// An outcome as bytes, while it is taken into the digest.
+    scratch: Vec<u8>,
 }
 
 /// What a deadline in log time ends.
@@ -160,6 +162,7 @@ impl State {
             leaving: BTreeSet::new(),
             contention: contention::Contention::default(),
             deadlock_steps: 0,
+            scratch: Vec::new(),
         }
     }
 
@@ -193,9 +196,12 @@ impl State {
 
     /// Takes an outcome into the digest.
     fn note(&mut self, outcome: &Outcome) {
-        let bytes = postcard::to_stdvec(&(self.head.op, outcome))
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.clear();
+        let bytes = postcard::to_extend(&(self.head.op, outcome), bytes)
             .expect("an outcome always encodes: it has no maps of unknown length");
         self.head.digest = crc32c::crc32c_append(self.head.digest, &bytes);
+        self.scratch = bytes;
     }
 
     fn new_term(

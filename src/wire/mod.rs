@@ -3,6 +3,7 @@
 //! Bytes become types once, here: what comes out of [`decode`] has every name checked, every number in its range and every
 //! parameter known. Nothing is allocated from a length that a message claims.
 
+mod common;
 mod params;
 mod reply;
 mod result;
@@ -322,6 +323,17 @@ pub struct PageAsk {
 /// # Errors
 /// `Err` if it is no request at all and gets no answer. What is wrong with a request is in its element.
 pub fn decode(message: &[u8]) -> Result<Message, Dropped> {
+    match common::decode(message) {
+        Some(message) => Ok(message),
+        None => decode_any(message),
+    }
+}
+
+/// The general reader, which is the norm: whatever [`decode`] makes of a message, this makes of it.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_any(message: &[u8]) -> Result<Message, Dropped> {
     let first = message.iter().find(|byte| !byte.is_ascii_whitespace());
     let single = |element| Message { elements: vec![element], batch: false };
     let refused = |refusal| single(Element { id: Id::null(), cookie: None, request: Err(refusal) });

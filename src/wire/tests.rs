@@ -189,3 +189,123 @@ fn cursors_round_trip_and_others_are_refused() {
     assert_eq!(decode_cursor(&encode_cursor("a/ü")).unwrap(), "a/ü");
     assert!(decode_cursor("!").is_err());
 }
+
+/// Messages that clients send all day, as `common` reads them, and some that it leaves to the general reader.
+fn usual() -> Vec<String> {
+    let request = |id: &str, method: &str, params: &str| {
+        format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{{{params}}}}}"#)
+    };
+    let session = format!(r#""session":"{S}","ack":3"#);
+    let mut all = vec![
+        request("7", "acquire_lock", &format!(r#"{session},"key":"a","wait_ms":null,"owner":"o""#)),
+        request(
+            "7",
+            "acquire_lock",
+            &format!(
+                r#"{session},"keys":[{{"key":"b","mode":"exclusive"}},{{"key":"a","mode":"shared"}}],"wait_ms":500"#
+            ),
+        ),
+        request(
+            "7",
+            "acquire_lock",
+            &format!(r#"{session},"key":"a","mode":"shared","lease_ms":1000,"wait_ms":0"#),
+        ),
+        request("7", "release_lock", &format!(r#"{session},"got":[1,2],"token":12"#)),
+        request("7", "abandon", &format!(r#"{session},"token":12"#)),
+        request("7", "cancel_wait", &format!(r#"{session},"wait":5"#)),
+        request("7", "renew_lease", &format!(r#"{session},"token":5,"lease_ms":9000"#)),
+        request("7", "set", &format!(r#"{session},"key":"a","value":"text","token":5"#)),
+        request("7", "set", &format!(r#"{session},"key":"a","value": 17 ,"if_version":0"#)),
+        request("7", "set", &format!(r#"{session},"key":"a","value":null"#)),
+        request("7", "delete", &format!(r#"{session},"key":"a","if_version":4"#)),
+        request("7", "append_file", &format!(r#"{session},"file":"logs/a","data":"a line ÿ","token":5"#)),
+        request(r#""h7""#, "heartbeat", &format!(r#""session":"{S}","after":8"#)),
+        request(r#""r8""#, "get", r#""key":"a","token":5"#),
+        request("9", "is_locked", r#""key":"a""#),
+    ];
+    all.push(format!("[{},{}]", all[0], all[3]));
+    all.push(format!(" [ {} ]\n", all[5].replace(',', " ,\n ").replace(':', "\t: ")));
+    all
+}
+
+#[test]
+fn the_common_reader_reads_what_is_usual_as_the_general_one_does() {
+    for text in usual() {
+        let read = common::decode(text.as_bytes()).unwrap_or_else(|| panic!("it is not read: {text}"));
+        assert!(read.elements.iter().all(|element| element.request.is_ok()), "{text}");
+        assert_eq!(format!("{read:?}"), format!("{:?}", decode_any(text.as_bytes()).unwrap()), "{text}");
+    }
+}
+
+#[test]
+fn the_common_reader_says_what_the_general_one_says_or_nothing() {
+    /// What is put in and put in place of something, so that much of it is nearly right.
+    const PIECES: &[&str] = &[
+        "\"",
+        "\\",
+        "\\u0061",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "0",
+        "00",
+        "-1",
+        "1.5",
+        "1e3",
+        "9007199254740992",
+        "9007199254740991",
+        "null",
+        "true",
+        "truex",
+        " ",
+        "\n",
+        "\u{0}",
+        "\u{202e}",
+        "ÿ",
+        "..",
+        "/",
+        "exclusive",
+        "\"key\":\"b\"",
+        "\"ack\":9",
+        "\"holder\":1",
+        "\"mode\":\"slot\"",
+        "\"owner\":\"\"",
+        "\"got\":[]",
+        "\"jsonrpc\":\"2.0\"",
+        "\"id\":8",
+        "\"params\":{}",
+        "\"method\":\"get\"",
+        "acquire_lock",
+        "set",
+        "ping",
+    ];
+    let usual = usual();
+    let (mut read, mut rounds) = (0, 0);
+    for seed in 0..400u64 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..250 {
+            let mut text = usual[random.usize(0..usual.len())].clone();
+            for _ in 0..random.usize(1..=2) {
+                let edge =
+                    |at: usize| (at..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+                let from = edge(random.usize(0..=text.len()));
+                let to = edge((from + random.usize(0..4)).min(text.len()));
+                let piece = if random.bool() { PIECES[random.usize(0..PIECES.len())] } else { "" };
+                text.replace_range(from..to, piece);
+            }
+            rounds += 1;
+            let Some(common) = common::decode(text.as_bytes()) else { continue };
+            read += 1;
+            let general = decode_any(text.as_bytes());
+            assert_eq!(
+                format!("{:?}", Ok::<_, Dropped>(common)),
+                format!("{general:?}"),
+                "seed {seed}: {text}"
+            );
+        }
+    }
+    assert!(read > rounds / 50, "{read} of {rounds} messages were read at all: that shows little");
+}

@@ -1,0 +1,448 @@
+//! The common requests, read in one pass.
+//!
+//! Most datagrams are one of a few methods with plain parameters: no escapes in texts, no fractions, nothing unknown. Those
+//! are read here, several times faster than by the general reader. Whatever is not plain, or is refused in the end, is `None`
+//! here and the general reader's: it is the norm, and this must say what it says or nothing (`wire/tests.rs` and the fuzz
+//! target `datagram` compare them).
+
+use super::{Element, Id, Message, Method, Request, Under};
+use crate::asks::Asks;
+use crate::command::{Ask, Call, Life, Mode, Patience, Terms};
+use crate::identity::{INTEGER_MAX, SessionId};
+use crate::limits::{ASKS_MAX, BATCH_ELEMENTS_MAX, GOT_MAX, LABEL_MAX, TTL_MAX_MS, TTL_MIN_MS, WAIT_MAX_MS};
+use crate::name::Name;
+use arcstr::ArcStr;
+use compact_str::CompactString;
+use std::sync::Arc;
+
+/// Reads a message all of whose elements are plain; `None`: the general reader reads it.
+pub(super) fn decode(message: &[u8]) -> Option<Message> {
+    let text = std::str::from_utf8(message).ok()?;
+    let mut scan = Scan { text, at: 0 };
+    let read = match scan.next()? {
+        b'{' => Message { elements: vec![scan.element()?], batch: false },
+        b'[' => {
+            let mut elements = Vec::new();
+            scan.list(BATCH_ELEMENTS_MAX, |scan| {
+                scan.open(b'{')?;
+                elements.push(scan.element()?);
+                Some(())
+            })?;
+            (!elements.is_empty()).then_some(Message { elements, batch: true })?
+        }
+        _ => return None,
+    };
+    scan.skip_space();
+    (scan.at == text.len()).then_some(read)
+}
+
+/// A place in a text.
+struct Scan<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+/// The parameters that are plain, as far as they are given.
+#[derive(Default)]
+struct Plain<'a> {
+    /// A bit for each of [`PARAMS`] that is given.
+    given: u32,
+    session: Option<SessionId>,
+    ack: u64,
+    got: Vec<u64>,
+    key: &'a str,
+    keys: Option<Asks>,
+    mode: &'a str,
+    /// `None` is `null`.
+    wait_ms: Option<u64>,
+    lease_ms: u64,
+    owner: &'a str,
+    wait: u64,
+    token: u64,
+    after: u64,
+    /// As it stands in the text.
+    value: &'a str,
+    if_version: u64,
+    file: &'a str,
+    data: &'a str,
+}
+
+/// The parameters that are read here.
+const PARAMS: [&str; 16] = [
+    "session",
+    "ack",
+    "got",
+    "key",
+    "keys",
+    "mode",
+    "wait_ms",
+    "lease_ms",
+    "owner",
+    "wait",
+    "token",
+    "after",
+    "value",
+    "if_version",
+    "file",
+    "data",
+];
+
+/// The bits of parameters.
+const fn bits(names: &[&str]) -> u32 {
+    let (mut bits, mut nth) = (0, 0);
+    while nth < names.len() {
+        let mut place = 0;
+        while !same(PARAMS[place], names[nth]) {
+            place += 1;
+        }
+        bits |= 1 << place;
+        nth += 1;
+    }
+    bits
+}
+
+/// `==`, which is not `const`.
+const fn same(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut at = 0;
+    while at < a.len() && at < b.len() && a[at] == b[at] {
+        at += 1;
+    }
+    a.len() == b.len() && at == a.len()
+}
+
+/// What every method takes.
+const ALWAYS: u32 = bits(&["session", "ack", "got"]);
+
+impl<'a> Scan<'a> {
+    fn skip_space(&mut self) {
+        let bytes = self.text.as_bytes();
+        while bytes.get(self.at).is_some_and(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')) {
+            self.at += 1;
+        }
+    }
+
+    /// The next byte that is no space, passed over.
+    fn next(&mut self) -> Option<u8> {
+        self.skip_space();
+        let byte = *self.text.as_bytes().get(self.at)?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    fn peek(&mut self) -> Option<u8> {
+        self.skip_space();
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn open(&mut self, byte: u8) -> Option<()> {
+        (self.next()? == byte).then_some(())
+    }
+
+    /// What follows an opening bracket, at most so many items.
+    fn list(&mut self, most: usize, mut item: impl FnMut(&mut Scan<'a>) -> Option<()>) -> Option<()> {
+        if self.peek()? == b']' {
+            self.at += 1;
+            return Some(());
+        }
+        for _ in 0..most {
+            item(self)?;
+            match self.next()? {
+                b',' => {}
+                b']' => return Some(()),
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// What follows an opening brace: each member's name is given, its value is to be read.
+    fn members(&mut self, mut member: impl FnMut(&mut Scan<'a>, &'a str) -> Option<()>) -> Option<()> {
+        if self.peek()? == b'}' {
+            self.at += 1;
+            return Some(());
+        }
+        loop {
+            let name = self.string()?;
+            self.open(b':')?;
+            member(self, name)?;
+            match self.next()? {
+                b',' => {}
+                b'}' => return Some(()),
+                _ => return None,
+            }
+        }
+    }
+
+    /// A string without escapes.
+    fn string(&mut self) -> Option<&'a str> {
+        self.open(b'"')?;
+        let from = self.at;
+        let length = self.text.as_bytes()[from..]
+            .iter()
+            .position(|&byte| byte == b'"' || byte == b'\\' || byte < b' ')?;
+        let to = from + length;
+        self.at = to + 1;
+        (self.text.as_bytes()[to] == b'"').then(|| &self.text[from..to])
+    }
+
+    /// An integer from 0 to [`INTEGER_MAX`], written as one.
+    fn integer(&mut self) -> Option<u64> {
+        self.skip_space();
+        let digits = self.text.as_bytes()[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let text = &self.text[self.at..self.at + digits];
+        if digits > 1 && text.starts_with('0') {
+            return None;
+        }
+        self.at += digits;
+        if matches!(self.text.as_bytes().get(self.at), Some(b'.' | b'e' | b'E')) {
+            return None;
+        }
+        text.parse().ok().filter(|number| *number <= INTEGER_MAX)
+    }
+
+    /// A string without escapes, an integer, `true`, `false` or `null`, as it stands in the text.
+    fn scalar(&mut self) -> Option<&'a str> {
+        let first = self.peek()?;
+        let from = self.at;
+        match first {
+            b'"' => drop(self.string()?),
+            b'0'..=b'9' => drop(self.integer()?),
+            _ => {
+                let word =
+                    ["true", "false", "null"].into_iter().find(|word| self.text[from..].starts_with(word))?;
+                self.at += word.len();
+            }
+        }
+        Some(&self.text[from..self.at])
+    }
+
+    /// A request, whose brace is passed over.
+    fn element(&mut self) -> Option<Element> {
+        let (mut version, mut id, mut method, mut plain) = (None, None, None, None);
+        self.members(|scan, name| match name {
+            "jsonrpc" if version.is_none() => {
+                version = Some(scan.string()?);
+                Some(())
+            }
+            "id" if id.is_none() => {
+                let first = scan.peek()?;
+                let from = scan.at;
+                let number = match first {
+                    b'"' => {
+                        scan.string()?;
+                        None
+                    }
+                    _ => Some(scan.integer()?),
+                };
+                let text = &scan.text[from..scan.at];
+                // Two quotes and 64 bytes.
+                id = Some((text.len() <= 66).then_some((text, number))?);
+                Some(())
+            }
+            "method" if method.is_none() => {
+                method = Some(scan.string()?);
+                Some(())
+            }
+            "params" if plain.is_none() => {
+                scan.open(b'{')?;
+                plain = Some(scan.params()?);
+                Some(())
+            }
+            _ => None,
+        })?;
+        let ((id, number), plain) = (id?, plain.unwrap_or_default());
+        if version? != "2.0" {
+            return None;
+        }
+        let session = plain.session;
+        let (got, method) = plain.method(method?, number)?;
+        let request = Ok(Request { session, got, method });
+        Some(Element { id: Id(CompactString::new(id)), cookie: None, request })
+    }
+
+    fn params(&mut self) -> Option<Plain<'a>> {
+        let mut plain = Plain::default();
+        self.members(|scan, name| {
+            let place = PARAMS.iter().position(|known| *known == name)?;
+            if plain.given & (1 << place) != 0 {
+                return None;
+            }
+            plain.given |= 1 << place;
+            match name {
+                "session" => plain.session = Some(scan.string()?.parse().ok()?),
+                "ack" => plain.ack = scan.integer()?,
+                "got" => {
+                    scan.open(b'[')?;
+                    let got = &mut plain.got;
+                    scan.list(GOT_MAX, |scan| {
+                        got.push(scan.integer()?);
+                        Some(())
+                    })?;
+                }
+                "key" => plain.key = scan.string()?,
+                "keys" => plain.keys = Some(scan.asks()?),
+                "mode" => plain.mode = scan.string()?,
+                "wait_ms" => {
+                    plain.wait_ms = match scan.peek()? {
+                        b'n' => {
+                            (scan.scalar()? == "null").then_some(())?;
+                            None
+                        }
+                        _ => Some(scan.integer()?),
+                    }
+                }
+                "lease_ms" => plain.lease_ms = scan.integer()?,
+                "owner" => plain.owner = scan.string()?,
+                "wait" => plain.wait = scan.integer()?,
+                "token" => plain.token = scan.integer()?,
+                "after" => plain.after = scan.integer()?,
+                "value" => plain.value = scan.scalar()?,
+                "if_version" => plain.if_version = scan.integer()?,
+                "file" => plain.file = scan.string()?,
+                "data" => plain.data = scan.string()?,
+                _ => return None,
+            }
+            Some(())
+        })?;
+        Some(plain)
+    }
+
+    /// Several locks, each by its name or with a mode.
+    fn asks(&mut self) -> Option<Asks> {
+        let mut asks = Vec::new();
+        self.open(b'[')?;
+        self.list(ASKS_MAX, |scan| {
+            scan.open(b'{')?;
+            let (mut key, mut mode) = (None, None);
+            scan.members(|scan, name| {
+                let place = match name {
+                    "key" => &mut key,
+                    "mode" => &mut mode,
+                    _ => return None,
+                };
+                place.replace(scan.string()?).is_none().then_some(())
+            })?;
+            asks.push(Ask { key: Name::new(key?).ok()?, mode: plain_mode(mode?)? });
+            Some(())
+        })?;
+        asks.sort();
+        let twice = asks.windows(2).any(|pair| pair[0].key == pair[1].key);
+        (!asks.is_empty() && !twice).then(|| asks.into())
+    }
+}
+
+fn plain_mode(mode: &str) -> Option<Mode> {
+    match mode {
+        "exclusive" => Some(Mode::Exclusive),
+        "shared" => Some(Mode::Shared),
+        _ => None,
+    }
+}
+
+impl Plain<'_> {
+    fn has(&self, bits: u32) -> bool {
+        self.given & bits != 0
+    }
+
+    /// What is asked, and the waits whose replies have arrived.
+    fn method(self, name: &str, number: Option<u64>) -> Option<(Vec<u64>, Method)> {
+        const KEY: u32 = bits(&["key"]);
+        const KEYS: u32 = bits(&["keys"]);
+        const MODE: u32 = bits(&["mode"]);
+        const WAIT_MS: u32 = bits(&["wait_ms"]);
+        const LEASE_MS: u32 = bits(&["lease_ms"]);
+        const OWNER: u32 = bits(&["owner"]);
+        const WAIT: u32 = bits(&["wait"]);
+        const TOKEN: u32 = bits(&["token"]);
+        const AFTER: u32 = bits(&["after"]);
+        const VALUE: u32 = bits(&["value"]);
+        const IF_VERSION: u32 = bits(&["if_version"]);
+        const FILE: u32 = bits(&["file"]);
+        const DATA: u32 = bits(&["data"]);
+        // What a method takes beside what all take, and what of it must be there.
+        let (takes, needs) = match name {
+            "acquire_lock" => (KEY | KEYS | MODE | WAIT_MS | LEASE_MS | OWNER, 0),
+            "release_lock" | "abandon" => (TOKEN, TOKEN),
+            "cancel_wait" => (WAIT, WAIT),
+            "renew_lease" => (TOKEN | LEASE_MS, TOKEN | LEASE_MS),
+            "set" => (KEY | VALUE | IF_VERSION | TOKEN, KEY | VALUE),
+            "delete" => (KEY | IF_VERSION | TOKEN, KEY),
+            "append_file" => (FILE | DATA | TOKEN, FILE | DATA | TOKEN),
+            "heartbeat" => (AFTER, 0),
+            "get" => (KEY | TOKEN, KEY),
+            "is_locked" => (KEY, KEY),
+            _ => return None,
+        };
+        let reads = matches!(name, "get" | "is_locked");
+        if self.given & !(ALWAYS | takes) != 0
+            || self.given & needs != needs
+            || self.session.is_none() && !reads
+        {
+            return None;
+        }
+        let token = self.has(TOKEN).then_some(self.token);
+        let if_version = self.has(IF_VERSION).then_some(self.if_version);
+        let lease_ms = self.has(LEASE_MS).then_some(self.lease_ms);
+        if lease_ms.is_some_and(|ms| !(TTL_MIN_MS..=TTL_MAX_MS).contains(&ms)) {
+            return None;
+        }
+        let key = || Name::new(self.key).ok();
+        let call = match name {
+            "acquire_lock" => {
+                let asks = match (&self.keys, self.has(KEY)) {
+                    (None, true) => {
+                        let mode = if self.has(MODE) { plain_mode(self.mode)? } else { Mode::Exclusive };
+                        Ask { key: key()?, mode }.into()
+                    }
+                    (Some(asks), false) if !self.has(MODE) => asks.clone(),
+                    _ => return None,
+                };
+                let wait = match (self.has(WAIT_MS), self.wait_ms) {
+                    (false, _) | (true, Some(0)) => Patience::Try,
+                    (true, None) => Patience::Forever,
+                    (true, Some(ms)) => Patience::Millis((ms <= WAIT_MAX_MS).then_some(ms)?),
+                };
+                let plain =
+                    self.owner.is_empty() || self.owner.len() <= LABEL_MAX && Name::allows(self.owner);
+                let owner = plain.then(|| self.owner.to_owned())?;
+                Call::Acquire { asks, wait, owner, terms: Terms { lease_ms, ..Terms::PLAIN } }
+            }
+            "release_lock" => Call::Release { token: token?, holder: None },
+            "abandon" => Call::Abandon { token: token?, holder: None },
+            "cancel_wait" => {
+                let wait = self.wait;
+                (wait > 0 && wait < number?).then_some(())?;
+                Call::CancelWait { wait }
+            }
+            "renew_lease" => Call::RenewLease { token: token?, holder: None, lease_ms: lease_ms? },
+            "set" => Call::Set {
+                key: key()?,
+                value: ArcStr::from(self.value),
+                if_version,
+                life: Life::default(),
+                token,
+                holder: None,
+            },
+            "delete" => Call::Delete { key: key()?, if_version, token, holder: None },
+            "append_file" => Call::AppendFile {
+                file: Name::file(self.file).ok()?,
+                data: Arc::from(self.data.as_bytes()),
+                token: token?,
+                holder: None,
+            },
+            "heartbeat" => return Some((self.got, Method::Heartbeat { after: self.after })),
+            "get" => {
+                let method = Method::Get { key: key()?, under: Under { token, holder: None } };
+                return Some((self.got, method));
+            }
+            "is_locked" => {
+                let method = Method::IsLocked { key: key()? };
+                return Some((self.got, method));
+            }
+            _ => return None,
+        };
+        let id = number.filter(|id| *id >= 1 && self.ack <= *id)?;
+        Some((self.got, Method::Logged { id, ack: self.ack, call }))
+    }
+}
