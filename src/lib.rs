@@ -56,6 +56,7 @@
 //! #     limits: tenure::limits::Limits::default(),
 //! #     segment_bytes: 1 << 20,
 //! #     fold_segments: 1,
+//! #     busy_poll: std::time::Duration::ZERO,
 //! # };
 //! # let (tell, told) = std::sync::mpsc::channel();
 //! # std::thread::spawn(move || tenure::server::run(&config, &mut |addr| tell.send(addr).unwrap()).unwrap());

@@ -65,6 +65,8 @@ pub struct Config {
     pub segment_bytes: u64,
     /// A new snapshot is written when the journal has grown by so many segments' worth of bytes.
     pub fold_segments: u64,
+    /// For how long the loop looks for something to do before it sleeps; zero for not at all.
+    pub busy_poll: Duration,
 }
 
 /// Runs a server until SIGTERM or SIGINT; `on_ready` is called once, with the address, when it answers.
@@ -149,6 +151,8 @@ struct Server {
     gauges_read: Instant,
     /// Since when a stop is asked for.
     stopping: Option<Instant>,
+    /// For how long the loop looks for something to do before it sleeps.
+    busy_poll: Duration,
 }
 
 /// What a turn works with: the socket, and the threads beside the loop.
@@ -274,6 +278,7 @@ impl Server {
             server: recovered.server,
             gauges_read: began,
             stopping: None,
+            busy_poll: config.busy_poll,
         })
     }
 
@@ -303,10 +308,9 @@ impl Server {
         let patience = self.stopping.map(|since| STOP_PATIENCE.saturating_sub(since.elapsed()));
         let timeout = [timeout, patience].into_iter().flatten().min();
         let slept_from = self.turn.clock.now();
-        match self.poll.poll(&mut self.events, timeout) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(format!("the server cannot wait for input: {error}")),
+        let looking = timeout.map_or(self.busy_poll, |timeout| timeout.min(self.busy_poll));
+        if looking.is_zero() || !self.look(looking)? {
+            self.poll_for(timeout)?;
         }
         self.turn.woke(asked, slept_from);
         self.alarm.take_ring();
@@ -326,6 +330,26 @@ impl Server {
             self.ends_at_once.store(true, Ordering::SeqCst);
         }
         Ok(asked)
+    }
+
+    /// Looks for something to do for so long, without sleeping; gives whether there is something.
+    fn look(&mut self, looking: Duration) -> Result<bool, String> {
+        let began = Instant::now();
+        while began.elapsed() < looking {
+            self.poll_for(Some(Duration::ZERO))?;
+            if !self.events.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn poll_for(&mut self, timeout: Option<Duration>) -> Result<(), String> {
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(format!("the server cannot wait for input: {error}")),
+        }
     }
 
     fn read_gauges(&mut self) {

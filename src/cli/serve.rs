@@ -36,6 +36,13 @@ pub(crate) struct Serve {
     /// TTL of a session that asks for none.
     #[arg(long, env = "TENURE_DEFAULT_TTL", value_name = "DURATION", default_value = "10s", value_parser = parse_ttl)]
     default_ttl: Duration,
+    /// Before it sleeps, look for something to do for so long: answers come sooner, and a core is kept busy that long after
+    /// each request. For a server with a core of its own.
+    #[arg(
+        long, env = "TENURE_BUSY_POLL", value_name = "DURATION", num_args = 0..=1, require_equals = true,
+        default_value = "0ms", default_missing_value = "1ms", value_parser = parse_busy_poll
+    )]
+    busy_poll: Duration,
     /// Bytes of a journal segment, allocated ahead: 256KiB to 1GiB.
     #[arg(long, env = "TENURE_SEGMENT_BYTES", value_name = "SIZE", default_value = "16MiB", value_parser = parse_segment)]
     segment_bytes: u64,
@@ -138,6 +145,17 @@ fn parse_payload(text: &str) -> std::result::Result<u64, String> {
     }
 }
 
+/// Longer than this no gap between requests is worth a core.
+const BUSY_POLL_MAX: Duration = Duration::from_secs(1);
+
+fn parse_busy_poll(text: &str) -> std::result::Result<Duration, String> {
+    let busy_poll = super::duration::parse_duration(text)?;
+    if busy_poll > BUSY_POLL_MAX {
+        return Err(format!("{text} is too long; it goes from 0ms to 1s, which is as good as always"));
+    }
+    Ok(busy_poll)
+}
+
 fn parse_segment(text: &str) -> std::result::Result<u64, String> {
     let bytes = parse_bytes(text)?;
     if SEGMENT_BYTES.contains(&bytes) { Ok(bytes) } else { Err("write a size from 256KiB to 1GiB".into()) }
@@ -183,6 +201,7 @@ impl Serve {
             limits: self.caps.limits(default_ttl_ms),
             segment_bytes: self.segment_bytes,
             fold_segments: self.snapshot_segments,
+            busy_poll: self.busy_poll,
         })
     }
 }
@@ -224,6 +243,14 @@ mod tests {
     }
 
     #[test]
+    fn busy_polling_is_asked_for_and_has_a_usual_length() {
+        let busy_poll = |flags: &[&str]| config(flags).unwrap().busy_poll;
+        assert_eq!(busy_poll(&[]), Duration::ZERO);
+        assert_eq!(busy_poll(&["--busy-poll"]), Duration::from_millis(1));
+        assert_eq!(busy_poll(&["--busy-poll=20ms"]), Duration::from_millis(20));
+    }
+
+    #[test]
     fn caps_have_flags_and_bounds() {
         let config = config(&["--max-keys", "5", "--max-key-bytes", "1MiB", "--default-ttl", "2s"]);
         let limits = config.unwrap().limits;
@@ -232,6 +259,7 @@ mod tests {
             ["--max-keys", "0"],
             ["--max-value-bytes", "49KiB"],
             ["--segment-bytes", "1KiB"],
+            ["--busy-poll=2s", "--insecure"],
             ["--default-ttl", "1ms"],
         ] {
             assert!(self::config(&bad).is_err(), "{bad:?}");

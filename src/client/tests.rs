@@ -752,6 +752,31 @@ fn what_is_held_back_behind_one_release_and_then_another_does_not_hold_ack_back(
     assert!(hand.done(held_back).unwrap().is_ok(), "the caller's handle stays");
 }
 
+/// A release that waited for the end of a conversion was dropped when its grant was lost, and what was held back behind the
+/// release was never sent, nor ended (seed 69381 of the simulator).
+#[test]
+fn what_is_held_back_behind_a_release_that_was_never_sent_goes_on_when_the_grant_is_lost() {
+    let mut hand = Hand::open();
+    hand.grant(5, None);
+    hand.call("convert_lock", convert(5, FOREVER), None);
+    let conversion = hand.sent()[0].id.clone();
+    let release = hand.call("release_lock", Params { token: Some(Int(5)), ..Params::default() }, None);
+    let other = Params { owner: Some("other".into()), ..acquire("a", None) };
+    let held_back = hand.call("acquire_lock", other, None);
+    let sent = hand.sent();
+    let cancel = of(&sent, "cancel_wait")[0].id.clone();
+    assert!(of(&sent, "release_lock").is_empty() && of(&sent, "acquire_lock").is_empty());
+    let beat = beat_of(&hand.pass(TTL_MS / 3));
+    hand.result(&beat.id, json!({"op": 8, "held": 0, "lost": [{"token": 5, "op": 8, "reason": "broken"}]}));
+    assert!(matches!(hand.done(release), Some(Err(Failure::Lost(_)))));
+    hand.result(&conversion, json!({"granted": false, "reason": "grant_ended"}));
+    hand.result(&cancel, json!({"cancelled": true}));
+    let sent = hand.pass(10);
+    let [asked] = of(&sent, "acquire_lock")[..] else { panic!("{sent:?}") };
+    hand.result(&asked.id.clone(), granted(9, None));
+    assert!(hand.done(held_back).unwrap().is_ok());
+}
+
 #[test]
 fn what_is_held_back_can_be_forgotten_and_runs_out_like_any_call() {
     let mut hand = Hand::open();

@@ -509,7 +509,8 @@ impl Client {
                     keys: keys.clone(),
                     atomic: *atomic,
                     lease: value["lease_ms"].is_u64(),
-                    delay_ms: *delay_ms,
+                    // What it had already, it has on the terms of the request that made it.
+                    delay_ms: if again { 0 } else { *delay_ms },
                     converted: false,
                     staged: Vec::new(),
                     appends: Vec::new(),

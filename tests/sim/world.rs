@@ -82,6 +82,8 @@ struct World {
     /// Counts the runs of the server; events of an earlier one are void.
     run: u64,
     starting: bool,
+    /// When the server last came up.
+    term_at: u64,
     start_turn: Option<u64>,
     stalled_until: u64,
     clients: Vec<Client>,
@@ -123,6 +125,7 @@ pub(crate) fn run(seed: u64, root: &Path, keep_history: bool) -> Outcome {
         server: None,
         run: 0,
         starting: false,
+        term_at: 0,
         start_turn: None,
         stalled_until: 0,
         clients: Vec::new(),
@@ -343,8 +346,10 @@ impl World {
             self.wake_client(number, now);
         }
         self.go_until(now + 5_000_000, true);
-        let after = self.time() + self.plan.ttl_ms.1 * 1_250 + 1_000_000;
-        self.go_until(after, false);
+        let lapse = self.plan.ttl_ms.1 * 1_250 + 1_000_000;
+        self.go_until(self.time() + lapse, false);
+        // A server that was down until now has given every session a whole TTL when it came up.
+        self.go_until(self.term_at + lapse, false);
         if self.failed() {
             return;
         }
@@ -868,6 +873,7 @@ impl World {
             return self.end_server(&why);
         }
         let now = self.now.get();
+        self.term_at = now;
         let live = server.turn.node.state().live_sessions(0).map(|(id, session)| (id, session.ttl_ms));
         self.lives.term(now, live);
         self.oracle.borrow_mut().words.clear();

@@ -182,8 +182,8 @@ impl Engine {
             .filter(|(_, call)| call.copies == 0 && call.asked && call.under() == Some(token))
             .map(|(tag, _)| *tag)
             .collect();
-        for tag in unsent {
-            self.end(tag, Err(Failure::Lost(lost.clone())));
+        for tag in &unsent {
+            self.end(*tag, Err(Failure::Lost(lost.clone())));
         }
         let converting: Vec<Tag> = self.conversions(token).collect();
         for tag in converting {
@@ -198,6 +198,10 @@ impl Engine {
                 self.spawn_release(now, "abandon", token, keys);
             }
             LostCause::Told { .. } | LostCause::SessionEnded | LostCause::Gone => self.remove_grant(token),
+        }
+        // What was held back behind them is held back behind what ends the grant now, or by nothing.
+        for tag in unsent {
+            self.unblock(now, tag);
         }
     }
 
