@@ -24,6 +24,9 @@ use tenure::segment::Segment;
 /// seconds that are promised, and one more copy of a request that the last fault swallowed.
 const SETTLE_US: u64 = 2_000_000 + 2_500_000;
 
+/// How late a datagram may come, in microseconds.
+const LATE_US: u64 = 3_000_000;
+
 /// More events than any seed has: something spins.
 const EVENTS_MAX: u64 = 3_000_000;
 
@@ -82,8 +85,6 @@ struct World {
     /// Counts the runs of the server; events of an earlier one are void.
     run: u64,
     starting: bool,
-    /// When the server last came up.
-    term_at: u64,
     start_turn: Option<u64>,
     stalled_until: u64,
     clients: Vec<Client>,
@@ -125,7 +126,6 @@ pub(crate) fn run(seed: u64, root: &Path, keep_history: bool) -> Outcome {
         server: None,
         run: 0,
         starting: false,
-        term_at: 0,
         start_turn: None,
         stalled_until: 0,
         clients: Vec::new(),
@@ -335,7 +335,7 @@ impl World {
         // Each hand-over costs a few round trips and syncs, and each end of a lease may start a lock-delay.
         let hand_overs = waiting * 8 * (self.plan.delay_us + self.plan.sync_us * 4 + 2_000);
         let delays = if self.plan.leases { waiting * 200_000 + 5_000_000 } else { 0 };
-        self.plan.ttl_ms.1 * 1_250 + SETTLE_US + hand_overs + delays
+        self.plan.ttl_ms.1 * 1_250 + SETTLE_US + LATE_US + hand_overs + delays
     }
 
     /// Everybody leaves; the power goes once more; what is on the disk then is judged.
@@ -346,10 +346,9 @@ impl World {
             self.wake_client(number, now);
         }
         self.go_until(now + 5_000_000, true);
-        let lapse = self.plan.ttl_ms.1 * 1_250 + 1_000_000;
-        self.go_until(self.time() + lapse, false);
-        // A server that was down until now has given every session a whole TTL when it came up.
-        self.go_until(self.term_at + lapse, false);
+        // A sign of life of a client that is gone may still be on its way.
+        let after = self.time() + self.plan.ttl_ms.1 * 1_250 + 1_000_000 + LATE_US;
+        self.go_until(after, false);
         if self.failed() {
             return;
         }
@@ -613,7 +612,7 @@ impl World {
             let mut delay = 50 + self.rng.u64(0..=most);
             if late {
                 self.count("late datagram");
-                delay += self.rng.u64(0..=3_000_000);
+                delay += self.rng.u64(0..=LATE_US);
             }
             self.arrive(now + delay, up, number, address, copy.clone(), !corrupt && !truncate);
         }
@@ -873,7 +872,6 @@ impl World {
             return self.end_server(&why);
         }
         let now = self.now.get();
-        self.term_at = now;
         let live = server.turn.node.state().live_sessions(0).map(|(id, session)| (id, session.ttl_ms));
         self.lives.term(now, live);
         self.oracle.borrow_mut().words.clear();
