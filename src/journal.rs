@@ -65,7 +65,7 @@ const SEAL_ROOM: u64 = 4_096;
 
 /// Nobody waits for a batch that was told ahead (`none`): so long more of them may come, and are written with it. Without this
 /// the loop wakes this thread for each batch, which costs both more than the batch does.
-const LINGER: Duration = Duration::from_millis(1);
+const LINGER: Duration = Duration::from_millis(5);
 
 /// After so long without a batch the last one is sealed.
 const SEAL_AFTER: Duration = Duration::from_millis(100);

@@ -30,8 +30,6 @@ pub struct Socket {
     /// What was read and not handed out: how long, and from whom.
     read: Vec<(usize, SocketAddr)>,
     next: usize,
-    /// Whether the last call found the end of what waited: it gave some and not as many as there was room for.
-    drained: bool,
     out: Vec<Transmit>,
     out_bytes: usize,
     out_heads: MultiHeaders<SockaddrStorage>,
@@ -46,7 +44,6 @@ impl Socket {
             room: vec![0; BATCH * ROOM],
             read: Vec::with_capacity(BATCH),
             next: 0,
-            drained: false,
             out: Vec::with_capacity(BATCH),
             out_bytes: 0,
             out_heads: MultiHeaders::preallocate(BATCH, None),
@@ -59,10 +56,6 @@ impl Socket {
     /// `WouldBlock` if there is none; any other is the socket's word on something that was sent.
     pub fn receive(&mut self) -> io::Result<(&[u8], SocketAddr)> {
         if self.next == self.read.len() {
-            // What comes from here on rings again.
-            if std::mem::take(&mut self.drained) {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
             self.fill()?;
         }
         let (bytes, from) = self.read[self.next];
@@ -84,7 +77,6 @@ impl Socket {
             Some(from) => (datagram.bytes, from),
             None => (0, nobody),
         }));
-        self.drained = !self.read.is_empty() && self.read.len() < BATCH;
         match self.read.is_empty() {
             true => Err(io::ErrorKind::WouldBlock.into()),
             false => Ok(()),
