@@ -11,11 +11,11 @@
 //! - Every outcome of a request is kept until the client has acknowledged it, so that a copy of the request takes no
 //!   effect and is told the same.
 //!
-//! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `taken` (which modes go together),
-//! `lines` (who is next), `waits`, `grants`, `convert`, `deadlock`, `behind` (who waits for an owner), `blocked` (why not),
-//! `contention` (what is waited for most), `guards` (who may write what), `keys`, `transactions`, `files`, `sections` (what
-//! is staged under atomic grants), `history` (what happened lately, for whoever watches), and `parts` (what a snapshot
-//! holds).
+//! One file a noun: `sessions` (requests, kept replies), `locks` (asking for them), `lock` (one of them), `taken` (which
+//! modes go together), `lines` (who is next), `numbered` (maps by token), `waits`, `grants`, `convert`, `deadlock`, `behind`
+//! (who waits for an owner), `blocked` (why not), `contention` (what is waited for most), `guards` (who may write what),
+//! `keys`, `transactions`, `files`, `sections` (what is staged under atomic grants), `history` (what happened lately, for
+//! whoever watches), and `parts` (what a snapshot holds).
 
 mod behind;
 mod blocked;
