@@ -268,6 +268,12 @@ fn the_common_reader_says_what_the_general_one_says_or_nothing() {
         "..",
         "/",
         "exclusive",
+        "\"key\":\"b\",",
+        "\"token\":5,",
+        "\"ack\":3,",
+        "\"id\":7,",
+        "\"params\":{},",
+        "\"got\":[],",
         "\"key\":\"b\"",
         "\"ack\":9",
         "\"holder\":1",
@@ -291,7 +297,12 @@ fn the_common_reader_says_what_the_general_one_says_or_nothing() {
             for _ in 0..random.usize(1..=2) {
                 let edge =
                     |at: usize| (at..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-                let from = edge(random.usize(0..=text.len()));
+                // Half the time where a member begins.
+                let members = text.match_indices(['{', ',']).map(|(at, _)| at + 1).collect::<Vec<_>>();
+                let from = match random.bool() {
+                    true => members[random.usize(0..members.len())],
+                    false => edge(random.usize(0..=text.len())),
+                };
                 let to = edge((from + random.usize(0..4)).min(text.len()));
                 let piece = if random.bool() { PIECES[random.usize(0..PIECES.len())] } else { "" };
                 text.replace_range(from..to, piece);
