@@ -1029,10 +1029,19 @@ impl Helpers {
         let (dir, halt, inbox) = (dir.clone(), stop.clone(), inbox.clone());
         let folder = spawn("snapshot", move || {
             fold::lower_priority();
-            for order in orders {
+            let mut next = orders.recv().ok();
+            while let Some(order) = next {
                 if inbox.send(Message::Folded(fold::fold(&dir, &order, &halt))).is_err() {
                     return;
                 }
+                next = match orders.recv_timeout(fold::MEMORY_IDLE) {
+                    Ok(order) => Some(order),
+                    Err(RecvTimeoutError::Timeout) => {
+                        fold::give_memory_back();
+                        orders.recv().ok()
+                    }
+                    Err(RecvTimeoutError::Disconnected) => None,
+                };
             }
         })?;
         Ok(Helpers { stop, keep: Some(keep), fold: Some(fold), threads: vec![keeper, folder] })
