@@ -143,7 +143,7 @@ struct Reader {
     directory: String,
     /// The number of the line.
     line: usize,
-    /// What a thread has begun: the call with its arguments so far, and in which line.
+    /// What a thread has begun: the call, whole if it returns, and in which line.
     begun: BTreeMap<String, (String, usize)>,
     /// By file: what was written to it and is not synced, each with its line.
     unsynced: BTreeMap<String, Vec<(usize, Vec<u8>)>>,
@@ -170,14 +170,14 @@ impl Reader {
             let Some((thread, rest)) = line.split_once(' ') else { continue };
             let rest = rest.trim_start();
             if let Some(resumed) = rest.strip_prefix("<... ") {
-                let tail = resumed.split_once(" resumed>").unwrap().1;
-                let (head, begun) = self.begun.remove(thread).unwrap();
-                self.ends(thread, &format!("{head}{tail}"), begun);
+                assert!(resumed.contains(" resumed>"), "line {}: {resumed}", self.line);
+                let (whole, begun) = self.begun.remove(thread).unwrap();
+                self.ends(thread, &whole, begun);
             } else if let Some(head) = rest.strip_suffix(" <unfinished ...>") {
                 // What a call for many datagrams sends is written where it has returned, and leaves where it begins.
                 let whole = tails.get(&self.line).map_or(head.to_owned(), |tail| format!("{head}{tail}"));
                 self.begins(thread, &whole);
-                self.begun.insert(thread.to_owned(), (head.to_owned(), self.line));
+                self.begun.insert(thread.to_owned(), (whole, self.line));
             } else if rest.contains('(') && !rest.starts_with("---") && !rest.starts_with("+++") {
                 self.begins(thread, rest);
                 self.ends(thread, rest, self.line);

@@ -72,7 +72,7 @@ impl State {
     /// Takes back the asking of a grant, with its deadline.
     pub(super) fn forget_asked(&mut self, token: Token) {
         let grant = self.grants.get_mut(token).expect("an asking is that of a grant");
-        let Some(asked) = grant.rare_mut().asked.take() else { return };
+        let Some(asked) = grant.rare_if_any().and_then(|rare| rare.asked.take()) else { return };
         let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
         session.asked.remove(&(asked.op, token));
         if let Some(deadline) = asked.deadline {

@@ -169,8 +169,8 @@ impl State {
 
     /// Takes a conversion, which is no wait any more, from before the lines of its locks.
     pub(super) fn leave_converting(&mut self, token: Token, asks: &[Ask], op: Op) {
-        if let Some(grant) = self.grants.get_mut(token) {
-            grant.rare_mut().conversion = None;
+        if let Some(rare) = self.grants.get_mut(token).and_then(|grant| grant.rare_if_any()) {
+            rare.conversion = None;
         }
         for ask in asks {
             let lock = self.locks.get_mut(&ask.key).expect("a held lock has an entry").contended();

@@ -1,6 +1,5 @@
 //! Grants: the tenures of locks, their ends, and what they guard.
 
-use super::lock::Lock;
 use super::locks::Wanted;
 use super::waits::mode_of;
 use super::{Due, GrantEnd, Section, State, not_holder};
@@ -13,7 +12,6 @@ use crate::outcome::{Asked, Effect, Holder, Loss, LossReason, Offer, Outcome};
 use crate::state::parts::GrantPart;
 use crate::time::Time;
 use arcstr::ArcStr;
-use std::collections::btree_map::Entry;
 
 /// One tenure of a lock, or of several at once, by an owner.
 #[derive(Debug)]
@@ -111,7 +109,12 @@ impl Grant {
         self.rare.as_deref().unwrap_or(&NOTHING_RARE)
     }
 
-    /// What is rare about it, to be changed.
+    /// What is rare about it, if anything is, to be taken back.
+    pub(super) fn rare_if_any(&mut self) -> Option<&mut Rare> {
+        self.rare.as_deref_mut()
+    }
+
+    /// What is rare about it, to be changed; makes room for it.
     pub(super) fn rare_mut(&mut self) -> &mut Rare {
         self.rare.get_or_insert_with(|| Box::new(Rare::NONE))
     }
@@ -337,7 +340,7 @@ impl State {
         }
         let session = self.sessions.get_mut(&grant.session).expect("a grant has a session");
         session.grants.remove(old);
-        if let Some(asked) = grant.rare.as_mut().and_then(|rare| rare.asked.as_mut()) {
+        if let Some(asked) = grant.rare_if_any().and_then(|rare| rare.asked.as_mut()) {
             session.asked.remove(&(asked.op, old));
             // Its holder hears of it again, under the new token.
             asked.op = self.head.op;
@@ -457,10 +460,7 @@ impl State {
             if self.locks.get(&ask.key).is_some_and(|lock| !lock.held().admits(ask.mode)) {
                 return Err(fault(&format!("lock {:?} has another holder who excludes it", ask.key)));
             }
-            match self.locks.entry(ask.key.clone()) {
-                Entry::Vacant(entry) => drop(entry.insert(Lock::held_by(token, ask.mode))),
-                Entry::Occupied(mut entry) => entry.get_mut().contended().hold(&ask.key, ask.mode, token),
-            }
+            self.hold(&ask.key, ask.mode, token);
         }
         let last = |client: u64, op: Op| client > self.head.last_client || op > self.head.op;
         if part.asked.as_ref().is_some_and(|asked| last(asked.client, asked.op))

@@ -115,7 +115,8 @@ impl State {
     /// Takes the offer of a grant back.
     pub(super) fn forget_offer(&mut self, token: Token) {
         let grant = self.grants.get_mut(token).expect("an offer is that of a grant");
-        let Some(Offer { client, op }) = grant.rare_mut().offered.take() else { return };
+        let offered = grant.rare_if_any().and_then(|rare| rare.offered.take());
+        let Some(Offer { client, op }) = offered else { return };
         // It may be an offer to a session that has ended, and was forgotten with what it was offered.
         if let Some(session) = self.session_of(client) {
             let session = self.sessions.get_mut(&session).expect("a numbered session is known");

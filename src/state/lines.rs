@@ -192,6 +192,14 @@ impl State {
 
     /// Puts the hold of a newcomer's grant on one of its locks.
     pub(super) fn take(&mut self, key: &Name, mode: Mode, token: Token) {
+        self.hold(key, mode, token);
+        if mode == Mode::Exclusive {
+            self.key_held(key);
+        }
+    }
+
+    /// The same, before there are keys that it could guard.
+    pub(super) fn hold(&mut self, key: &Name, mode: Mode, token: Token) {
         match self.locks.entry(key.clone()) {
             Entry::Vacant(entry) => {
                 entry.insert(Lock::held_by(token, mode));
@@ -201,9 +209,6 @@ impl State {
                 lock.hold(key, mode, token);
                 lock.taken.add(mode);
             }
-        }
-        if mode == Mode::Exclusive {
-            self.key_held(key);
         }
     }
 

@@ -35,9 +35,9 @@ impl<V> Run<V> {
         (self.present & (bit(number) - 1)).count_ones() as usize
     }
 
-    fn iter(&self, run: u64) -> impl DoubleEndedIterator<Item = (u64, &V)> {
+    fn iter(&self, run: u64) -> impl Iterator<Item = (u64, &V)> {
         let numbers = (0..RUN).filter(|number| self.has(*number));
-        numbers.map(move |number| (run * RUN + number, &self.values[self.place(number)]))
+        numbers.map(move |number| run * RUN + number).zip(&self.values)
     }
 }
 
@@ -103,7 +103,7 @@ impl<V> Numbered<V> {
     }
 
     /// All, in the order of the numbers.
-    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (u64, &V)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &V)> {
         self.runs.iter().flat_map(|(run, values)| values.iter(*run))
     }
 

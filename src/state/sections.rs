@@ -512,7 +512,7 @@ impl State {
 
     /// Takes what is staged off a grant.
     pub(super) fn drop_section(&mut self, token: Token) -> Option<Box<Section>> {
-        let section = self.grants.get_mut(token)?.rare_mut().section.take()?;
+        let section = self.grants.get_mut(token)?.rare_if_any()?.section.take()?;
         self.staged_bytes -= section.bytes;
         Some(section)
     }

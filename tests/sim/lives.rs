@@ -118,8 +118,7 @@ impl Lives {
 #[test]
 fn a_lease_that_was_over_before_a_stop_in_a_turn_is_not_alive_in_it() {
     let session = SessionId(7);
-    let beat =
-        format!("{{\"method\":\"heartbeat\",\"params\":{{\"session\":\"{}\"}}}}", format_args!("{:032x}", 7));
+    let beat = format!("{{\"method\":\"heartbeat\",\"params\":{{\"session\":\"{:032x}\"}}}}", session.0);
     let mut lives = Lives::new(1_000_000);
     lives.term(0, [(session, 1_000)].into_iter());
     lives.stood(1_200_000, 5_000_000);

@@ -501,10 +501,12 @@ impl Engine {
 
     /// Nobody waits for the result of a call any more. A request for a lock is taken back.
     pub fn forget(&mut self, now: Time, call: CallId) {
-        if let Some(token) = self.proving_of(call) {
-            return self.give_up(now, token);
-        }
-        let Some(tag) = self.tag_of(call) else { return };
+        let Some(tag) = self.tag_of(call) else {
+            if let Some(token) = self.proving_of(call) {
+                self.give_up(now, token);
+            }
+            return;
+        };
         if let Some(call) = self.calls.get_mut(&tag) {
             call.asked = false;
         }
