@@ -24,10 +24,6 @@ const SEEDS: u64 = 2_000;
 
 /// What the simulator cannot see, with the test that does: its target, and part of its name (of a golden script: the script).
 const ELSEWHERE: &[(&str, &str, &str)] = &[
-    // Its clients put no TTL on keys and bind none, and bound no tenure.
-    ("bound_key_stays", "golden", "a_bound_key_is_gone_when_its_session_expired"),
-    ("key_without_end", "golden", "a_key_goes_at_its_deadline_and_is_found_by_nobody_from_then_on"),
-    ("tenure_without_bound", "golden", "a_grant_ends_at_its_longest_tenure_whatever_is_renewed"),
     // Whether somebody else could have let go first is more than a client knows.
     ("deadlock_imagined", "golden", "slots_close_a_cycle_only_if_every_way_to_be_served_leads_back"),
     // Whose lease is over has given up its grants before.

@@ -14,8 +14,12 @@ use tenure::state::State;
 pub(crate) struct Oracle {
     pub(crate) state: State,
     entries: VecDeque<(u64, Entry)>,
-    tags: VecDeque<(u64, u64)>,
+    /// Of what is not told to be durable, by batch: its sequence number, its last op, and how much time had passed.
+    tags: VecDeque<(u64, u64, i64)>,
     acked: u64,
+    /// How much time has passed for the server, and how much of that no kill takes back.
+    pub(crate) passed: i64,
+    pub(crate) passed_durably: i64,
     effects: Vec<Effect>,
     pub(crate) violations: Vec<String>,
     pub(crate) commands: u64,
@@ -33,6 +37,8 @@ impl Oracle {
             entries: VecDeque::new(),
             tags: VecDeque::new(),
             acked: 0,
+            passed: 0,
+            passed_durably: 0,
             effects: Vec::new(),
             violations: Vec::new(),
             commands: 0,
@@ -53,17 +59,17 @@ impl Oracle {
         }));
         let ops = batch.first_op..;
         self.entries.extend(ops.zip(batch.entries.iter().cloned()));
-        self.tags.push_back((batch.seq, batch.first_op + batch.entries.len() as u64 - 1));
+        self.tags.push_back((batch.seq, batch.first_op + batch.entries.len() as u64 - 1, self.passed));
     }
 
     pub(crate) fn committed(&mut self, seq: u64) {
-        let Some((tag, op)) = self.tags.pop_front() else {
+        let Some((tag, op, passed)) = self.tags.pop_front() else {
             return self.violations.push(format!("batch {seq} was committed twice"));
         };
         if tag != seq {
             self.violations.push(format!("batch {seq} was committed before batch {tag}"));
         }
-        self.acked = op;
+        (self.acked, self.passed_durably) = (op, passed);
         self.apply_up_to(op);
     }
 
@@ -158,6 +164,48 @@ pub(crate) struct Belief {
     pub(crate) mode: Mode,
 }
 
+/// How long a key lives: for a time, or with the session of that client's life, or both.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) ttl_ms: Option<u64>,
+    pub(crate) bound: Option<(usize, u64)>,
+}
+
+/// A write of a key that does not live for ever.
+#[derive(Debug)]
+struct Mortal {
+    span: Span,
+    began: u64,
+    /// Its version, once that is known, and when it was, in the server's time at least.
+    version: Option<(u64, Passed)>,
+}
+
+impl Mortal {
+    /// Whether its TTL may be over: the server's clock is at most a tenth faster, and nothing makes it pass more time.
+    fn may_be_over(&self, now: u64) -> bool {
+        self.span.ttl_ms.is_some_and(|ttl_ms| self.began + ttl_ms * 1_000 * 10 / 11 <= now)
+    }
+}
+
+/// What is rounded, in microseconds.
+const SLACK_US: i64 = 5_000;
+
+/// Simulated time, and how much of it has passed for the server at least; its clock may be a tenth slower still.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Passed {
+    now: u64,
+    passed: i64,
+    /// It stands still until then.
+    stands_until: u64,
+}
+
+impl Passed {
+    fn advance(&mut self, now: u64) {
+        self.passed += now.saturating_sub(self.now.max(self.stands_until)) as i64;
+        self.now = now;
+    }
+}
+
 /// What became of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -181,6 +229,7 @@ struct Key {
     swaps: Vec<(u64, u64)>,
     guarded: Vec<(u64, u64)>,
     staged: BTreeSet<String>,
+    mortal: BTreeMap<String, Mortal>,
 }
 
 /// What is known of a key when a call begins.
@@ -189,6 +238,9 @@ pub(crate) struct Floor {
     pub(crate) token: u64,
     pub(crate) seen: u64,
     pub(crate) gone: u64,
+    /// What time it was, and how many sessions were known to have ended.
+    pub(crate) clock: Passed,
+    pub(crate) ended: usize,
 }
 
 #[derive(Debug)]
@@ -228,6 +280,15 @@ pub(crate) struct Checks {
     /// Which lock stays closed behind which token, and until when at least.
     closed: Vec<(String, u64, u64)>,
     watches: Vec<Watched>,
+    clock: Passed,
+    /// When servers started, and how much time had passed for them then.
+    starts: Vec<(u64, i64)>,
+    /// The sessions that are known to have ended, in that order, each as the life of a client.
+    ended: Vec<(usize, u64)>,
+    /// Grants that end after so many milliseconds, by token, and since when they are known.
+    tenures: BTreeMap<u64, (u64, Passed)>,
+    /// Sessions that must have ended by then, since a key that lives as long was gone.
+    must_be_over: BTreeMap<(usize, u64), (u64, String)>,
     pub(crate) judged: BTreeMap<&'static str, u64>,
 }
 
@@ -258,7 +319,47 @@ impl Checks {
             token: self.highest_token,
             seen: key.map_or(0, |key| key.seen),
             gone: key.map_or(0, |key| key.gone),
+            clock: self.clock,
+            ended: self.ended.len(),
         }
+    }
+
+    /// It is that late; gives how much time has passed for the server.
+    pub(crate) fn now(&mut self, now: u64) -> i64 {
+        self.clock.advance(now);
+        self.clock.passed
+    }
+
+    /// The server stands still until then.
+    pub(crate) fn stalls(&mut self, now: u64, until: u64) {
+        self.clock.advance(now);
+        self.clock.stands_until = self.clock.stands_until.max(until);
+    }
+
+    /// There is no server.
+    pub(crate) fn down(&mut self, now: u64) {
+        self.stalls(now, u64::MAX);
+    }
+
+    /// A server goes on where the last record was.
+    pub(crate) fn up(&mut self, now: u64, passed: i64) {
+        self.clock.advance(now);
+        (self.clock.stands_until, self.clock.passed) = (now, passed);
+        self.starts.push((now, passed));
+    }
+
+    /// The server has said that a session has ended.
+    pub(crate) fn session_ended(&mut self, session: (usize, u64)) {
+        self.ended.push(session);
+    }
+
+    /// A request in this session, which began then, has taken effect.
+    pub(crate) fn session_acted(&mut self, session: (usize, u64), began: u64) {
+        let fault = match self.must_be_over.get(&session) {
+            Some((by, why)) if *by < began => Some(why.clone()),
+            _ => None,
+        };
+        self.judge("bound keys stay", fault.is_none(), || fault.unwrap_or_default());
     }
 
     /// A grant was handed to a client.
@@ -372,8 +473,13 @@ impl Checks {
         self.waited.push(waited);
     }
 
-    pub(crate) fn write_begins(&mut self, key: &str, value: &str) {
-        self.keys.entry(key.into()).or_default().writes.insert(value.into(), Fate::Open);
+    pub(crate) fn write_begins(&mut self, key: &str, value: &str, span: Option<Span>) {
+        let began = self.clock.now;
+        let entry = self.keys.entry(key.into()).or_default();
+        entry.writes.insert(value.into(), Fate::Open);
+        if let Some(span) = span {
+            entry.mortal.insert(value.into(), Mortal { span, began, version: None });
+        }
     }
 
     pub(crate) fn write_staged(&mut self, key: &str, value: &str) {
@@ -410,6 +516,9 @@ impl Checks {
     fn learn(&mut self, key: &str, version: u64, value: &str) {
         let entry = self.keys.entry(key.into()).or_default();
         entry.seen = entry.seen.max(version);
+        if let Some(mortal) = entry.mortal.get_mut(value) {
+            mortal.version.get_or_insert((version, self.clock));
+        }
         let known = entry.versions.insert(version, value.into());
         let twice = entry.versions.iter().find(|(other, one)| **other != version && *one == value);
         let fault = match (known, twice) {
@@ -460,14 +569,85 @@ impl Checks {
         self.judge("keys are linearizable", fresh, || {
             format!("{key} was read as version {version} after {floor:?} was known")
         });
+        self.outlived(key, floor, value);
         self.learn(key, version, value);
     }
 
+    /// Microseconds that have passed for the server at least between something known and the answer to what began then.
+    fn lived_since(&self, since: Passed, floor: Floor) -> i64 {
+        if floor.clock.now <= since.now {
+            return 0;
+        }
+        // A server that started in between may have answered, and what had passed by then was less.
+        let started = self.starts.iter().find(|(at, _)| *at > floor.clock.now);
+        let passed = started.map_or(i64::MAX, |(_, passed)| *passed).min(floor.clock.passed);
+        (passed - since.passed) * 9 / 10
+    }
+
+    /// A grant is known that ends after so long, whatever is renewed.
+    pub(crate) fn tenure(&mut self, token: u64, max_hold_ms: u64) {
+        self.tenures.insert(token, (max_hold_ms, self.clock));
+    }
+
+    /// Something was done under a grant.
+    pub(crate) fn served(&mut self, token: u64, floor: Floor) {
+        let Some((max_hold_ms, since)) = self.tenures.get(&token).copied() else { return };
+        let lived = self.lived_since(since, floor);
+        self.judge("no tenure is longer", lived <= max_hold_ms as i64 * 1_000 + SLACK_US, || {
+            format!("the grant of {token} was to end after {max_hold_ms} ms, and served {lived} us later")
+        });
+    }
+
+    /// A key that was read must not have outlived what it was to live for, when the read began. One that guards itself by a
+    /// lock of the same name may, as long as that is held.
+    fn outlived(&mut self, key: &str, floor: Floor, value: &str) {
+        let Some(mortal) = self.keys.get(key).and_then(|key| key.mortal.get(value)) else { return };
+        if key.starts_with('l') {
+            return;
+        }
+        let mut fault = None;
+        if let (Some(ttl_ms), Some((_, since))) = (mortal.span.ttl_ms, mortal.version) {
+            let lived = self.lived_since(since, floor);
+            if lived > ttl_ms as i64 * 1_000 + SLACK_US {
+                fault =
+                    Some(format!("{key}={value} was to live for {ttl_ms} ms, and was read {lived} us later"));
+            }
+        }
+        if mortal.span.bound.is_some_and(|session| self.ended[..floor.ended].contains(&session)) {
+            fault = Some(format!("{key}={value} was read after the end of the session it was bound to"));
+        }
+        self.judge("no key outlives its time", fault.is_none(), || fault.unwrap_or_default());
+    }
+
     fn absent(&mut self, key: &str, floor: Floor) {
+        let now = self.clock.now;
         let entry = self.keys.entry(key.into()).or_default();
-        let ok = floor.seen == 0 || entry.open_deletes > 0 || entry.gone >= floor.seen;
+        let never = floor.seen == 0 || entry.open_deletes > 0 || entry.gone >= floor.seen;
+        // What may have stood there then, and need not any more.
+        let current = |value: &String, mortal: &Mortal| {
+            entry.writes.get(value) != Some(&Fate::Never)
+                && mortal.version.is_none_or(|(version, _)| version >= floor.seen)
+        };
+        let mut over = entry.mortal.iter().filter(|(value, mortal)| {
+            current(value, mortal) && (mortal.span.bound.is_some() || mortal.may_be_over(now))
+        });
+        let (one, another) = (over.next(), over.next());
+        let by_itself = one.is_some();
+        // Where the end of one session is the only reason that there can be, it must have come.
+        let must_be_over = one.filter(|(_, mortal)| !never && another.is_none() && !mortal.may_be_over(now));
+        if let Some((value, session)) =
+            must_be_over.and_then(|(value, mortal)| mortal.span.bound.map(|session| (value, session)))
+        {
+            let why = format!("{key}={value} was gone, and the session it is bound to acted still");
+            self.must_be_over.entry(session).or_insert((now, why));
+        }
         let gone = entry.gone;
-        self.judge("keys are linearizable", ok, || {
+        // Versions rise: none that was known when the read began comes back.
+        entry.gone = gone.max(floor.seen);
+        if by_itself && !never {
+            *self.judged.entry("keys gone by themselves").or_default() += 1;
+        }
+        self.judge("keys are linearizable", never || by_itself, || {
             format!(
                 "{key} was read as absent after version {} was written and only {gone} was removed",
                 floor.seen

@@ -1,6 +1,6 @@
 //! Clients under simulation: the real engine, and owners who ask at random and remember what they were told.
 
-use crate::checks::{Belief, Checks, Fate, Floor, Mode, Waited};
+use crate::checks::{Belief, Checks, Fate, Floor, Mode, Span, Waited};
 use crate::plan::Plan;
 use fastrand::Rng;
 use serde::Serialize;
@@ -18,7 +18,7 @@ use tenure::wire::{ChangeAsk, CompareAsk, Int, KeyAsk, KeyMode, Params, WaitMs};
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum What {
-    Acquire { keys: Vec<(String, Mode)>, atomic: bool, waits: bool, delay_ms: u64 },
+    Acquire { keys: Vec<(String, Mode)>, atomic: bool, waits: bool, delay_ms: u64, max_hold_ms: Option<u64> },
     Convert { token: u64 },
     Release { token: u64, abandon: bool },
     Renew { token: u64 },
@@ -437,10 +437,12 @@ impl Client {
                 }
             }
             Event::Ended { .. } if life == self.life && !self.closing => {
+                scene.checks.session_ended((self.number, life));
                 let first = self.engine().free_id();
                 self.begin_session(first);
                 scene.count("sessions ended");
             }
+            Event::Closed { answered: true } => scene.checks.session_ended((self.number, life)),
             Event::Opened => {
                 scene.count("sessions");
                 let opened =
@@ -479,8 +481,16 @@ impl Client {
         granted: Option<u64>,
     ) {
         let floor = |key: &str| call.floors.get(key).copied().unwrap_or_default();
+        if !matches!(call.what, What::Get { .. } | What::Pair | What::ReadFile { .. } | What::Watch { .. }) {
+            scene.checks.session_acted((self.number, life), call.began);
+        }
+        if let What::Set { token: Some(token), .. } | What::Append { token, .. } | What::Renew { token } =
+            call.what
+        {
+            scene.checks.served(token, floor(""));
+        }
         match &call.what {
-            What::Acquire { keys, atomic, waits, delay_ms } => {
+            What::Acquire { keys, atomic, waits, delay_ms, max_hold_ms } => {
                 let Some(token) = granted else { return };
                 scene.count("grants");
                 let holder = (self.number, life, self.owners[call.owner].name.clone());
@@ -494,6 +504,9 @@ impl Client {
                 }
                 if !again {
                     scene.checks.granted_at(keys, token, scene.now);
+                    if let Some(max_hold_ms) = max_hold_ms {
+                        scene.checks.tenure(token, *max_hold_ms);
+                    }
                 }
                 if !again && (*waits || call.pending.is_none()) {
                     let keys = keys.clone();
@@ -774,7 +787,7 @@ impl Client {
                     expected.map(|version| vec![CompareAsk { key: "k1".into(), version: Int(version) }]);
                 let params = Params { apply: Some(apply.collect()), compare, ..Params::default() };
                 for (key, text) in &writes {
-                    scene.checks.write_begins(key, text);
+                    scene.checks.write_begins(key, text, None);
                 }
                 let floors: Vec<&str> = keys.iter().map(String::as_str).collect();
                 let what = What::Transaction { writes, expected };
@@ -914,6 +927,7 @@ impl Client {
         };
         let lease_ms = (plan.leases && self.rng.bool()).then(|| Int(self.rng.u64(200..5_000)));
         let lock_delay_ms = (plan.leases && self.rng.u8(0..4) == 0).then(|| Int(self.rng.u64(1..200)));
+        let max_hold_ms = (plan.mortal && self.rng.u8(0..4) == 0).then(|| self.rng.u64(100..4_000));
         let asks = keys.iter().map(|(key, mode)| KeyAsk::Mode(KeyMode::new(key.clone(), wire_mode(*mode))));
         let params = Params {
             keys: Some(asks.collect()),
@@ -921,11 +935,12 @@ impl Client {
             wait_ms,
             lease_ms,
             lock_delay_ms,
+            max_hold_ms: max_hold_ms.map(Int),
             atomic: atomic.then_some(true),
             ..Params::default()
         };
         let (waits, delay_ms) = (wait_ms.is_some(), lock_delay_ms.map_or(0, |delay| delay.0));
-        let what = What::Acquire { keys, atomic, waits, delay_ms };
+        let what = What::Acquire { keys, atomic, waits, delay_ms, max_hold_ms };
         self.call(scene, index, what, "acquire_lock", params, &[]);
     }
 
@@ -948,6 +963,16 @@ impl Client {
         self.call(scene, index, What::Watch { chain, cursor }, "watch", params, &[]);
     }
 
+    /// How long a key lives that is set now; None: for ever, as those do that are written together.
+    fn span(&mut self, scene: &Scene<'_>, key: &str) -> Option<Span> {
+        if !scene.plan.mortal || key.starts_with('p') {
+            return None;
+        }
+        let ttl_ms = (self.rng.u8(0..4) == 0).then(|| self.rng.u64(100..6_000));
+        let bound = (self.rng.u8(0..4) == 0).then_some((self.number, self.life));
+        (ttl_ms.is_some() || bound.is_some()).then_some(Span { ttl_ms, bound })
+    }
+
     fn set(&mut self, scene: &mut Scene<'_>, index: usize, key: String, held: Option<&Held>) {
         let text = self.value();
         self.set_value(scene, index, key, text, held);
@@ -965,14 +990,17 @@ impl Client {
         let floor = scene.checks.floor(Some(&key));
         let expected = (!staged && self.rng.u8(0..4) == 0).then_some(floor.seen);
         let token = held.map(|held| held.token);
+        let span = self.span(scene, &key);
         let params = Params {
             key: Some(key.clone()),
             value: Some(raw(&text)),
             if_version: expected.map(Int),
+            ttl_ms: span.and_then(|span| span.ttl_ms).map(Int),
+            bound: span.and_then(|span| span.bound).map(|_| true),
             token: token.map(Int),
             ..Params::default()
         };
-        scene.checks.write_begins(&key, &text);
+        scene.checks.write_begins(&key, &text, span);
         if staged {
             scene.checks.write_staged(&key, &text);
         }

@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) nested: bool,
     pub(crate) sections: bool,
     pub(crate) leases: bool,
+    /// Keys with TTLs, keys bound to sessions, grants that end after a while whatever their holder does.
+    pub(crate) mortal: bool,
 }
 
 impl Plan {
@@ -113,6 +115,8 @@ impl Plan {
             nested: rng.bool(),
             sections: rng.bool(),
             leases: rng.bool(),
+            // Drawn beside, so that the seeds without it go as they did before there was such a thing.
+            mortal: rng.clone().fork().bool(),
         }
     }
 }

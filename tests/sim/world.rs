@@ -359,6 +359,11 @@ impl World {
             self.checks.live(left == [0; 4], || {
                 format!("grants, waits, locks, staged bytes {left:?} are left: {standing}")
             });
+            let keys = server.turn.node.state().parts().keys;
+            let bound: Vec<_> = keys.iter().filter(|key| key.bound.is_some()).map(|key| &key.key).collect();
+            self.checks.live(bound.is_empty(), || {
+                format!("keys {bound:?} have outlived the sessions they are bound to")
+            });
         }
         self.crash(Crash::PowerCut);
         self.start();
@@ -537,6 +542,7 @@ impl World {
 
     fn run_client(&mut self, number: usize) {
         let mut client = self.clients.remove(number);
+        self.checks.now(self.now.get());
         let mut scene = Scene {
             now: self.now.get(),
             plan: &self.plan,
@@ -675,6 +681,7 @@ impl World {
             return self.fail(format!("the loop spins: {slept:?}, log time {log:?}"));
         }
         self.lives.wakes(now);
+        self.oracle.borrow_mut().passed = self.checks.now(now);
         let done = server.run_loop();
         let stopped = server.clock.take_stop();
         if stopped > 1_000 {
@@ -717,6 +724,7 @@ impl World {
         self.mix(u64::from(digest) << 32 | op & 0xffff_ffff);
         if stopped > 0 {
             self.stalled_until = now + stopped;
+            self.checks.stalls(now, self.stalled_until);
         }
         if let Err(why) = done {
             return self.end_server(&why);
@@ -813,6 +821,7 @@ impl World {
         self.starting = false;
         self.start_turn = None;
         self.stalled_until = 0;
+        self.checks.down(self.now.get());
         self.run += 1;
         self.disk.crash(crash);
         if let Some(path) = path {
@@ -866,12 +875,17 @@ impl World {
 
     fn begin_loop(&mut self) {
         let Some(server) = &mut self.server else { return };
+        let now = self.now.get();
+        {
+            let mut oracle = self.oracle.borrow_mut();
+            oracle.passed = oracle.passed_durably;
+            self.checks.up(now, oracle.passed);
+        }
         // The first batch holds `new_term`.
         let done = server.turn.hand_over(&mut server.out);
         if let Err(why) = done {
             return self.end_server(&why);
         }
-        let now = self.now.get();
         let live = server.turn.node.state().live_sessions(0).map(|(id, session)| (id, session.ttl_ms));
         self.lives.term(now, live);
         self.oracle.borrow_mut().words.clear();
@@ -1027,6 +1041,7 @@ impl World {
                         let asked = server.asked_in();
                         self.lives.sleeps(now.max(self.stalled_until), asked);
                         self.stalled_until = self.stalled_until.max(now + long);
+                        self.checks.stalls(now, self.stalled_until);
                         self.count("server stalled");
                     }
                 }
