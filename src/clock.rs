@@ -6,6 +6,9 @@ use rustix::time::{ClockId, clock_gettime};
 /// A turn of the loop may work so long before the rest counts as a stall, in microseconds.
 const TURN_US: u64 = 100_000;
 
+/// A turn longer than this is counted, in microseconds: whoever waits meanwhile notices (docs/performance.md, "Turns").
+const LONG_TURN_US: u64 = 5_000;
+
 /// Microseconds since the machine started, suspend included (CLOCK_BOOTTIME). Only differences mean anything.
 pub fn boot_micros() -> u64 {
     let time = clock_gettime(ClockId::Boottime);
@@ -28,6 +31,8 @@ pub struct LogClock {
     /// Stalls so far, in microseconds.
     stalled: u64,
     stalls: u64,
+    long_turns: u64,
+    longest_turn_us: u64,
 }
 
 impl std::fmt::Debug for LogClock {
@@ -48,7 +53,7 @@ impl LogClock {
     /// The same, over another clock: `source` tells microseconds that never go back.
     pub fn with_source(base: Time, source: Box<dyn Fn() -> u64>) -> LogClock {
         let started = source();
-        LogClock { source, base, started, stalled: 0, stalls: 0 }
+        LogClock { source, base, started, stalled: 0, stalls: 0, long_turns: 0, longest_turn_us: 0 }
     }
 
     /// Log time now.
@@ -78,7 +83,13 @@ impl LogClock {
 
     /// Takes in that a turn began at `began` and is over.
     pub fn worked(&mut self, began: Time) {
-        let over = self.now().us_since(began.after_us(TURN_US));
+        let took = self.now().us_since(began);
+        self.longest_turn_us = self.longest_turn_us.max(took);
+        if took > LONG_TURN_US {
+            self.long_turns += 1;
+            log::debug!("a turn of the loop took {took} us");
+        }
+        let over = took.saturating_sub(TURN_US);
         if over > 0 && !crate::bug::planted("stall_in_a_turn_counts") {
             self.stall(over);
         }
@@ -92,6 +103,16 @@ impl LogClock {
     /// All stalls together, in milliseconds.
     pub fn stalled_ms(&self) -> u64 {
         self.stalled / 1_000
+    }
+
+    /// Turns of more than 5 ms so far, by the wall: a core that was busy with others counts too.
+    pub fn long_turns(&self) -> u64 {
+        self.long_turns
+    }
+
+    /// The longest turn so far, in microseconds.
+    pub fn longest_turn_us(&self) -> u64 {
+        self.longest_turn_us
     }
 
     fn stall(&mut self, micros: u64) {
@@ -145,6 +166,13 @@ mod tests {
             "what is read now gives no more"
         );
         clock.worked(Time::ZERO);
+        assert_eq!((clock.long_turns(), clock.longest_turn_us() / 1_000), (1, 350));
+        clock.worked(clock.now());
+        assert_eq!(
+            (clock.long_turns(), clock.longest_turn_us() / 1_000),
+            (1, 350),
+            "a short one says nothing"
+        );
         assert!((250..260).contains(&clock.stalled_ms()), "{}", clock.stalled_ms());
     }
 }

@@ -359,6 +359,8 @@ impl Server {
         self.gauges_read = Instant::now();
         self.turn.node.set_gauge("stalls", self.turn.clock.stalls());
         self.turn.node.set_gauge("stalled_ms", self.turn.clock.stalled_ms());
+        self.turn.node.set_gauge("long_turns", self.turn.clock.long_turns());
+        self.turn.node.set_gauge("longest_turn_us", self.turn.clock.longest_turn_us());
         self.turn.node.set_gauge("file_bytes_pending", self.outside.image.pending_bytes());
         self.turn.node.set_gauge("file_bytes_kept", self.outside.image.kept_bytes());
         self.turn.node.set_gauge("file_faults", self.outside.image.faults());
