@@ -140,7 +140,7 @@ fn ended(state: &State, session: SessionId, reason: EndReason) -> String {
     };
     let mut text = format!("end_session {} ({reason})", client(state, session));
     let grants = state.session(session).into_iter().flat_map(|session| session.grants());
-    let asks = grants.filter_map(|token| state.live_grant(token, state.at())).flat_map(|grant| &grant.asks);
+    let asks = grants.filter_map(|token| state.live_grant(token)).flat_map(|grant| &grant.asks);
     let asks: Vec<&Ask> = asks.take(LOCKS_MAX + 1).collect();
     if !asks.is_empty() {
         let _ = write!(text, ", which held {}", locks(&asks));
@@ -206,7 +206,7 @@ fn asked(state: &State, session: SessionId, call: &Call) -> String {
 
 /// A token, with its locks and owner while the grant is there.
 fn under(state: &State, token: Token) -> String {
-    let Some(grant) = state.live_grant(token, state.at()) else { return format!(", token {token}") };
+    let Some(grant) = state.live_grant(token) else { return format!(", token {token}") };
     let owner = if grant.owner.is_empty() { String::new() } else { format!(", owner {:?}", grant.owner) };
     format!(", token {token} of {}{owner}", locks(&grant.asks.iter().collect::<Vec<_>>()))
 }

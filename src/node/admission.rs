@@ -188,7 +188,7 @@ impl Node {
         self.assemblies.tie(place, session, id);
         if let Call::RepairFile { file, token, holder, .. } = &request.call
             && let Some(found) = self.state.file(file).filter(|found| found.fault.is_some())
-            && self.state.grant_of(session, *holder, *token, now).is_ok()
+            && self.state.grant_of(session, *holder, *token).is_ok()
         {
             let (length, checksum, generation) = (found.length, found.checksum, found.generation);
             let file = file.clone();

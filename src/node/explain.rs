@@ -17,7 +17,7 @@ impl Node {
         let after = ask.cursor.as_deref().and_then(|cursor| cursor.parse().ok()).unwrap_or(0);
         let mut page = Page { items: Vec::new(), next: None, op: self.state.op() };
         let (mut bytes, mut last, mut looked) = (0, after, 0);
-        for (op, wait) in self.state.live_waits(after, now) {
+        for (op, wait) in self.state.live_waits(after) {
             let full = ask.limit.is_some_and(|limit| page.items.len() as u64 >= limit);
             let item = (wait.asks.iter().any(|it| it.key.starts_with(&ask.prefix)) && !full)
                 .then(|| self.wait_item(now, op, wait));
@@ -48,7 +48,7 @@ impl Node {
             position: blocked.position,
             reason: blocked.reason,
             key: blocked.key.as_ref().map(|key| key.to_string()),
-            waits_for: self.waits_for(now, &wait.asks, &blocked),
+            waits_for: self.waits_for(&wait.asks, &blocked),
             waited_ms: now.ms_since(wait.since),
             wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
             estimate_ms: blocked.estimate_ms,
@@ -56,9 +56,9 @@ impl Node {
     }
 
     /// Whom a wait waits for: the holders in its way, and the nearest earlier request in its way.
-    fn waits_for(&self, now: Time, asks: &[Ask], blocked: &Blocked) -> Vec<WaitsFor> {
+    fn waits_for(&self, asks: &[Ask], blocked: &Blocked) -> Vec<WaitsFor> {
         let shared_key = |token| {
-            let held = &self.state.live_grant(token, now)?.asks;
+            let held = &self.state.live_grant(token)?.asks;
             let both = asks.iter().find(|ask| held.iter().any(|held| held.key == ask.key))?;
             Some(both.key.to_string())
         };

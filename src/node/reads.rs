@@ -79,7 +79,7 @@ impl Node {
                 let after = page.cursor.as_deref().and_then(|cursor| cursor.parse().ok()).unwrap_or(0);
                 let grants = self
                     .state
-                    .live_grants(after, now)
+                    .live_grants(after)
                     .filter(|(_, grant)| grant.asks.iter().any(|ask| ask.key.starts_with(&page.prefix)));
                 let items =
                     grants.map(|(token, grant)| (token.to_string(), self.grant_item(now, token, grant)));
@@ -111,37 +111,37 @@ impl Node {
                 let page = fill(items, &page, self.state.op());
                 self.reply(place, &page);
             }
-            Method::Get { key, under } => match self.may_read(now, session, under) {
+            Method::Get { key, under } => match self.may_read(session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(under) => {
                     let got = self.got(now, under, &key);
                     self.reply(place, &got);
                 }
             },
-            Method::Range { from, to, page, under } => match self.may_read(now, session, under) {
+            Method::Range { from, to, page, under } => match self.may_read(session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(under) => {
-                    let items = self.state.key_range_seen(under, &from, &to, page.cursor.as_deref(), now);
+                    let items = self.state.key_range_seen(under, &from, &to, page.cursor.as_deref());
                     let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
-            Method::Prefix { page, under } => match self.may_read(now, session, under) {
+            Method::Prefix { page, under } => match self.may_read(session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(under) => {
-                    let items = self.state.keys_seen(under, &page.prefix, page.cursor.as_deref(), now);
+                    let items = self.state.keys_seen(under, &page.prefix, page.cursor.as_deref());
                     let page = fill(items.map(|item| key_item(now, item)), &page, self.state.op());
                     self.reply(place, &page);
                 }
             },
-            Method::FileInfo { file, under } => match self.may_read(now, session, under) {
+            Method::FileInfo { file, under } => match self.may_read(session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(under) => match self.file_info(under, &file) {
                     Some(info) => self.reply(place, &info),
                     None => self.refuse(place, &not_found(&file)),
                 },
             },
-            Method::ReadFile { file, offset, limit, under } => match self.may_read(now, session, under) {
+            Method::ReadFile { file, offset, limit, under } => match self.may_read(session, under) {
                 Err(refusal) => self.refuse(place, &refusal),
                 Ok(under) => self.read_file(place, under, &file, offset, limit),
             },
@@ -166,18 +166,13 @@ impl Node {
 
     /// Whether a read on behalf of a grant may go on: the grant must be live and the caller's. Gives the grant whose section
     /// is seen.
-    fn may_read(
-        &self,
-        now: Time,
-        session: Option<SessionId>,
-        under: Under,
-    ) -> Result<Option<Token>, Refusal> {
+    fn may_read(&self, session: Option<SessionId>, under: Under) -> Result<Option<Token>, Refusal> {
         let Some(token) = under.token else { return Ok(None) };
         let session = session.ok_or_else(|| {
             let text = "a `token` goes with the `session` that holds it, or acts for its `holder`";
             Refusal::new(crate::kind::Kind::InvalidParams, text)
         })?;
-        self.state.grant_of(session, under.holder, token, now).map(|_| Some(token))
+        self.state.grant_of(session, under.holder, token).map(|_| Some(token))
     }
 
     fn heartbeat(&mut self, now: Time, place: Place, session: Option<SessionId>, after: u64) {
@@ -197,7 +192,7 @@ impl Node {
         let mut reply = Heartbeat {
             op: self.state.op(),
             log_op: Some(self.given_op()).filter(|op| *op > self.state.op()),
-            held: self.state.held_by(id, now),
+            held: self.state.held_by(id),
             lost: Vec::new(),
             asked: Vec::new(),
             offered: Vec::new(),
@@ -241,7 +236,7 @@ impl Node {
 
     /// That the holder of a live grant is asked to let go, if it is.
     pub(super) fn asked_shown(&self, now: Time, token: Token) -> Option<AskedShown> {
-        let grant = self.state.live_grant(token, now)?;
+        let grant = self.state.live_grant(token)?;
         let asked = grant.asked()?;
         Some(AskedShown {
             op: asked.op,
@@ -255,7 +250,7 @@ impl Node {
 
     /// A live grant that is offered to somebody, if it is.
     pub(super) fn offered_shown(&self, now: Time, token: Token) -> Option<OfferedShown> {
-        let grant = self.state.live_grant(token, now)?;
+        let grant = self.state.live_grant(token)?;
         let holder = self.state.session(grant.session)?;
         Some(OfferedShown {
             op: grant.offered()?.op,
@@ -324,11 +319,8 @@ impl Node {
         // before all others, so theirs are marked.
         let after = page.cursor.as_deref().and_then(place_of).unwrap_or((false, 0));
         let mut bytes = info.holders.iter().map(json_len).sum::<usize>();
-        let line = self
-            .state
-            .line(key, now)
-            .enumerate()
-            .filter(|(_, (op, wait))| (wait.converts.is_none(), *op) > after);
+        let line =
+            self.state.line(key).enumerate().filter(|(_, (op, wait))| (wait.converts.is_none(), *op) > after);
         let (mut last, mut looked) = (after, 0);
         for (index, (op, wait)) in line {
             let session = self.state.session(wait.session).expect("a wait has a session");
@@ -375,7 +367,7 @@ impl Node {
                 let session = self.state.session_of(holder.client).expect("a holder has a session");
                 let left = self.leases.left_ms(session, now);
                 shown.lease_left_ms = [shown.lease_left_ms, left].into_iter().flatten().min();
-                if let Some(grant) = self.state.live_grant(holder.token, now) {
+                if let Some(grant) = self.state.live_grant(holder.token) {
                     self.show_ends(now, grant, &mut shown);
                 }
                 shown
@@ -424,7 +416,7 @@ impl Node {
             ttl_ms: session.ttl_ms,
             lease_left_ms: self.leases.left_ms(id, now).unwrap_or(0),
             open_ms: now.ms_since(session.opened),
-            held: self.state.held_by(id, now),
+            held: self.state.held_by(id),
             waiting: session.waiting(),
             address: self.peers.get(&id).map(|peer| peer.address.to_string()),
         }
@@ -432,7 +424,7 @@ impl Node {
 
     fn got(&self, now: Time, under: Option<Token>, key: &str) -> Got {
         let hidden = |token| self.state.section(token).is_some_and(|section| section.key(key).is_some());
-        match self.state.key_seen(under, key, now) {
+        match self.state.key_seen(under, key) {
             None => Got { staged: under.is_some_and(hidden), ..Got::default() },
             Some(seen) => {
                 let KeyItem { value, version, life, staged, .. } = key_shown(now, key, seen);

@@ -89,7 +89,7 @@ impl State {
         if let Some(token) = converts {
             taken.remove(self.grants[token].mode_of(&ask.key));
         }
-        if !taken.admits(ask.mode) && self.is_held_against(ask, lock, converts, now) {
+        if !taken.admits(ask.mode) && self.is_held_against(ask, lock, converts) {
             return Some((Reason::Held, None));
         }
         let converting = match (asker, converts) {
@@ -112,7 +112,7 @@ impl State {
             Asker::Newcomer | Asker::Converts => lock.is_open(ask.mode),
         };
         let line = || lock.line().iter().take(before).rev().take(AHEAD_LOOKED_AT);
-        let live = |op: &&Op| self.wait_lives(&self.waits[*op], now);
+        let live = |op: &&Op| self.wait_lives(&self.waits[*op]);
         let stands = |op: &&Op| {
             let mode = self.waits[*op].mode_of(&ask.key);
             conflict(mode, ask.mode) || super::lines::is_slot(mode)
@@ -126,10 +126,10 @@ impl State {
     }
 
     /// Whether live holders alone keep the asker out.
-    fn is_held_against(&self, ask: &Ask, lock: &Lock, converts: Option<Token>, now: Time) -> bool {
+    fn is_held_against(&self, ask: &Ask, lock: &Lock, converts: Option<Token>) -> bool {
         let mut taken = Taken::default();
         for token in lock.holders().iter().filter(|token| Some(**token) != converts) {
-            let Some(grant) = self.live_grant(*token, now) else { continue };
+            let Some(grant) = self.live_grant(*token) else { continue };
             taken.add(grant.mode_of(&ask.key));
             if !taken.admits(ask.mode) {
                 return true;
@@ -152,7 +152,7 @@ impl State {
                 continue;
             }
             for token in lock.holders().iter().filter(|token| Some(**token) != converts) {
-                let Some(grant) = self.live_grant(*token, now) else { continue };
+                let Some(grant) = self.live_grant(*token) else { continue };
                 // A grant that is in the way at several of these locks is counted at the first.
                 let counted =
                     |other: &Ask| grant.asks.binary_search_by(|ask| ask.key.cmp(&other.key)).is_ok();

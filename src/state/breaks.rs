@@ -81,7 +81,7 @@ impl State {
     }
 
     fn still_live(&self, token: Token) -> Result<(), Refusal> {
-        match self.live_grant(token, self.head.at) {
+        match self.live_grant(token) {
             Some(_) => Ok(()),
             None => {
                 let text = format!(

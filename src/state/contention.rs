@@ -366,7 +366,7 @@ impl State {
         let looked = before.min(ESTIMATE_WAITS_MAX);
         for op in lock.converting().iter().chain(lock.line()).take(looked) {
             let wait = &self.waits[op];
-            if self.wait_lives(wait, now) {
+            if self.wait_lives(wait) {
                 turn = turn.then(wait.mode_of(&ask.key), hold_us);
             }
         }
@@ -387,7 +387,7 @@ impl State {
     ) -> Turn {
         let grants = || {
             let tokens = lock.holders().iter().filter(|token| Some(**token) != converts);
-            tokens.take(ESTIMATE_WAITS_MAX).filter_map(|token| self.live_grant(*token, now))
+            tokens.take(ESTIMATE_WAITS_MAX).filter_map(|token| self.live_grant(*token))
         };
         // All holders hold in modes that go together.
         let mode = grants().next().map_or(Mode::Exclusive, |grant| grant.mode_of(&ask.key));

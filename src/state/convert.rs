@@ -31,7 +31,7 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
         let (token, now) = (wanted.token, self.head.at);
-        let grant = self.grant_of(wanted.session, wanted.holder, token, now)?;
+        let grant = self.grant_of(wanted.session, wanted.holder, token)?;
         let (owner, of) = (grant.owner.clone(), grant.session);
         let mut asks = Vec::new();
         for ask in wanted.asks {

@@ -267,7 +267,7 @@ impl<'a> Search<'a> {
             Entry::Occupied(known) => return Ok(*known.get()),
             Entry::Vacant(unknown) => unknown.insert(lock),
         };
-        let (state, now) = (self.state, self.state.head.at);
+        let state = self.state;
         let real = state.locks.get(key);
         self.locks.push(Played {
             key,
@@ -284,7 +284,7 @@ impl<'a> Search<'a> {
         let Some(real) = real else { return Ok(lock) };
         for token in real.holders() {
             self.count()?;
-            let Some(grant) = state.live_grant(*token, now) else { continue };
+            let Some(grant) = state.live_grant(*token) else { continue };
             let asker = &self.waiting[ASKER];
             let who = if grant.session == asker.session && *grant.owner == *asker.owner {
                 self.leads_back = true;
@@ -319,7 +319,7 @@ impl<'a> Search<'a> {
             return Some(*who);
         }
         let state = self.state;
-        let wait = state.waits.get(&op).filter(|wait| state.wait_lives(wait, state.head.at))?;
+        let wait = state.waits.get(&op).filter(|wait| state.wait_lives(wait))?;
         let label = &wait.terms.label;
         let who = self.add_waiting(wait.session, &wait.owner, label, &wait.asks, Some(op), wait.converts);
         self.by_op.insert(op, who);

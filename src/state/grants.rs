@@ -157,24 +157,24 @@ impl Grant {
 }
 
 impl State {
-    /// The grant with that token, if it lives at `now`.
-    pub fn live_grant(&self, token: Token, now: Time) -> Option<&Grant> {
-        self.grants.get(token).filter(|grant| self.grant_lives(grant, now))
+    /// The grant with that token, if it lives.
+    pub fn live_grant(&self, token: Token) -> Option<&Grant> {
+        self.grants.get(token).filter(|grant| self.grant_lives(grant))
     }
 
-    /// Grants that live at `now`, after that token, in the order of their tokens.
-    pub fn live_grants(&self, after: Token, now: Time) -> impl Iterator<Item = (Token, &Grant)> {
-        self.grants.after(after).filter(move |(_, grant)| self.grant_lives(grant, now))
+    /// Grants that live, after that token, in the order of their tokens.
+    pub fn live_grants(&self, after: Token) -> impl Iterator<Item = (Token, &Grant)> {
+        self.grants.after(after).filter(move |(_, grant)| self.grant_lives(grant))
     }
 
-    /// How many grants of that session live at `now`.
-    pub fn held_by(&self, session: SessionId, now: Time) -> u64 {
+    /// How many grants of that session live.
+    pub fn held_by(&self, session: SessionId) -> u64 {
         let Some(session) = self.sessions.get(&session) else { return 0 };
         // As long as nothing is due, whatever is there lives.
-        if session.is_live() && self.due.first().is_none_or(|(at, _)| now < *at) {
+        if session.is_live() && self.due.first().is_none_or(|(at, _)| self.head.at < *at) {
             return session.grants.len() as u64;
         }
-        session.grants.iter().filter(|token| self.live_grant(*token, now).is_some()).count() as u64
+        session.grants.iter().filter(|token| self.live_grant(*token).is_some()).count() as u64
     }
 
     /// A grant as it is told to others, as a holder of one of its locks.
@@ -192,8 +192,8 @@ impl State {
         }
     }
 
-    pub(super) fn grant_lives(&self, grant: &Grant, now: Time) -> bool {
-        grant.end().is_none_or(|(at, _)| now < at) && self.sessions[&grant.session].is_live()
+    pub(super) fn grant_lives(&self, grant: &Grant) -> bool {
+        grant.end().is_none_or(|(at, _)| self.head.at < at) && self.sessions[&grant.session].is_live()
     }
 
     /// Makes a grant to a newcomer who is open everywhere.
@@ -365,7 +365,7 @@ impl State {
         token: Token,
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
-        self.grant_of(session, holder, token, self.head.at)?;
+        self.grant_of(session, holder, token)?;
         let writes = self.commit_section(token, effects)?;
         self.record_end(token, None);
         self.take_grant(token, effects);
@@ -379,7 +379,7 @@ impl State {
         token: Token,
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
-        self.grant_of(session, holder, token, self.head.at)?;
+        self.grant_of(session, holder, token)?;
         self.end_grant(token, GrantEnd::Abandoned, effects);
         Ok(Outcome::Released { op: self.head.op, writes: 0 })
     }
@@ -391,7 +391,7 @@ impl State {
         token: Token,
         lease_ms: u64,
     ) -> Result<Outcome, Refusal> {
-        self.grant_of(session, holder, token, self.head.at)?;
+        self.grant_of(session, holder, token)?;
         let deadline = self.head.at.after_ms(lease_ms);
         let grant = self.grants.get_mut(token).expect("it was found");
         if crate::bug::planted("renewal_forgotten") {
@@ -408,7 +408,7 @@ impl State {
         Ok(Outcome::Renewed { lease_left_ms: left })
     }
 
-    /// The grant that the caller acts on: live at `now`, and of the session that asks or that it names as `holder`.
+    /// The grant that the caller acts on: live, and of the session that asks or that it names as `holder`.
     ///
     /// # Errors
     /// `not_holder`.
@@ -417,10 +417,9 @@ impl State {
         session: SessionId,
         holder: Option<SessionId>,
         token: Token,
-        now: Time,
     ) -> Result<&Grant, Refusal> {
         let whose = holder.unwrap_or(session);
-        match self.live_grant(token, now).filter(|grant| grant.session == whose) {
+        match self.live_grant(token).filter(|grant| grant.session == whose) {
             Some(grant) => Ok(grant),
             None => Err(not_holder(format!(
                 "token {token} is not that of a live grant of the caller: it was released, it expired, or it belongs to \

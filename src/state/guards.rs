@@ -6,7 +6,6 @@ use crate::command::Mode;
 use crate::identity::{SessionId, Token};
 use crate::kind::{Kind, Refusal};
 use crate::name::Name;
-use crate::time::Time;
 
 /// What a lock says of the key and the file of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,26 +21,25 @@ pub(super) enum Guarded {
 }
 
 impl State {
-    /// What lock `key` says at `now` of what it guards.
-    pub(super) fn guarded(&self, key: &str, now: Time) -> Guarded {
+    /// What lock `key` says of what it guards.
+    pub(super) fn guarded(&self, key: &str) -> Guarded {
         let Some((key, lock)) = self.locks.get_key_value(key) else { return Guarded::Free };
-        let mut live =
-            lock.holders().iter().filter_map(|token| Some((*token, self.live_grant(*token, now)?)));
+        let mut live = lock.holders().iter().filter_map(|token| Some((*token, self.live_grant(*token)?)));
         // All live holders hold in modes that go together, so the first tells.
         match live.next().map(|(token, grant)| (token, grant.mode_of(key))) {
             Some((token, Mode::Exclusive)) => Guarded::By(token),
             Some((_, Mode::Shared)) => Guarded::Shared,
-            _ if lock.closed_until().is_some_and(|until| now < until) => Guarded::Closed,
+            _ if lock.closed_until().is_some_and(|until| self.head.at < until) => Guarded::Closed,
             // The delay of a tenure that is over begins when it is cleaned up; nobody slips in before.
-            _ if self.is_about_to_close(lock, now) => Guarded::Closed,
+            _ if self.is_about_to_close(lock) => Guarded::Closed,
             Some((_, Mode::Slot { .. })) | None => Guarded::Free,
         }
     }
 
-    /// Whether a holder is gone at `now` and not cleaned up yet, and the lock will close for its lock-delay.
-    fn is_about_to_close(&self, lock: &Lock, now: Time) -> bool {
+    /// Whether a holder is gone and not cleaned up yet, and the lock will close for its lock-delay.
+    fn is_about_to_close(&self, lock: &Lock) -> bool {
         let delays = |token: &Token| self.grants[*token].terms().lock_delay_ms > 0;
-        lock.holders().iter().any(|token| delays(token) && self.live_grant(*token, now).is_none())
+        lock.holders().iter().any(|token| delays(token) && self.live_grant(*token).is_none())
     }
 
     /// Whether the caller may write what the lock guards only under it: it holds it exclusively.
@@ -52,8 +50,8 @@ impl State {
         token: Token,
         key: &Name,
     ) -> Result<(), Refusal> {
-        let grant = self.grant_of(session, holder, token, self.head.at)?;
-        if self.guarded(key, self.head.at) == Guarded::By(token) {
+        let grant = self.grant_of(session, holder, token)?;
+        if self.guarded(key) == Guarded::By(token) {
             return Ok(());
         }
         match grant.asks.binary_search_by(|ask| ask.key.cmp(key)) {
@@ -74,15 +72,14 @@ impl State {
         token: Option<Token>,
         key: &Name,
     ) -> Result<(), Refusal> {
-        let now = self.head.at;
         if token.is_some() && crate::bug::planted("stale_token_sets") {
             return Ok(());
         }
         if let Some(token) = token {
-            self.grant_of(session, holder, token, now)?;
+            self.grant_of(session, holder, token)?;
         }
         let kind = if token.is_some() { Kind::NotHolder } else { Kind::Guarded };
-        let text = match (self.guarded(key, now), token) {
+        let text = match (self.guarded(key), token) {
             (Guarded::Free, _) => return Ok(()),
             (Guarded::By(holder), Some(token)) if holder == token => return Ok(()),
             (Guarded::By(_), Some(token)) => {
@@ -116,7 +113,7 @@ impl State {
         to: &Name,
     ) -> Result<(), Refusal> {
         let whose = holder.unwrap_or(session);
-        let why = match self.guarded(to, self.head.at) {
+        let why = match self.guarded(to) {
             Guarded::Free => return Ok(()),
             Guarded::By(token) if self.grants[token].session == whose => {
                 match self.section(token).is_some_and(|section| section.file(to).is_some()) {

@@ -20,7 +20,7 @@ impl State {
         client: Option<u64>,
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
-        self.grant_of(session, holder, token, self.head.at)?;
+        self.grant_of(session, holder, token)?;
         let to = match client {
             None => None,
             Some(client) => Some(self.live_client(client)?),
@@ -45,7 +45,7 @@ impl State {
         label: &str,
         effects: &mut Vec<Effect>,
     ) -> Result<Outcome, Refusal> {
-        let known = holder.is_some() && self.grant_of(session, holder, token, self.head.at).is_ok();
+        let known = holder.is_some() && self.grant_of(session, holder, token).is_ok();
         if !known {
             self.is_offered_to(session, token)?;
         }
@@ -85,7 +85,7 @@ impl State {
     /// Whether the caller may take the grant over without knowing the session that holds it.
     fn is_offered_to(&self, session: SessionId, token: Token) -> Result<(), Refusal> {
         let client = self.sessions[&session].client;
-        match self.live_grant(token, self.head.at).and_then(super::Grant::offered) {
+        match self.live_grant(token).and_then(super::Grant::offered) {
             Some(offer) if offer.client == client => Ok(()),
             Some(_) | None => Err(not_holder(format!(
                 "token {token} is not that of a live grant that is offered to client {client}: let its holder hand it over, \

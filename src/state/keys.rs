@@ -45,43 +45,41 @@ impl Key {
 
 /// Reading.
 impl State {
-    /// The key, if it exists at `now`.
-    pub fn key(&self, key: &str, now: Time) -> Option<&Key> {
+    /// The key, if it exists.
+    pub fn key(&self, key: &str) -> Option<&Key> {
         let (name, key) = self.keys.get_key_value(key)?;
-        self.key_lives(name, key, now).then_some(key)
+        self.key_lives(name, key).then_some(key)
     }
 
-    /// Keys that exist at `now`, whose names begin with `prefix`, after the name `after`, in the order of their names.
+    /// Keys that exist, whose names begin with `prefix`, after the name `after`, in the order of their names.
     pub fn keys<'a>(
         &'a self,
         prefix: &'a str,
         after: Option<&'a str>,
-        now: Time,
     ) -> impl Iterator<Item = (&'a Name, &'a Key)> {
-        names_from(&self.keys, prefix, after).filter(move |(name, key)| self.key_lives(name, key, now))
+        names_from(&self.keys, prefix, after).filter(move |(name, key)| self.key_lives(name, key))
     }
 
-    /// Keys that exist at `now`, from `from` to `to`, both included, after the name `after`, in the order of their names.
+    /// Keys that exist, from `from` to `to`, both included, after the name `after`, in the order of their names.
     pub fn key_range<'a>(
         &'a self,
         from: &'a str,
         to: &'a str,
         after: Option<&'a str>,
-        now: Time,
     ) -> impl Iterator<Item = (&'a Name, &'a Key)> {
-        names_between(&self.keys, from, to, after).filter(move |(name, key)| self.key_lives(name, key, now))
+        names_between(&self.keys, from, to, after).filter(move |(name, key)| self.key_lives(name, key))
     }
 
-    fn key_lives(&self, name: &Name, key: &Key, now: Time) -> bool {
-        if self.key_end(key, now).is_none() {
+    fn key_lives(&self, name: &Name, key: &Key) -> bool {
+        if self.key_end(key).is_none() {
             return true;
         }
-        self.exclusive_entry(name).is_some_and(|token| self.live_grant(token, now).is_some())
+        self.exclusive_entry(name).is_some_and(|token| self.live_grant(token).is_some())
     }
 
-    /// Why the key is over at `now`, if it is, whatever keeps it.
-    fn key_end(&self, key: &Key, now: Time) -> Option<KeyEnd> {
-        if key.deadline.is_some_and(|deadline| deadline <= now) {
+    /// Why the key is over, if it is, whatever keeps it.
+    fn key_end(&self, key: &Key) -> Option<KeyEnd> {
+        if key.deadline.is_some_and(|deadline| deadline <= self.head.at) {
             return Some(KeyEnd::Expired);
         }
         let bound = key.bound?;
@@ -103,7 +101,7 @@ impl State {
 impl State {
     /// Whether the key has the version that it is to have, now; 0: it does not exist.
     pub(super) fn check_version(&self, name: &Name, if_version: Option<Op>) -> Result<(), Refusal> {
-        let version = self.key(name, self.head.at).map_or(0, |key| key.version);
+        let version = self.key(name).map_or(0, |key| key.version);
         match if_version {
             Some(asked) if asked != version && !crate::bug::planted("if_version_ignored") => {
                 Err(version_mismatch(name, version, asked).with(Detail::Version { version }))
@@ -204,9 +202,9 @@ impl State {
     pub(super) fn apply_change(&mut self, change: &Change, client: u64) -> Option<Op> {
         let (name, at) = (&change.key, self.head.at);
         if let Some(old) = self.keys.get(name)
-            && !self.key_lives(name, old, at)
+            && !self.key_lives(name, old)
         {
-            let end = self.key_end(old, at).expect("a key that does not live has an end");
+            let end = self.key_end(old).expect("a key that does not live has an end");
             self.drop_key(name, end);
         }
         let version = self.keys.get(name).map(|key| key.version);
@@ -237,7 +235,7 @@ impl State {
     /// tenure ends.
     pub(super) fn key_held(&mut self, name: &Name) {
         let Some(key) = self.keys.get(name) else { return };
-        match self.key_end(key, self.head.at) {
+        match self.key_end(key) {
             Some(end) => self.drop_key(name, end),
             None => self.disarm_key(name),
         }
@@ -247,7 +245,7 @@ impl State {
     /// line is served.
     pub(super) fn key_freed(&mut self, name: &Name) {
         let Some(key) = self.keys.get(name) else { return };
-        match self.key_end(key, self.head.at) {
+        match self.key_end(key) {
             Some(end) => self.drop_key(name, end),
             None => self.arm_key(name),
         }
@@ -256,7 +254,7 @@ impl State {
     /// The deadline of a key has come, or its session has ended, or both.
     pub(super) fn expire_key(&mut self, name: &Name) {
         let key = self.keys.get(name).expect("a key whose end comes is there");
-        let end = self.key_end(key, self.head.at).expect("it comes in its time");
+        let end = self.key_end(key).expect("it comes in its time");
         self.drop_key(name, end);
     }
 
@@ -279,7 +277,7 @@ impl State {
         self.disarm_key(name);
         let key = self.keys.remove(name).expect("a key goes once");
         assert!(
-            end == KeyEnd::Deleted || self.key_end(&key, self.head.at) == Some(end),
+            end == KeyEnd::Deleted || self.key_end(&key) == Some(end),
             "key {name:?} went before its time"
         );
         self.key_bytes -= weight(name, &key.value);
@@ -449,7 +447,9 @@ mod tests {
             self.plain.retain(|name, key| {
                 let over = key.deadline.is_some_and(|deadline| deadline <= at)
                     || key.bound.is_some_and(|session| !live.contains(&session));
-                let mut grants = state.live_grants(0, at);
+                let mut grants = state.grants.iter().filter(|(_, grant)| {
+                    grant.end().is_none_or(|(end, _)| at < end) && live.contains(&grant.session)
+                });
                 let holder = grants.find(|(_, grant)| grant.asks.iter().any(|ask| ask.key.as_str() == name));
                 let holder = holder.map(|(token, _)| token);
                 if !over {
@@ -467,10 +467,14 @@ mod tests {
         }
 
         fn check(&mut self) {
+            // Readers see what the last record says.
+            if self.state.at() < self.at {
+                self.apply(Command::Tick);
+            }
             self.pass();
             let found: BTreeMap<String, Plain> = self
                 .state
-                .keys("", None, self.at)
+                .keys("", None)
                 .map(|(name, key)| {
                     let bound = key.bound.map(|client| {
                         let known = self.state.clients.get(&client);

@@ -113,7 +113,7 @@ impl State {
             if wait.closed > 0 {
                 continue;
             }
-            if self.wait_lives(&self.waits[&op], self.head.at) {
+            if self.wait_lives(&self.waits[&op]) {
                 self.grant_wait(op, effects);
             } else {
                 self.give_up(op, effects);
@@ -149,11 +149,11 @@ impl State {
         let now = self.head.at;
         let Some(lock) = self.locks.get(key) else { return true };
         let closed_until = lock.closed_until().filter(|until| *until <= now);
-        let dead = |op: &&Op| !self.wait_lives(&self.waits[*op], now);
+        let dead = |op: &&Op| !self.wait_lives(&self.waits[*op]);
         let holders: Vec<Token> = lock
             .holders()
             .iter()
-            .filter(|token| self.live_grant(**token, now).is_none())
+            .filter(|token| self.live_grant(**token).is_none())
             .take(*left)
             .copied()
             .collect();

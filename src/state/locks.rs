@@ -55,21 +55,20 @@ impl State {
         super::keys::names_from(&self.locks, prefix, after).map(move |(key, lock)| self.view(key, lock, now))
     }
 
-    /// The line of a lock, in the order in which it is served: conversions, then the others. Waits that are dead at `now`
-    /// are left out.
-    pub fn line<'a>(&'a self, key: &str, now: Time) -> impl Iterator<Item = (Op, &'a Wait)> {
+    /// The line of a lock, in the order in which it is served: conversions, then the others. Waits that are dead are left out.
+    pub fn line<'a>(&'a self, key: &str) -> impl Iterator<Item = (Op, &'a Wait)> {
         let line = self.locks.get(key).map(|lock| lock.converting().iter().chain(lock.line()));
         line.into_iter()
             .flatten()
             .map(|op| (*op, &self.waits[op]))
-            .filter(move |(_, wait)| self.wait_lives(wait, now))
+            .filter(move |(_, wait)| self.wait_lives(wait))
     }
 
     fn view<'a>(&'a self, key: &'a Name, lock: &Lock, now: Time) -> LockView<'a> {
         let mut holders = Vec::new();
         let mut holders_total = 0;
         for token in lock.holders() {
-            let Some(grant) = self.live_grant(*token, now) else { continue };
+            let Some(grant) = self.live_grant(*token) else { continue };
             holders_total += 1;
             if holders.len() < HOLDERS_SHOWN {
                 holders.push(self.holder(*token, grant, key, now));
@@ -134,7 +133,7 @@ impl State {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let Some((id, op)) = self.wait_of(session, owner) else { return Ok(()) };
-        if self.wait_lives(&self.waits[&op], self.head.at) {
+        if self.wait_lives(&self.waits[&op]) {
             return Err(waits_already(id));
         }
         self.give_up(op, effects);
@@ -173,9 +172,8 @@ impl State {
 
     /// The live grants of an owner that hold any of these locks.
     pub(super) fn held_of(&self, session: SessionId, owner: &str, asks: &[Ask]) -> Vec<Token> {
-        let now = self.head.at;
         let of_owner = |token: Token| {
-            self.live_grant(token, now)
+            self.live_grant(token)
                 .filter(|grant| grant.session == session && *grant.owner == *owner)
                 .map(|grant| (token, grant))
         };
@@ -218,14 +216,14 @@ impl State {
     }
 
     fn slots_in_force(&self, key: &Name, own: Option<Token>) -> Option<u32> {
-        let (lock, now) = (self.locks.get(key)?, self.head.at);
+        let lock = self.locks.get(key)?;
         let slots = |mode| match mode {
             Mode::Slot { slots, .. } => Some(slots),
             Mode::Exclusive | Mode::Shared => None,
         };
         let grants = lock.holders().iter().filter(|token| Some(**token) != own);
         // All live holders hold in modes that go together, so the first tells.
-        let held = grants.filter_map(|token| self.live_grant(*token, now)).next();
+        let held = grants.filter_map(|token| self.live_grant(*token)).next();
         if let Some(slots) = held.and_then(|grant| slots(grant.mode_of(key))) {
             return Some(slots);
         }
@@ -233,7 +231,7 @@ impl State {
             return None;
         }
         let waits = lock.converting().iter().chain(lock.line()).map(|op| &self.waits[op]);
-        waits.filter(|wait| self.wait_lives(wait, now)).find_map(|wait| slots(wait.mode_of(key)))
+        waits.filter(|wait| self.wait_lives(wait)).find_map(|wait| slots(wait.mode_of(key)))
     }
 
     pub(super) fn delay_parts(&self) -> Vec<DelayPart> {

@@ -5,7 +5,9 @@
 //!
 //! Three rules hold everywhere:
 //! - A grant lives while its session has not ended and its own deadline is still ahead: `at < deadline`. At the very
-//!   instant of the deadline it is gone. A grant that is gone but not yet cleaned up counts as held by nobody.
+//!   instant of the deadline it is gone. A grant that is gone but not yet cleaned up counts as held by nobody. So do keys and
+//!   waits with theirs. `at` is the log time of the last command, for readers too: the clock runs ahead of it, but a crash
+//!   would take back what it alone says to be over.
 //! - Ending a session is one mark that fences all its tokens at once. What it held is handed over at most
 //!   [`SWEEP_MAX`] grants and waits a command.
 //! - Every outcome of a request is kept until the client has acknowledged it, so that a copy of the request takes no

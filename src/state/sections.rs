@@ -23,7 +23,6 @@ use crate::identity::{Op, SessionId, Token};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
-use crate::time::Time;
 use arcstr::ArcStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -237,10 +236,10 @@ impl State {
     }
 
     /// The key as who reads under that grant sees it, if it exists in that view.
-    pub fn key_seen(&self, under: Option<Token>, key: &str, now: Time) -> Option<KeySeen<'_>> {
+    pub fn key_seen(&self, under: Option<Token>, key: &str) -> Option<KeySeen<'_>> {
         match under.and_then(|token| self.section(token)).and_then(|section| section.key(key)) {
             Some(staged) => staged.change.value.is_some().then_some(KeySeen::Staged(staged)),
-            None => self.key(key, now).map(KeySeen::Committed),
+            None => self.key(key).map(KeySeen::Committed),
         }
     }
 
@@ -250,11 +249,10 @@ impl State {
         under: Option<Token>,
         prefix: &'a str,
         after: Option<&'a str>,
-        now: Time,
     ) -> impl Iterator<Item = (&'a Name, KeySeen<'a>)> {
         let section = under.and_then(|token| self.section(token));
         let staged = section.map(|section| names_from(&section.keys, prefix, after));
-        merged(self.keys(prefix, after, now), staged.into_iter().flatten())
+        merged(self.keys(prefix, after), staged.into_iter().flatten())
     }
 
     /// As [`key_range`](State::key_range), as who reads under that grant sees them.
@@ -264,11 +262,10 @@ impl State {
         from: &'a str,
         to: &'a str,
         after: Option<&'a str>,
-        now: Time,
     ) -> impl Iterator<Item = (&'a Name, KeySeen<'a>)> {
         let section = under.and_then(|token| self.section(token));
         let staged = section.map(|section| names_between(&section.keys, from, to, after));
-        merged(self.key_range(from, to, after, now), staged.into_iter().flatten())
+        merged(self.key_range(from, to, after), staged.into_iter().flatten())
     }
 
     /// The token, if what the caller writes under it is staged. What is wrong with the token is told elsewhere.
@@ -278,7 +275,7 @@ impl State {
         holder: Option<SessionId>,
         token: Option<Token>,
     ) -> Option<Token> {
-        let grant = self.grant_of(session, holder, token?, self.head.at).ok()?;
+        let grant = self.grant_of(session, holder, token?).ok()?;
         token.filter(|_| grant.terms().atomic)
     }
 
@@ -321,7 +318,7 @@ impl State {
         match self.section(token).and_then(|section| section.key(key)) {
             Some(StagedKey { change: Change { value: None, .. }, .. }) => 0,
             Some(staged) => staged.version,
-            None => self.key(key, self.head.at).map_or(0, |key| key.version),
+            None => self.key(key).map_or(0, |key| key.version),
         }
     }
 
@@ -632,6 +629,7 @@ mod tests {
     use crate::outcome::{FileAct, FileEffect};
     use crate::snapshot::{self, ServerId, Snapshot};
     use crate::state::GrantPart;
+    use crate::time::Time;
 
     const ALICE: SessionId = SessionId(7);
 

@@ -19,11 +19,11 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         // Whoever lost the grant is to be told that, and not that others have gone on meanwhile.
         if let Some(token) = token {
-            self.grant_of(session, holder, token, self.head.at)?;
+            self.grant_of(session, holder, token)?;
         }
         let compare = if crate::bug::planted("transaction_compares_nothing") { &[] } else { compare };
         for Compare { key, version: asked } in compare {
-            let version = self.key(key, self.head.at).map_or(0, |key| key.version);
+            let version = self.key(key).map_or(0, |key| key.version);
             if version != *asked {
                 return Err(version_mismatch(key, version, *asked)
                     .with(Detail::VersionOf { key: key.clone(), version }));

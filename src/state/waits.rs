@@ -53,17 +53,17 @@ pub(super) fn mode_of(asks: &[Ask], key: &Name) -> Mode {
 }
 
 impl State {
-    /// Waits that live at `now`, after the one that began with that command, in the order of their arrival.
-    pub fn live_waits(&self, after: Op, now: Time) -> impl Iterator<Item = (Op, &Wait)> {
+    /// Waits that live, after the one that began with that command, in the order of their arrival.
+    pub fn live_waits(&self, after: Op) -> impl Iterator<Item = (Op, &Wait)> {
         let waits = self.waits.range(after.saturating_add(1)..).map(|(op, wait)| (*op, wait));
-        waits.filter(move |(_, wait)| self.wait_lives(wait, now))
+        waits.filter(move |(_, wait)| self.wait_lives(wait))
     }
 
-    pub(super) fn wait_lives(&self, wait: &Wait, now: Time) -> bool {
-        wait.deadline.is_none_or(|deadline| now < deadline)
+    pub(super) fn wait_lives(&self, wait: &Wait) -> bool {
+        wait.deadline.is_none_or(|deadline| self.head.at < deadline)
             && self.sessions[&wait.session].is_live()
             // A conversion ends with its grant.
-            && wait.converts.is_none_or(|token| self.live_grant(token, now).is_some())
+            && wait.converts.is_none_or(|token| self.live_grant(token).is_some())
     }
 
     pub(super) fn stand_in_line(

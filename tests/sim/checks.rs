@@ -195,6 +195,8 @@ const SLACK_US: i64 = 5_000;
 pub(crate) struct Passed {
     now: u64,
     passed: i64,
+    /// How much of that no kill takes back: readers see nothing later.
+    durably: i64,
     /// It stands still until then.
     stands_until: u64,
 }
@@ -281,8 +283,6 @@ pub(crate) struct Checks {
     closed: Vec<(String, u64, u64)>,
     watches: Vec<Watched>,
     clock: Passed,
-    /// When servers started, and how much time had passed for them then.
-    starts: Vec<(u64, i64)>,
     /// The sessions that are known to have ended, in that order, each as the life of a client.
     ended: Vec<(usize, u64)>,
     /// Grants that end after so many milliseconds, by token, and since when they are known.
@@ -324,9 +324,11 @@ impl Checks {
         }
     }
 
-    /// It is that late; gives how much time has passed for the server.
-    pub(crate) fn now(&mut self, now: u64) -> i64 {
+    /// It is that late, and so much time had passed for the server when it wrote the last record that is durable. Gives how
+    /// much has passed.
+    pub(crate) fn now(&mut self, now: u64, durably: i64) -> i64 {
         self.clock.advance(now);
+        self.clock.durably = durably;
         self.clock.passed
     }
 
@@ -345,7 +347,6 @@ impl Checks {
     pub(crate) fn up(&mut self, now: u64, passed: i64) {
         self.clock.advance(now);
         (self.clock.stands_until, self.clock.passed) = (now, passed);
-        self.starts.push((now, passed));
     }
 
     /// The server has said that a session has ended.
@@ -573,15 +574,10 @@ impl Checks {
         self.learn(key, version, value);
     }
 
-    /// Microseconds that have passed for the server at least between something known and the answer to what began then.
+    /// Microseconds that have passed for the server at least, and that the log knew to have passed, between something known
+    /// and the beginning of a call.
     fn lived_since(&self, since: Passed, floor: Floor) -> i64 {
-        if floor.clock.now <= since.now {
-            return 0;
-        }
-        // A server that started in between may have answered, and what had passed by then was less.
-        let started = self.starts.iter().find(|(at, _)| *at > floor.clock.now);
-        let passed = started.map_or(i64::MAX, |(_, passed)| *passed).min(floor.clock.passed);
-        (passed - since.passed) * 9 / 10
+        (floor.clock.durably - since.passed) * 9 / 10
     }
 
     /// A grant is known that ends after so long, whatever is renewed.

@@ -542,7 +542,7 @@ impl World {
 
     fn run_client(&mut self, number: usize) {
         let mut client = self.clients.remove(number);
-        self.checks.now(self.now.get());
+        self.checks.now(self.now.get(), self.oracle.borrow().passed_durably);
         let mut scene = Scene {
             now: self.now.get(),
             plan: &self.plan,
@@ -681,7 +681,10 @@ impl World {
             return self.fail(format!("the loop spins: {slept:?}, log time {log:?}"));
         }
         self.lives.wakes(now);
-        self.oracle.borrow_mut().passed = self.checks.now(now);
+        {
+            let mut oracle = self.oracle.borrow_mut();
+            oracle.passed = self.checks.now(now, oracle.passed_durably);
+        }
         let done = server.run_loop();
         let stopped = server.clock.take_stop();
         if stopped > 1_000 {
