@@ -6,10 +6,11 @@ pub(crate) mod server;
 mod thousands;
 
 use machine::Cores;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use tenure::bench;
 use tenure::bench::report::Report;
+use tenure::bench::{self, Workload};
 
 pub(crate) use thousands::thousands;
 
@@ -97,6 +98,31 @@ pub(crate) fn load(time: Duration, mut plan: bench::Plan) -> Result<Report, Stri
     } else {
         Err(format!("the load met errors: {:?}", report.errors))
     }
+}
+
+/// Sessions that hold the locks of [`hold`] between them.
+const SESSIONS: usize = 16;
+
+/// Requests in one datagram.
+const BATCH: usize = 64;
+
+/// Acquires so many locks, or a few less, and leaves them held by sessions of this TTL; how many, and how many a second.
+///
+/// # Errors
+/// A sentence, if they are not acquired.
+pub(crate) fn hold(server: SocketAddr, locks: usize, ttl: Duration) -> Result<(u64, f64), String> {
+    let plan = bench::Plan {
+        clients: SESSIONS,
+        names: locks / SESSIONS,
+        in_flight: BATCH,
+        batch: BATCH,
+        every: Duration::from_millis(10),
+        ttl,
+        leave: true,
+        ..bench::Plan::new(server, Workload::Heartbeat)
+    };
+    let acquired = load(Duration::from_millis(50), plan)?.acquired.ok_or("no locks were acquired")?;
+    Ok((acquired.locks, acquired.rate))
 }
 
 /// The reports of a row: the one of the median rate, the lowest and the highest rate.

@@ -8,12 +8,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tenure::bench::{Plan, Workload};
 
-/// Sessions that hold the locks between them.
-const SESSIONS: usize = 16;
-
-/// Requests in one datagram.
-const BATCH: usize = 64;
-
 /// Far longer than a run: nobody sends heartbeats.
 const TTL: Duration = Duration::from_secs(3_600);
 
@@ -55,7 +49,7 @@ pub(crate) fn measure(
     let (server, empty_start) = Server::start(dir.path(), "sync", cores)?;
     let cycle_empty = median_cycle(&server, time)?;
     let before = server.memory_kb("VmRSS");
-    let (locks, rate) = hold(server.address(), locks)?;
+    let (locks, rate) = common::hold(server.address(), locks, TTL)?;
     let with = server.memory_kb("VmRSS");
     let cycle_held = median_cycle(&server, time)?;
     server.kill();
@@ -113,23 +107,6 @@ pub(crate) fn print(locks: usize, passes: &[[f64; ROWS.len()]]) {
         let (lowest, highest) = (show(figures[0]), show(figures[figures.len() - 1]));
         println!("| {name} | {} | {lowest}–{highest} |", show(figures[figures.len() / 2]));
     }
-}
-
-/// Acquires so many locks, or a few less, and leaves them held; how many, and how many a second.
-fn hold(server: SocketAddr, locks: usize) -> Result<(u64, f64), String> {
-    let (every, time) = (Duration::from_millis(10), Duration::from_millis(50));
-    let plan = Plan {
-        clients: SESSIONS,
-        names: locks / SESSIONS,
-        in_flight: BATCH,
-        batch: BATCH,
-        every,
-        ttl: TTL,
-        leave: true,
-        ..Plan::new(server, Workload::Heartbeat)
-    };
-    let acquired = common::load(time, plan)?.acquired.ok_or("no locks were acquired")?;
-    Ok((acquired.locks, acquired.rate))
 }
 
 /// All that was granted is held, whatever happened to the server.

@@ -6,7 +6,7 @@ use super::port::Port;
 use super::process::{self, Cpu};
 use super::report::{Acquired, Process, Report, Times};
 use super::request::{Ask, Call, Script, Writer};
-use super::{Failure, Plan, Sockets, TOGETHER, Workload};
+use super::{Failure, Plan, Sockets, Workload};
 use crate::limits::DATAGRAM_MAX;
 use mio::{Events, Interest, Poll, Token};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -134,6 +134,8 @@ struct Load<'a> {
     heard: Instant,
     released: Option<Instant>,
     random: u64,
+    /// The numbers of the names that the next request asks for.
+    names: Vec<usize>,
     window: Option<Window>,
     latency: Times,
     round_trip: Times,
@@ -212,6 +214,7 @@ impl<'a> Load<'a> {
             heard: now,
             released: None,
             random: u64::from(run),
+            names: Vec::new(),
             window: None,
             latency: Times::new(),
             round_trip: Times::new(),
@@ -475,27 +478,24 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// The names that a slot asks for now.
-    fn names(&mut self, index: usize) -> ([usize; TOGETHER], usize) {
+    /// Puts the names that a slot asks for now into `names`.
+    fn name(&mut self, index: usize) {
+        self.names.clear();
         match self.plan.workload {
-            Workload::HandOff => ([0; TOGETHER], 1),
+            Workload::HandOff => self.names.push(0),
             Workload::Several => {
-                let mut names = [usize::MAX; TOGETHER];
-                for nth in 0..TOGETHER {
-                    names[nth] = loop {
-                        let name = self.draw() as usize % self.plan.names;
-                        if !names[..nth].contains(&name) {
-                            break name;
-                        }
-                    };
+                while self.names.len() < self.plan.together {
+                    let name = self.draw() as usize % self.plan.names;
+                    if !self.names.contains(&name) {
+                        self.names.push(name);
+                    }
                 }
-                (names, TOGETHER)
             }
             Workload::Heartbeat => {
                 let most = self.plan.names.div_ceil(self.plan.in_flight);
-                ([index * most + self.slots[index].turn; TOGETHER], 1)
+                self.names.push(index * most + self.slots[index].turn);
             }
-            _ => ([index * self.plan.names + self.slots[index].turn; TOGETHER], 1),
+            _ => self.names.push(index * self.plan.names + self.slots[index].turn),
         }
     }
 
@@ -512,7 +512,9 @@ impl<'a> Load<'a> {
     fn ask(&mut self, index: usize, call: Call, now: Instant) -> io::Result<()> {
         self.turn += 1;
         let id = self.turn * self.slots.len() as u64 + index as u64;
-        let (names, count) = if index < self.workers { self.names(index) } else { ([0; TOGETHER], 1) };
+        if index < self.workers {
+            self.name(index);
+        }
         let slot = &mut self.slots[index];
         (slot.call, slot.id, slot.sent, slot.in_line) = (call, id, now, false);
         (slot.copies, slot.refused) = (0, 0);
@@ -536,8 +538,7 @@ impl<'a> Load<'a> {
             session: &client.session,
             ack,
             got,
-            names,
-            count,
+            names: &self.names,
             owner: (self.plan.in_flight > 1).then_some(index),
             token: if wants_token { token } else { 0 },
             nonce: self.nonce.wrapping_add(owner as u128),

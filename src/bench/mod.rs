@@ -24,7 +24,7 @@ mod reply;
 pub mod report;
 mod request;
 
-use crate::limits::BATCH_ELEMENTS_MAX;
+use crate::limits::{ASKS_MAX, BATCH_ELEMENTS_MAX};
 use report::Report;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -42,7 +42,7 @@ pub const NAMES_MAX: usize = 10_000_000;
 /// Bytes of a value or an append: with its quotes what a server takes unless it was told to take less.
 pub const VALUE_BYTES_MAX: usize = 48 * 1024 - 2;
 
-/// Locks that [`Workload::Several`] asks for at once.
+/// Locks that [`Workload::Several`] asks for at once, if nothing else is said.
 pub const TOGETHER: usize = 3;
 
 /// What each client does again and again.
@@ -53,7 +53,7 @@ pub enum Workload {
     Cycle,
     /// Acquire the one lock that all want, and release it at once; all ask again when all have had it.
     HandOff,
-    /// Acquire three of many locks at once, drawn anew each time, waiting for them, and release them.
+    /// Acquire some of many locks at once, drawn anew each time, waiting for them, and release them.
     Several,
     /// Write a key of its own.
     Put,
@@ -97,6 +97,8 @@ pub struct Plan {
     /// Distinct names of each request in flight, used in turn; for [`Workload::Heartbeat`] locks that each client holds, for
     /// [`Workload::Several`] all that there are.
     pub names: usize,
+    /// Locks that one request of [`Workload::Several`] asks for.
+    pub together: usize,
     /// Bytes of a value, or of an append.
     pub value_bytes: usize,
     /// How long is measured.
@@ -165,6 +167,7 @@ impl Plan {
             in_flight: 1,
             batch: 1,
             names: workload.usual_names(),
+            together: TOGETHER,
             value_bytes: 100,
             time: Duration::from_secs(2),
             warm_up: Duration::from_millis(500),
@@ -197,6 +200,7 @@ impl Plan {
         within("the number of clients", self.clients, CLIENTS_MAX)?;
         within("the number of requests in flight", self.in_flight, IN_FLIGHT_MAX)?;
         within("the number of requests in a datagram", self.batch, BATCH_ELEMENTS_MAX)?;
+        within("the number of locks together", self.together, ASKS_MAX)?;
         within("the number of bytes of a value", self.value_bytes, VALUE_BYTES_MAX)?;
         let (names, slots) = (self.names, self.clients * self.in_flight);
         match self.workload {
@@ -208,9 +212,10 @@ impl Plan {
                 };
                 return Err(format!("more names are of no use to this workload: {why}"));
             }
-            Workload::Several if names < TOGETHER => {
+            Workload::Several if names < self.together => {
                 return Err(format!(
-                    "this workload asks for {TOGETHER} locks at once: give it that many names"
+                    "this workload asks for {} locks at once: give it that many names",
+                    self.together
                 ));
             }
             Workload::Several => within("the number of names", names, NAMES_MAX)?,
@@ -250,6 +255,7 @@ mod tests {
         assert!(refused(Workload::Cycle, |plan| plan.names = NAMES_MAX).contains("all clients"));
         assert!(refused(Workload::Append, |plan| plan.names = 2).contains("one file"));
         assert!(refused(Workload::Several, |plan| plan.names = 2).contains("3 locks"));
+        assert!(refused(Workload::Several, |plan| plan.together = 129).contains("128"));
         assert!(refused(Workload::Heartbeat, |plan| plan.every = plan.ttl).contains("80 %"));
         assert!(refused(Workload::Ping, |plan| plan.time = Duration::ZERO).contains("no time"));
     }

@@ -87,6 +87,8 @@ pub struct Report {
     pub batch: usize,
     /// Distinct names of each request in flight; for heartbeats, locks that each client holds.
     pub names: usize,
+    /// Locks that one request asks for, where it asks for several.
+    pub together: usize,
     /// Bytes of a value, or of an append.
     pub value_bytes: usize,
     /// How long was measured.
@@ -165,6 +167,7 @@ impl Report {
             in_flight: plan.in_flight,
             batch: plan.batch,
             names: plan.names,
+            together: plan.together,
             value_bytes: plan.value_bytes,
             seconds: 0.0,
             operations: 0,

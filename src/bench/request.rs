@@ -1,6 +1,6 @@
 //! Requests as bytes, put together from pieces.
 
-use super::{TOGETHER, Workload};
+use super::Workload;
 
 /// One call of the protocol, as the load makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +81,8 @@ pub(super) struct Ask<'a> {
     pub(super) ack: u64,
     /// The wait whose answer has arrived; 0 for none.
     pub(super) got: u64,
-    /// The number of the name, or of all of them where there are several.
-    pub(super) names: [usize; TOGETHER],
-    /// How many of these.
-    pub(super) count: usize,
+    /// The numbers of the names.
+    pub(super) names: &'a [usize],
     /// Who waits, where a session has several that may; none says nothing.
     pub(super) owner: Option<usize>,
     /// 0 for none.
@@ -142,8 +140,8 @@ impl Writer {
         }
         match ask.call {
             Call::Open | Call::Close | Call::Heartbeat | Call::Ping | Call::Release => {}
-            Call::Await if ask.count > 1 => {
-                for (nth, name) in ask.names[..ask.count].iter().enumerate() {
+            Call::Await if ask.names.len() > 1 => {
+                for (nth, name) in ask.names.iter().enumerate() {
                     out.extend_from_slice(if nth == 0 { br#","keys":["# } else { b"," });
                     self.name(out, *name);
                 }
@@ -249,7 +247,7 @@ mod tests {
         let writer = Writer::new(7, 3);
         let (session, cookie) = ("0123456789abcdef0123456789abcdef".as_bytes(), &b"abcd"[..]);
         for call in CALLS {
-            for count in [1, TOGETHER] {
+            for count in [1, 3] {
                 let token = if matches!(call, Call::Release | Call::Put | Call::Append | Call::DeleteFile) {
                     5
                 } else {
@@ -263,8 +261,7 @@ mod tests {
                     session,
                     ack,
                     got,
-                    names,
-                    count,
+                    names: &names[..count],
                     owner: Some(3),
                     token,
                     nonce: 1,

@@ -51,6 +51,9 @@ pub(crate) struct Bench {
     /// locks. [default: 1, for `several` 1000]
     #[arg(long, env = "TENURE_NAMES", value_name = "N")]
     names: Option<usize>,
+    /// Locks that one request asks for, for `several`: 1 to 128.
+    #[arg(long, env = "TENURE_TOGETHER", value_name = "N", default_value_t = bench::TOGETHER)]
+    together: usize,
     /// The time from heartbeat to heartbeat of a session, for `heartbeat`. Else they come as the TTL asks.
     #[arg(long, env = "TENURE_EVERY", value_name = "DURATION", default_value = "1s", value_parser = parse_every)]
     every: Duration,
@@ -100,6 +103,7 @@ impl Bench {
             in_flight: self.in_flight,
             batch: self.batch,
             names: self.names.unwrap_or_else(|| self.workload.usual_names()),
+            together: self.together,
             value_bytes: self.value_bytes,
             time: self.seconds,
             warm_up: self.warm_up,

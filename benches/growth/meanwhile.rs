@@ -1,0 +1,165 @@
+//! What a bystander notices: one client that reads a key again and again while others go through something.
+
+use crate::common::server::Server;
+use crate::common::{self, Plan, ask, fresh_dir, thousands};
+use crate::curve::Noticed;
+use crate::measure::{turns, write_keys};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use tenure::bench::report::Times;
+use tenure::bench::{self, Sockets, Workload};
+
+/// How long a read may take until it is given up, and with it the run.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Each of them in turn.
+///
+/// # Errors
+/// A sentence, if anything does not work.
+pub(crate) fn run(plan: &Plan) -> Result<Vec<Noticed>, String> {
+    let (locks, keys, clients) = if plan.test { (64, 1, 4) } else { (1_000_000, 300, 1_000) };
+    Ok(vec![calm(plan)?, snapshot(plan, keys)?, mass_expiry(plan, locks)?, reconnect(plan, clients)?])
+}
+
+/// Prints the table.
+pub(crate) fn print(noticed: &[Noticed]) {
+    println!("\n**What one client notices that reads a key again and again**\n");
+    println!(
+        "| meanwhile | reads | p50 µs | p99 µs | p99.9 µs | longest µs | turns over 5 ms | longest turn µs |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
+    for row in noticed {
+        let times = [row.p50, row.p99, row.p999, row.max].map(thousands).join(" | ");
+        let (reads, long) = (thousands(row.reads as f64), row.long_turns);
+        let longest = thousands(row.longest_turn_us as f64);
+        println!("| {} | {reads} | {times} | {long} | {longest} |", row.meanwhile);
+    }
+}
+
+/// Reads while `happen` goes on, and says what that was like.
+fn watch(
+    server: &Server,
+    meanwhile: String,
+    happen: impl FnOnce() -> Result<(), String>,
+) -> Result<Noticed, String> {
+    let (before, _) = turns(server)?;
+    let over = AtomicBool::new(false);
+    let address = server.address();
+    let times = thread::scope(|scope| {
+        let reader = scope.spawn(|| -> Result<Times, String> {
+            let socket = ask::connect(address)?;
+            let mut times = Times::new();
+            while times.count() == 0 || !over.load(Ordering::Relaxed) {
+                let asked = Instant::now();
+                ask::call(
+                    &socket,
+                    r#"{"jsonrpc":"2.0","id":1,"method":"get","params":{"key":"bench/read"}}"#,
+                )?;
+                times.add(asked.elapsed());
+                thread::sleep(Duration::from_micros(200));
+            }
+            Ok(times)
+        });
+        let happened = happen();
+        over.store(true, Ordering::Relaxed);
+        let times = reader.join().map_err(|_| "the reader failed".to_owned())??;
+        happened.map(|()| times)
+    })?;
+    let (long, longest_turn_us) = turns(server)?;
+    let shown = times.percentiles().ok_or("nothing was read")?;
+    let (p50, p99, p999, max) = (shown.p50, shown.p99, shown.p999, shown.max);
+    let (reads, long_turns) = (times.count(), long - before);
+    Ok(Noticed { meanwhile, reads, p50, p99, p999, max, long_turns, longest_turn_us })
+}
+
+fn calm(plan: &Plan) -> Result<Noticed, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
+    watch(&server, "nothing".into(), || {
+        thread::sleep(plan.time());
+        Ok(())
+    })
+}
+
+fn count(server: &Server, what: &str) -> Result<u64, String> {
+    let status =
+        ask::call(&ask::connect(server.address())?, r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#)?;
+    status["result"]["counts"][what].as_u64().ok_or_else(|| format!("the server does not say its {what}"))
+}
+
+/// Waits until something is so.
+fn until(mut is_so: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
+    let began = Instant::now();
+    while !is_so()? {
+        if began.elapsed() > PATIENCE {
+            return Err("it does not come to an end".into());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Keys are written until a snapshot of all of them is there: it is written because the journal has grown.
+fn snapshot(plan: &Plan, megabytes: usize) -> Result<Noticed, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "os", &plan.cores)?;
+    write_keys(plan, &server, megabytes)?;
+    let seen = count(&server, "snapshot_op").unwrap_or(0);
+    watch(
+        &server,
+        format!("keys of 10,000 bytes are written and a snapshot of {megabytes} MB or more"),
+        || {
+            let of = bench::Plan {
+                clients: 8,
+                names: 100,
+                value_bytes: 10_000,
+                ..bench::Plan::new(server.address(), Workload::Put)
+            };
+            if plan.test {
+                return common::load(plan.time(), of).map(drop);
+            }
+            until(|| {
+                common::load(Duration::from_millis(500), of.clone())?;
+                Ok(count(&server, "snapshot_op").unwrap_or(0) > seen)
+            })
+        },
+    )
+}
+
+fn mass_expiry(plan: &Plan, locks: usize) -> Result<Noticed, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
+    let ttl = Duration::from_secs(if plan.test { 1 } else { 60 });
+    common::hold(server.address(), locks, ttl)?;
+    let (locks, what) = (count(&server, "grants")?, "leases end at once");
+    watch(&server, format!("{} {what}", thousands(locks as f64)), || {
+        let began = Instant::now();
+        while count(&server, "grants")? > 0 {
+            if began.elapsed() > ttl * 3 {
+                return Err("the leases do not end".into());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    })
+}
+
+/// Clients with a lock each, on one server after another: the second one finds them all at its door.
+fn reconnect(plan: &Plan, clients: usize) -> Result<Noticed, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
+    common::hold(server.address(), clients.max(16), Duration::from_secs(600))?;
+    server.kill();
+    let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
+    let meanwhile =
+        format!("{} clients come at once after kill -9, each with a lock", thousands(clients as f64));
+    watch(&server, meanwhile, || {
+        let of = bench::Plan {
+            clients,
+            sockets: Sockets::Each,
+            ..bench::Plan::new(server.address(), Workload::Cycle)
+        };
+        common::load(plan.time(), of).map(drop)
+    })
+}

@@ -1,0 +1,236 @@
+//! What grows, and what is measured at each size.
+
+use crate::common::server::Server;
+use crate::common::{self, Plan, ask, fresh_dir};
+use crate::curve::{Curve, Point, Row};
+use std::time::Duration;
+use tenure::bench::report::Report;
+use tenure::bench::{self, Sockets, Workload};
+
+/// Far longer than a run.
+const TTL: Duration = Duration::from_secs(3_600);
+
+/// Bytes of a value of [`state`].
+const VALUE: usize = 10_000;
+
+/// A curve that can be measured.
+pub(crate) struct Measured {
+    pub(crate) name: &'static str,
+    title: &'static str,
+    of: &'static str,
+    columns: &'static [&'static str],
+    sizes: &'static [usize],
+    /// The only size where it is just shown to work.
+    tiny: usize,
+    at: fn(&Plan, usize) -> Result<Row, String>,
+}
+
+const WORK: &[&str] =
+    &["operations/s", "p50 µs", "p99 µs", "server CPU µs an operation", "longest turn µs", "turns over 5 ms"];
+
+pub(crate) const CURVES: &[Measured] = &[
+    Measured {
+        name: "locks",
+        title: "64 clients acquire and release locks of their own, beside locks that others hold (`sync`)",
+        of: "held locks",
+        columns: WORK,
+        sizes: &[1, 1_000, 10_000, 100_000, 1_000_000],
+        tiny: 64,
+        at: locks,
+    },
+    Measured {
+        name: "sessions",
+        title: "Sessions that hold two locks each send a heartbeat a second",
+        of: "sessions",
+        columns: WORK,
+        sizes: &[10, 100, 1_000, 10_000],
+        tiny: 4,
+        at: sessions,
+    },
+    Measured {
+        name: "waiters",
+        title: "Clients that all want one lock, each let go at once (`none`)",
+        of: "clients",
+        columns: WORK,
+        sizes: &[1, 10, 100, 1_000, 10_000],
+        tiny: 4,
+        at: waiters,
+    },
+    Measured {
+        name: "together",
+        title: "16 clients acquire so many of 10,000 locks in one request, and release them (`none`)",
+        of: "locks in a request",
+        columns: WORK,
+        sizes: &[1, 3, 10, 30, 100],
+        tiny: 3,
+        at: together,
+    },
+    Measured {
+        name: "state",
+        title: "Keys of 10,000 bytes: a start after kill -9, memory, and 64 clients with locks of their own meanwhile (`os`)",
+        of: "MB of keys",
+        columns: &[
+            "start ms",
+            "memory MB",
+            "operations/s",
+            "p50 µs",
+            "p99 µs",
+            "longest turn µs",
+            "turns over 5 ms",
+        ],
+        sizes: &[10, 100, 900],
+        tiny: 1,
+        at: state,
+    },
+];
+
+impl Measured {
+    /// Measures the curve: of several repeats the one in the middle by the first figure.
+    ///
+    /// # Errors
+    /// A sentence, if anything does not work.
+    pub(crate) fn run(&self, plan: &Plan) -> Result<Curve, String> {
+        let tiny = [self.tiny];
+        let sizes = if plan.test { &tiny } else { self.sizes };
+        let mut points = Vec::new();
+        for size in sizes {
+            let mut repeats = Vec::new();
+            for _ in 0..plan.repeats {
+                let figures = (self.at)(plan, *size)
+                    .map_err(|sentence| format!("{} at {size}: {sentence}", self.name))?;
+                repeats.push(figures);
+            }
+            repeats.sort_by(|one, other| one[0].unwrap_or(f64::NAN).total_cmp(&other[0].unwrap_or(f64::NAN)));
+            points.push(Point { at: *size as f64, figures: repeats.swap_remove(repeats.len() / 2) });
+        }
+        let columns = self.columns.iter().map(|column| (*column).to_owned()).collect();
+        Ok(Curve { title: self.title.into(), of: self.of.into(), columns, points })
+    }
+}
+
+/// What the loop says of its turns: those of more than 5 ms, and the longest in microseconds.
+pub(crate) fn turns(server: &Server) -> Result<(u64, u64), String> {
+    // The loop looks at its own figures once a second.
+    std::thread::sleep(Duration::from_millis(1_100));
+    let socket = ask::connect(server.address())?;
+    let status = r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#;
+    // The first answer ends the turn that reads the figures.
+    ask::call(&socket, status)?;
+    let answer = ask::call(&socket, status)?;
+    let counts = &answer["result"]["counts"];
+    match (counts["long_turns"].as_u64(), counts["longest_turn_us"].as_u64()) {
+        (Some(long), Some(longest)) => Ok((long, longest)),
+        _ => Err(format!("the server says nothing of its turns: {answer}")),
+    }
+}
+
+fn work(report: &Report, server: &Server) -> Result<Row, String> {
+    let (long, longest) = turns(server)?;
+    Ok(vec![
+        Some(report.rate),
+        report.latency_us.map(|times| times.p50),
+        report.latency_us.map(|times| times.p99),
+        report.process.map(|process| process.cpu_us),
+        Some(longest as f64),
+        Some(long as f64),
+    ])
+}
+
+fn load(plan: &Plan, server: &Server, of: bench::Plan) -> Result<Report, String> {
+    common::load(plan.time(), bench::Plan { server_pid: Some(server.pid()), ..of })
+}
+
+fn locks(plan: &Plan, held: usize) -> Result<Row, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
+    if held >= 64 {
+        common::hold(server.address(), held, TTL)?;
+    }
+    let report = load(plan, &server, bench::Plan::new(server.address(), Workload::Cycle))?;
+    work(&report, &server)
+}
+
+fn sessions(plan: &Plan, sessions: usize) -> Result<Row, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
+    let every = if plan.test { Duration::from_millis(10) } else { Duration::from_secs(1) };
+    let of = bench::Plan {
+        clients: sessions,
+        sockets: Sockets::One,
+        names: 2,
+        every,
+        ttl: TTL,
+        ..bench::Plan::new(server.address(), Workload::Heartbeat)
+    };
+    work(&load(plan, &server, of)?, &server)
+}
+
+fn waiters(plan: &Plan, clients: usize) -> Result<Row, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "none", &plan.cores)?;
+    let of = bench::Plan {
+        clients,
+        sockets: Sockets::One,
+        ttl: TTL,
+        ..bench::Plan::new(server.address(), Workload::HandOff)
+    };
+    work(&load(plan, &server, of)?, &server)
+}
+
+fn together(plan: &Plan, together: usize) -> Result<Row, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "none", &plan.cores)?;
+    let of = bench::Plan {
+        clients: 16,
+        together,
+        names: 10_000,
+        ..bench::Plan::new(server.address(), Workload::Several)
+    };
+    work(&load(plan, &server, of)?, &server)
+}
+
+fn state(plan: &Plan, megabytes: usize) -> Result<Row, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "os", &plan.cores)?;
+    write_keys(plan, &server, megabytes)?;
+    server.kill();
+    let (server, took) = Server::start(dir.path(), "os", &plan.cores)?;
+    let memory = server.memory_kb("VmRSS") * 1_024.0 / 1e6;
+    let report = load(plan, &server, bench::Plan::new(server.address(), Workload::Cycle))?;
+    let (long, longest) = turns(&server)?;
+    Ok(vec![
+        Some(took.as_secs_f64() * 1e3),
+        Some(memory),
+        Some(report.rate),
+        report.latency_us.map(|times| times.p50),
+        report.latency_us.map(|times| times.p99),
+        Some(longest as f64),
+        Some(long as f64),
+    ])
+}
+
+/// Writes keys until there are so many megabytes of them.
+pub(crate) fn write_keys(plan: &Plan, server: &Server, megabytes: usize) -> Result<(), String> {
+    let socket = ask::connect(server.address())?;
+    loop {
+        let status = ask::call(&socket, r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#)?;
+        let counts = &status["result"]["counts"];
+        let there =
+            counts["key_bytes"].as_u64().ok_or("the server does not say how many bytes its keys have")?;
+        let missing = (megabytes as u64 * 1_000_000).saturating_sub(there);
+        if missing < 8 * VALUE as u64 {
+            return Ok(());
+        }
+        // Each run has names of its own, and each of its clients uses so many in turn.
+        let names = (missing as usize / VALUE / 8).clamp(1, 1_000);
+        let of = bench::Plan {
+            clients: 8,
+            names,
+            value_bytes: VALUE,
+            leave: true,
+            ttl: TTL,
+            ..bench::Plan::new(server.address(), Workload::Put)
+        };
+        common::load(plan.time().min(Duration::from_millis(500)), of)?;
+    }
+}
