@@ -85,7 +85,12 @@ fn command(runner: &str) -> String {
                 arguments.next();
                 "--tenure PROGRAM"
             }
+            "--out" => {
+                arguments.next();
+                "--out DIR"
+            }
             argument if argument.starts_with("--dir=") => "--dir DIR",
+            argument if argument.starts_with("--out=") => "--out DIR",
             argument => argument,
         };
         shown.push_str(between);
