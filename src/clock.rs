@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// A turn of the loop may work so long before the rest counts as a stall, in microseconds.
 const TURN_US: u64 = 100_000;
 
-/// A turn longer than this is counted, in microseconds: whoever waits meanwhile notices (docs/performance.md, "Turns").
+/// A turn longer than this is counted, in microseconds, since whoever waits meanwhile notices. `status` shows how many there were.
 const LONG_TURN_US: u64 = 5_000;
 
 /// Microseconds since the machine started, suspend included (CLOCK_BOOTTIME). Only differences mean anything.

@@ -58,3 +58,12 @@ pub(crate) fn call(socket: &UdpSocket, request: &str) -> Result<serde_json::Valu
     }
     Err(format!("no reply to {request}"))
 }
+
+/// Figures of `status` that the server counts, by their names.
+///
+/// # Errors
+/// A sentence, if it does not answer.
+pub(crate) fn counts(server: SocketAddr) -> Result<serde_json::Value, String> {
+    let status = call(&connect(server)?, r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#)?;
+    Ok(status["result"]["counts"].clone())
+}

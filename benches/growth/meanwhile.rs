@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tenure::bench::report::Times;
 use tenure::bench::{self, Sockets, Workload};
 
-/// How long a read may take until it is given up, and with it the run.
+/// How long a snapshot may take until the run is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Each of them in turn.
@@ -83,16 +83,14 @@ fn calm(plan: &Plan) -> Result<Noticed, String> {
 }
 
 fn count(server: &Server, what: &str) -> Result<u64, String> {
-    let status =
-        ask::call(&ask::connect(server.address())?, r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#)?;
-    status["result"]["counts"][what].as_u64().ok_or_else(|| format!("the server does not say its {what}"))
+    ask::counts(server.address())?[what].as_u64().ok_or_else(|| format!("the server does not say its {what}"))
 }
 
-/// Waits until something is so.
-fn until(mut is_so: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
+/// Waits until something is so, at most so long.
+fn until(patience: Duration, mut is_so: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
     let began = Instant::now();
     while !is_so()? {
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > patience {
             return Err("it does not come to an end".into());
         }
         thread::sleep(Duration::from_millis(20));
@@ -119,7 +117,7 @@ fn snapshot(plan: &Plan, megabytes: usize) -> Result<Noticed, String> {
             if plan.test {
                 return common::load(plan.time(), of).map(drop);
             }
-            until(|| {
+            until(PATIENCE, || {
                 common::load(Duration::from_millis(500), of.clone())?;
                 Ok(count(&server, "snapshot_op").unwrap_or(0) > seen)
             })
@@ -134,26 +132,21 @@ fn mass_expiry(plan: &Plan, locks: usize) -> Result<Noticed, String> {
     common::hold(server.address(), locks, ttl)?;
     let (locks, what) = (count(&server, "grants")?, "leases end at once");
     watch(&server, format!("{} {what}", thousands(locks as f64)), || {
-        let began = Instant::now();
-        while count(&server, "grants")? > 0 {
-            if began.elapsed() > ttl * 3 {
-                return Err("the leases do not end".into());
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
+        until(ttl * 3, || Ok(count(&server, "grants")? == 0))
     })
 }
 
-/// Clients with a lock each, on one server after another: the second one finds them all at its door.
+/// A server with as many held locks is killed; the next one finds all these clients at its door, with sessions to open.
 fn reconnect(plan: &Plan, clients: usize) -> Result<Noticed, String> {
     let dir = fresh_dir(&plan.dir)?;
     let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
     common::hold(server.address(), clients.max(16), Duration::from_secs(600))?;
     server.kill();
     let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
-    let meanwhile =
-        format!("{} clients come at once after kill -9, each with a lock", thousands(clients as f64));
+    let meanwhile = format!(
+        "{} clients come at once after kill -9, beside as many held locks",
+        thousands(clients as f64)
+    );
     watch(&server, meanwhile, || {
         let of = bench::Plan {
             clients,

@@ -3,6 +3,7 @@
 use crate::common::server::Server;
 use crate::common::{self, Plan, ask, fresh_dir};
 use crate::curve::{Curve, Point, Row};
+use std::net::SocketAddr;
 use std::time::Duration;
 use tenure::bench::report::Report;
 use tenure::bench::{self, Sockets, Workload};
@@ -112,15 +113,12 @@ impl Measured {
 pub(crate) fn turns(server: &Server) -> Result<(u64, u64), String> {
     // The loop looks at its own figures once a second.
     std::thread::sleep(Duration::from_millis(1_100));
-    let socket = ask::connect(server.address())?;
-    let status = r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#;
     // The first answer ends the turn that reads the figures.
-    ask::call(&socket, status)?;
-    let answer = ask::call(&socket, status)?;
-    let counts = &answer["result"]["counts"];
+    ask::counts(server.address())?;
+    let counts = ask::counts(server.address())?;
     match (counts["long_turns"].as_u64(), counts["longest_turn_us"].as_u64()) {
         (Some(long), Some(longest)) => Ok((long, longest)),
-        _ => Err(format!("the server says nothing of its turns: {answer}")),
+        _ => Err(format!("the server says nothing of its turns: {counts}")),
     }
 }
 
@@ -140,6 +138,13 @@ fn load(plan: &Plan, server: &Server, of: bench::Plan) -> Result<Report, String>
     common::load(plan.time(), bench::Plan { server_pid: Some(server.pid()), ..of })
 }
 
+/// A load on a fresh server.
+fn fresh(plan: &Plan, durability: &str, of: impl FnOnce(SocketAddr) -> bench::Plan) -> Result<Row, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), durability, &plan.cores)?;
+    work(&load(plan, &server, of(server.address()))?, &server)
+}
+
 fn locks(plan: &Plan, held: usize) -> Result<Row, String> {
     let dir = fresh_dir(&plan.dir)?;
     let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
@@ -151,42 +156,33 @@ fn locks(plan: &Plan, held: usize) -> Result<Row, String> {
 }
 
 fn sessions(plan: &Plan, sessions: usize) -> Result<Row, String> {
-    let dir = fresh_dir(&plan.dir)?;
-    let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
     let every = if plan.test { Duration::from_millis(10) } else { Duration::from_secs(1) };
-    let of = bench::Plan {
+    fresh(plan, "sync", |server| bench::Plan {
         clients: sessions,
         sockets: Sockets::One,
         names: 2,
         every,
         ttl: TTL,
-        ..bench::Plan::new(server.address(), Workload::Heartbeat)
-    };
-    work(&load(plan, &server, of)?, &server)
+        ..bench::Plan::new(server, Workload::Heartbeat)
+    })
 }
 
 fn waiters(plan: &Plan, clients: usize) -> Result<Row, String> {
-    let dir = fresh_dir(&plan.dir)?;
-    let (server, _) = Server::start(dir.path(), "none", &plan.cores)?;
-    let of = bench::Plan {
+    fresh(plan, "none", |server| bench::Plan {
         clients,
         sockets: Sockets::One,
         ttl: TTL,
-        ..bench::Plan::new(server.address(), Workload::HandOff)
-    };
-    work(&load(plan, &server, of)?, &server)
+        ..bench::Plan::new(server, Workload::HandOff)
+    })
 }
 
 fn together(plan: &Plan, together: usize) -> Result<Row, String> {
-    let dir = fresh_dir(&plan.dir)?;
-    let (server, _) = Server::start(dir.path(), "none", &plan.cores)?;
-    let of = bench::Plan {
+    fresh(plan, "none", |server| bench::Plan {
         clients: 16,
         together,
         names: 10_000,
-        ..bench::Plan::new(server.address(), Workload::Several)
-    };
-    work(&load(plan, &server, of)?, &server)
+        ..bench::Plan::new(server, Workload::Several)
+    })
 }
 
 fn state(plan: &Plan, megabytes: usize) -> Result<Row, String> {
@@ -211,12 +207,10 @@ fn state(plan: &Plan, megabytes: usize) -> Result<Row, String> {
 
 /// Writes keys until there are so many megabytes of them.
 pub(crate) fn write_keys(plan: &Plan, server: &Server, megabytes: usize) -> Result<(), String> {
-    let socket = ask::connect(server.address())?;
     loop {
-        let status = ask::call(&socket, r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#)?;
-        let counts = &status["result"]["counts"];
-        let there =
-            counts["key_bytes"].as_u64().ok_or("the server does not say how many bytes its keys have")?;
+        let there = ask::counts(server.address())?["key_bytes"]
+            .as_u64()
+            .ok_or("the server does not say how many bytes its keys have")?;
         let missing = (megabytes as u64 * 1_000_000).saturating_sub(there);
         if missing < 8 * VALUE as u64 {
             return Ok(());
