@@ -29,6 +29,10 @@ const DATAGRAM_SHARE: usize = 256;
 /// Datagrams read in one turn before the log and the clock get theirs.
 const DATAGRAMS_A_TURN: usize = 512;
 
+/// Nor longer than this, in microseconds: what is read now is applied and answered in a turn to come, which takes about as long,
+/// and whoever waits meanwhile is to notice little of it (docs/performance.md, "Turns").
+const READ_US: u64 = 2_000;
+
 /// What a turn works with.
 pub trait Outside {
     /// The next datagram that waits in the socket.
@@ -140,10 +144,14 @@ impl Turn {
             match outside.receive(&mut self.buffer) {
                 Ok((bytes, from)) => {
                     self.read_since_empty += bytes.max(DATAGRAM_SHARE);
-                    self.node.set_heard(self.clock.now_in_turn(began));
+                    let heard = self.clock.now_in_turn(began);
+                    self.node.set_heard(heard);
                     self.node.handle_datagram(self.now, from, &self.buffer[..bytes]);
                     // What is answered at once goes at once: a turn's replies together could be large.
                     self.send(outside)?;
+                    if heard.us_since(began) > READ_US {
+                        return Ok(());
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.readable = false;
