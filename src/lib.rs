@@ -28,7 +28,7 @@
 //! - [`client::engine`]: the client's half of the protocol.
 //!
 //! **I/O rooms**: the only ones that read a clock or touch a disk or a socket.
-//! - [`server`]: the mio loop. [`clock`]: log time. [`expiry`]: the alarm clock.
+//! - [`server`]: the mio loop. [`busy_poll`]: whether it looks for work before it sleeps. [`clock`]: log time. [`expiry`]: the alarm clock.
 //! - [`journal`]: the thread that writes and syncs. [`storage`]: the data directory. [`recovery`]: from disk to state.
 //!   [`fold`]: the next snapshot. [`image`]: the files on disk. [`inspect`]: a stopped directory, shown and checked.
 //! - [`client`]: the blocking library. [`bench`](mod@bench): the load behind `tenure bench`.
@@ -56,7 +56,7 @@
 //! #     limits: tenure::limits::Limits::default(),
 //! #     segment_bytes: 1 << 20,
 //! #     fold_segments: 1,
-//! #     busy_poll: std::time::Duration::ZERO,
+//! #     busy_poll: tenure::busy_poll::BusyPoll::Auto,
 //! # };
 //! # let (tell, told) = std::sync::mpsc::channel();
 //! # std::thread::spawn(move || tenure::server::run(&config, &mut |addr| tell.send(addr).unwrap()).unwrap());
@@ -110,6 +110,7 @@ pub mod asks;
 pub mod batch;
 pub mod bench;
 pub mod bug;
+pub mod busy_poll;
 pub mod client;
 pub mod clock;
 pub mod command;

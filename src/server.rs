@@ -9,6 +9,7 @@
 //!
 //! One turn: wait; and then what [`turn`](crate::turn) says. Nothing here waits but the poll.
 
+use crate::busy_poll::{BusyPoll, Looking};
 use crate::clock::LogClock;
 use crate::command::Durability;
 use crate::expiry::Alarm;
@@ -65,8 +66,8 @@ pub struct Config {
     pub segment_bytes: u64,
     /// A new snapshot is written when the journal has grown by so many segments' worth of bytes.
     pub fold_segments: u64,
-    /// For how long the loop looks for something to do before it sleeps; zero for not at all.
-    pub busy_poll: Duration,
+    /// For how long the loop looks for something to do before it sleeps.
+    pub busy_poll: BusyPoll,
 }
 
 /// Runs a server until SIGTERM or SIGINT; `on_ready` is called once, with the address, when it answers.
@@ -152,7 +153,7 @@ struct Server {
     /// Since when a stop is asked for.
     stopping: Option<Instant>,
     /// For how long the loop looks for something to do before it sleeps.
-    busy_poll: Duration,
+    looking: Looking,
 }
 
 /// What a turn works with: the socket, and the threads beside the loop.
@@ -278,7 +279,7 @@ impl Server {
             server: recovered.server,
             gauges_read: began,
             stopping: None,
-            busy_poll: config.busy_poll,
+            looking: Looking::new(config.busy_poll),
         })
     }
 
@@ -308,10 +309,7 @@ impl Server {
         let patience = self.stopping.map(|since| STOP_PATIENCE.saturating_sub(since.elapsed()));
         let timeout = [timeout, patience].into_iter().flatten().min();
         let slept_from = self.turn.clock.now();
-        let looking = timeout.map_or(self.busy_poll, |timeout| timeout.min(self.busy_poll));
-        if looking.is_zero() || !self.look(looking)? {
-            self.poll_for(timeout)?;
-        }
+        self.look_or_sleep(timeout)?;
         self.turn.woke(asked, slept_from);
         self.alarm.take_ring();
         let mut signalled = false;
@@ -332,6 +330,28 @@ impl Server {
         Ok(asked)
     }
 
+    /// Looks for something to do, if that is worth while, and else sleeps until there is, so long at most.
+    fn look_or_sleep(&mut self, timeout: Option<Duration>) -> Result<(), String> {
+        let by_itself = self.looking.is_auto();
+        // What it waits for is mostly the disk then, and takes longer than it would look.
+        if timeout == Some(Duration::ZERO) || by_itself && self.turn.node.awaits_log() {
+            return self.poll_for(timeout);
+        }
+        let time = self.looking.how_long();
+        if time.is_zero() {
+            let began = Instant::now();
+            self.poll_for(timeout)?;
+            self.looking.slept(began.elapsed());
+            return Ok(());
+        }
+        if self.look(timeout.map_or(time, |timeout| timeout.min(time)))? {
+            self.looking.found();
+            return Ok(());
+        }
+        self.looking.in_vain();
+        self.poll_for(timeout)
+    }
+
     /// Looks for something to do for so long, without sleeping; gives whether there is something.
     fn look(&mut self, looking: Duration) -> Result<bool, String> {
         let began = Instant::now();
@@ -340,6 +360,8 @@ impl Server {
             if !self.events.is_empty() {
                 return Ok(true);
             }
+            // Others may need this core: the log's thread too, which is perhaps what this waits for.
+            std::thread::yield_now();
         }
         Ok(false)
     }

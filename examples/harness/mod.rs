@@ -99,7 +99,7 @@ pub(crate) fn serve_if_asked() -> Result<()> {
         limits: Limits::default(),
         segment_bytes: 1 << 20,
         fold_segments: 1,
-        busy_poll: std::time::Duration::ZERO,
+        busy_poll: tenure::busy_poll::BusyPoll::Auto,
     };
     server::run(&config, &mut |addr| {
         let mut out = io::stdout();

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
+use tenure::busy_poll::BusyPoll;
 use tenure::command::Durability;
 use tenure::identity::INTEGER_MAX;
 use tenure::limits::Limits;
@@ -37,12 +38,13 @@ pub(crate) struct Serve {
     #[arg(long, env = "TENURE_DEFAULT_TTL", value_name = "DURATION", default_value = "10s", value_parser = parse_ttl)]
     default_ttl: Duration,
     /// Before it sleeps, look for something to do for so long: answers come sooner, and a core is kept busy that long after
-    /// each request. For a server with a core of its own.
+    /// each request. `auto`: for a moment, as long as requests follow each other so closely that it pays; 0ms: never;
+    /// without a value: 1ms, for a server with a core of its own.
     #[arg(
-        long, env = "TENURE_BUSY_POLL", value_name = "DURATION", num_args = 0..=1, require_equals = true,
-        default_value = "0ms", default_missing_value = "1ms", value_parser = parse_busy_poll
+        long, env = "TENURE_BUSY_POLL", value_name = "auto|DURATION", num_args = 0..=1, require_equals = true,
+        default_value = "auto", default_missing_value = "1ms", value_parser = parse_busy_poll
     )]
-    busy_poll: Duration,
+    busy_poll: BusyPoll,
     /// Bytes of a journal segment, allocated ahead: 256KiB to 1GiB.
     #[arg(long, env = "TENURE_SEGMENT_BYTES", value_name = "SIZE", default_value = "16MiB", value_parser = parse_segment)]
     segment_bytes: u64,
@@ -148,12 +150,16 @@ fn parse_payload(text: &str) -> std::result::Result<u64, String> {
 /// Longer than this no gap between requests is worth a core.
 const BUSY_POLL_MAX: Duration = Duration::from_secs(1);
 
-fn parse_busy_poll(text: &str) -> std::result::Result<Duration, String> {
-    let busy_poll = super::duration::parse_duration(text)?;
-    if busy_poll > BUSY_POLL_MAX {
+fn parse_busy_poll(text: &str) -> std::result::Result<BusyPoll, String> {
+    if text == "auto" {
+        return Ok(BusyPoll::Auto);
+    }
+    let time =
+        super::duration::parse_duration(text).map_err(|error| format!("write auto, or a time: {error}"))?;
+    if time > BUSY_POLL_MAX {
         return Err(format!("{text} is too long; it goes from 0ms to 1s, which is as good as always"));
     }
-    Ok(busy_poll)
+    Ok(BusyPoll::For(time))
 }
 
 fn parse_segment(text: &str) -> std::result::Result<u64, String> {
@@ -245,9 +251,11 @@ mod tests {
     #[test]
     fn busy_polling_is_asked_for_and_has_a_usual_length() {
         let busy_poll = |flags: &[&str]| config(flags).unwrap().busy_poll;
-        assert_eq!(busy_poll(&[]), Duration::ZERO);
-        assert_eq!(busy_poll(&["--busy-poll"]), Duration::from_millis(1));
-        assert_eq!(busy_poll(&["--busy-poll=20ms"]), Duration::from_millis(20));
+        assert_eq!(busy_poll(&[]), BusyPoll::Auto);
+        assert_eq!(busy_poll(&["--busy-poll=auto"]), BusyPoll::Auto);
+        assert_eq!(busy_poll(&["--busy-poll"]), BusyPoll::For(Duration::from_millis(1)));
+        assert_eq!(busy_poll(&["--busy-poll=0ms"]), BusyPoll::For(Duration::ZERO));
+        assert_eq!(busy_poll(&["--busy-poll=20ms"]), BusyPoll::For(Duration::from_millis(20)));
     }
 
     #[test]
