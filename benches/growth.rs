@@ -1,5 +1,6 @@
-//! How cost grows: the same work beside ever more locks, sessions, waiters, locks in one request and bytes of keys; and what
-//! everybody else notices of a snapshot, of a million leases that end at once, and of a thousand clients that come back.
+//! How cost grows: the same work beside ever more locks, sessions, waiters, locks in one request and bytes of keys; what is done
+//! when more is asked than can be; and what everybody else notices of a snapshot, of a million leases that end at once, and of
+//! a thousand clients that come back.
 //!
 //! `cargo bench --bench growth` runs all of it (some fifteen minutes), writes the figures as JSON and the curves as pictures
 //! into `docs/growth`, and prints the Markdown of `docs/performance.md`. `--only waiters` runs what has `waiters` in its
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(about = "Measures how cost grows, draws it, and prints Markdown")]
-#[command(after_help = "Names: locks, sessions, waiters, together, state, meanwhile")]
+#[command(after_help = "Names: locks, sessions, waiters, together, overload, state, meanwhile")]
 struct Options {
     #[command(flatten)]
     common: common::Options,

@@ -981,6 +981,31 @@ fn every_workload_of_the_load_does_its_work_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_load_with_a_rate_begins_by_the_clock_and_tells_what_never_began() {
+    let bench = Bench::start();
+    let told = load(&bench, "cycle", &["--rate", "50"]);
+    let number = |name: &str| told[name].as_f64().unwrap_or_else(|| panic!("no {name}: {told}"));
+    assert_eq!((&told["due_rate"], &told["errors"]), (&50.0.into(), &serde_json::json!({})), "{told}");
+    let due = 50.0 * number("seconds");
+    assert!((1.0..=due + 3.0).contains(&number("operations")), "it is no closed loop: {told}");
+    // While the server stands still the only client is busy with one operation.
+    let mut command =
+        bench.command(&["bench", "--clients", "1", "--rate", "200", "--seconds", "2", "--json"]);
+    let running = command.stdout(Stdio::piped()).spawn().unwrap();
+    bench.until("the load works", || bench.json(&["status"])["counts"]["commands"].as_u64() > Some(400));
+    let signal = |signal| {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&bench.server), signal).unwrap();
+    };
+    signal(rustix::process::Signal::STOP);
+    std::thread::sleep(Duration::from_millis(400));
+    signal(rustix::process::Signal::CONT);
+    let output = running.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["not_begun"].as_u64().unwrap() >= 20, "{report}");
+    assert!(report["latency_us"]["max"].as_f64().unwrap() > 100_000.0, "{report}");
+}
+
+#[test]
 fn a_load_that_makes_no_sense_or_finds_no_server_says_so() {
     let bench = Bench::start();
     for (args, told) in [
@@ -993,6 +1018,8 @@ fn a_load_that_makes_no_sense_or_finds_no_server_says_so() {
         (&["--warm-up", "1"], "needs a unit"),
         (&["--value-bytes", "1GiB"], "a size from 1"),
         (&["--workload", "append", "--names", "2"], "one file"),
+        (&["--rate", "0"], "from 0.1 to"),
+        (&["--workload", "hand-off", "--rate", "9"], "rhythm"),
         (&["--workload", "heartbeat", "--every", "10s"], "80 %"),
         (&["--server-pid", "4000000000"], "cannot be read"),
     ] {

@@ -67,6 +67,27 @@ pub(crate) const CURVES: &[Measured] = &[
         at: together,
     },
     Measured {
+        name: "overload",
+        title: "Clients write keys at so many percent of the peak, beside 1,000 sessions that hold a lock each with a TTL of 2 s (`sync`)",
+        of: "due, % of the peak",
+        columns: &[
+            "done/s",
+            "due/s",
+            "of the peak %",
+            "p50 µs",
+            "p99 µs",
+            "sent again/s",
+            "told busy/s",
+            "longest heartbeat ms",
+            "leases lost",
+            "longest turn µs",
+            "load core busy %",
+        ],
+        sizes: &[50, 80, 100, 150, 200, 300],
+        tiny: 200,
+        at: overload,
+    },
+    Measured {
         name: "state",
         title: "Keys of 10,000 bytes: a start after kill -9, memory, and 64 clients with locks of their own meanwhile (`os`)",
         of: "MB of keys",
@@ -183,6 +204,63 @@ fn together(plan: &Plan, together: usize) -> Result<Row, String> {
         names: 10_000,
         ..bench::Plan::new(server, Workload::Several)
     })
+}
+
+/// Overload: what a server does of what is due, and whether leases live that are kept alive.
+fn overload(plan: &Plan, percent: usize) -> Result<Row, String> {
+    let dir = fresh_dir(&plan.dir)?;
+    let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
+    let peak = load(plan, &server, bench::Plan::new(server.address(), Workload::Put))?.rate;
+    let (clients, in_flight, keepers) = if plan.test { (8, 4, 4) } else { (1_000, 32, 1_000) };
+    let due = peak * percent as f64 / 100.0;
+    let time = plan.time() * 2;
+    let keeping = bench::Plan {
+        clients: keepers,
+        sockets: Sockets::One,
+        every: Duration::from_millis(500),
+        ttl: Duration::from_secs(2),
+        // It begins before the load, and ends after it.
+        time: time * 2 + Duration::from_secs(2),
+        warm_up: Duration::ZERO,
+        ..bench::Plan::new(server.address(), Workload::Heartbeat)
+    };
+    let writing = bench::Plan {
+        clients,
+        in_flight,
+        rate: Some(due),
+        time,
+        warm_up: time / 4,
+        ttl: TTL,
+        leave: true,
+        ..bench::Plan::new(server.address(), Workload::Put)
+    };
+    let (kept, report) = std::thread::scope(|scope| {
+        let keeper = scope.spawn(|| keeping.run());
+        std::thread::sleep(Duration::from_millis(500));
+        let report = writing.run();
+        (keeper.join(), report)
+    });
+    let told = |failure: bench::Failure| failure.sentence().to_owned();
+    let kept = kept.map_err(|_| "the heartbeats failed".to_owned())?.map_err(told)?;
+    let mut report = report.map_err(told)?;
+    let busy = report.errors.remove("busy").unwrap_or(0);
+    if !report.errors.is_empty() {
+        return Err(format!("the load met errors: {:?}", report.errors));
+    }
+    let (_, longest) = turns(&server)?;
+    Ok(vec![
+        Some(report.rate),
+        Some(due),
+        Some(report.rate / peak * 100.0),
+        report.latency_us.map(|times| times.p50),
+        report.latency_us.map(|times| times.p99),
+        Some(report.resent as f64 / report.seconds),
+        Some(busy as f64 / report.seconds),
+        kept.latency_us.map(|times| times.max / 1e3),
+        Some(kept.errors.values().sum::<u64>() as f64),
+        Some(longest as f64),
+        Some(report.load_busy * 100.0),
+    ])
 }
 
 fn state(plan: &Plan, megabytes: usize) -> Result<Row, String> {

@@ -126,6 +126,9 @@ struct Load<'a> {
     queue: VecDeque<usize>,
     active: usize,
     parked: usize,
+    /// At a given rate: slots that have nothing to do, and when the next operation is due.
+    idle: VecDeque<usize>,
+    due: Instant,
     /// No operation begins any more.
     draining: bool,
     /// Clients with a session, in the order in which their heartbeats are due.
@@ -209,6 +212,8 @@ impl<'a> Load<'a> {
             queue: VecDeque::new(),
             active: 0,
             parked: 0,
+            idle: VecDeque::new(),
+            due: now,
             draining: false,
             beats: VecDeque::new(),
             heard: now,
@@ -232,11 +237,12 @@ impl<'a> Load<'a> {
         self.draining = false;
         self.queue = (0..self.workers).collect();
         self.parked = 0;
+        self.idle.clear();
         for slot in &mut self.slots {
             (slot.step, slot.lap, slot.turn) = (0, 0, 0);
         }
         let began = Instant::now();
-        self.heard = began;
+        (self.heard, self.due) = (began, began);
         if stage == Stage::Close {
             self.forget(self.workers..self.slots.len());
         }
@@ -259,6 +265,7 @@ impl<'a> Load<'a> {
         let mut now = began;
         loop {
             self.start(now)?;
+            self.set_off(now)?;
             self.beat(now)?;
             self.flush()?;
             if self.draining || !work {
@@ -305,9 +312,11 @@ impl<'a> Load<'a> {
         if self.plan.spin && self.ports.len() <= ASKED_IN_TURN {
             return (0..self.ports.len()).try_for_each(|port| self.receive(port, buffer));
         }
-        let sleep = match self.beats.front() {
+        let beat = self.beats.front().map(|(due, _)| *due);
+        let due = (self.by_rate() && !self.draining).then_some(self.due);
+        let sleep = match beat.into_iter().chain(due).min() {
             _ if self.plan.spin || !self.queue.is_empty() => Duration::ZERO,
-            Some((due, _)) => due.saturating_duration_since(now).min(LOOK_EVERY),
+            Some(due) => due.saturating_duration_since(now).min(LOOK_EVERY),
             None => LOOK_EVERY,
         };
         match self.poll.poll(events, Some(sleep)) {
@@ -324,6 +333,31 @@ impl<'a> Load<'a> {
             let Some(slot) = self.queue.pop_front() else { break };
             self.active += 1;
             self.advance(slot, now)?;
+        }
+        Ok(())
+    }
+
+    /// Whether operations begin by the clock in this stage.
+    fn by_rate(&self) -> bool {
+        self.stage == Stage::Work && self.plan.rate.is_some()
+    }
+
+    /// Lets the operations begin that are due. Those that no slot is free for do not.
+    fn set_off(&mut self, now: Instant) -> io::Result<()> {
+        let Some(rate) = self.plan.rate.filter(|_| self.by_rate() && !self.draining) else { return Ok(()) };
+        let pause = Duration::from_secs_f64(1.0 / rate);
+        while self.due <= now {
+            match self.idle.pop_front() {
+                Some(index) => {
+                    self.active += 1;
+                    if let Some(call) = self.next(index) {
+                        self.ask(index, call, now)?;
+                        self.slots[index].began = self.due;
+                    }
+                }
+                None => self.report.not_begun += u64::from(self.window.is_some()),
+            }
+            self.due += pause;
         }
         Ok(())
     }
@@ -360,7 +394,7 @@ impl<'a> Load<'a> {
             times.clear();
         }
         let report = &mut self.report;
-        (report.operations, report.round_trips, report.stood_in_line) = (0, 0, 0);
+        (report.operations, report.round_trips, report.stood_in_line, report.not_begun) = (0, 0, 0, 0);
         self.window = Some(Window { began: Instant::now(), own_cpu: process::own_cpu(), server_cpu });
         Ok(())
     }
@@ -403,6 +437,11 @@ impl<'a> Load<'a> {
     fn advance(&mut self, index: usize, now: Instant) -> io::Result<()> {
         if self.stage == Stage::Work && self.plan.workload.in_rounds() && self.at_beginning(index) {
             return self.park(now);
+        }
+        if self.by_rate() && self.at_beginning(index) {
+            self.active -= 1;
+            self.idle.push_back(index);
+            return Ok(());
         }
         match self.next(index) {
             Some(call) => self.ask(index, call, now),

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The load is a closed loop: a client asks again when it has its answer, so a slow server is asked less often, and a pause
-//! counts once for each request on its way. Heartbeats alone go out by the clock. Every session sends them, in every
+//! counts once for each request on its way. With a rate it is an open one: operations begin by the clock, and their times run
+//! from when they were due. Heartbeats always go out by the clock. Every session sends them, in every
 //! workload; every reply is looked at; a datagram that gets no answer is sent again under the same id. What a run makes has
 //! names of its own (`bench/NUMBER/...`) and is removed at its end.
 //!
@@ -41,6 +42,9 @@ pub const NAMES_MAX: usize = 10_000_000;
 
 /// Bytes of a value or an append: with its quotes what a server takes unless it was told to take less.
 pub const VALUE_BYTES_MAX: usize = 48 * 1024 - 2;
+
+/// Operations a second that may begin by the clock.
+pub const RATES: std::ops::RangeInclusive<f64> = 0.1..=10_000_000.0;
 
 /// Locks that [`Workload::Several`] asks for at once, if nothing else is said.
 pub const TOGETHER: usize = 3;
@@ -107,6 +111,9 @@ pub struct Plan {
     pub warm_up: Duration,
     /// The time from heartbeat to heartbeat of a session, for [`Workload::Heartbeat`]; else they come as the TTL asks.
     pub every: Duration,
+    /// So many operations a second begin by the clock, whether or not earlier ones are done (an open loop); their times run
+    /// from when they were due. None: each client asks again when it has its answer.
+    pub rate: Option<f64>,
     /// TTL of the sessions.
     pub ttl: Duration,
     /// After so long without any answer there is no server. So long, too, is waited at the end for what is still on its way.
@@ -172,6 +179,7 @@ impl Plan {
             time: Duration::from_secs(2),
             warm_up: Duration::from_millis(500),
             every: Duration::from_secs(1),
+            rate: None,
             ttl: Duration::from_secs(10),
             patience: Duration::from_secs(10),
             spin: false,
@@ -224,6 +232,16 @@ impl Plan {
             }
             _ => within("the number of names of all clients", names.saturating_mul(slots), NAMES_MAX)?,
         }
+        if self.rate.is_some_and(|rate| !(RATES.contains(&rate))) {
+            return Err(format!(
+                "the number of operations a second is from {} to {}",
+                RATES.start(),
+                RATES.end()
+            ));
+        }
+        if self.rate.is_some() && matches!(self.workload, Workload::HandOff | Workload::Heartbeat) {
+            return Err("this workload has a rhythm of its own: a rate is for the others".into());
+        }
         if self.time.is_zero() {
             return Err("nothing can be measured in no time".into());
         }
@@ -257,6 +275,8 @@ mod tests {
         assert!(refused(Workload::Several, |plan| plan.names = 2).contains("3 locks"));
         assert!(refused(Workload::Several, |plan| plan.together = 129).contains("128"));
         assert!(refused(Workload::Heartbeat, |plan| plan.every = plan.ttl).contains("80 %"));
+        assert!(refused(Workload::Cycle, |plan| plan.rate = Some(0.0)).contains("from 0.1"));
+        assert!(refused(Workload::HandOff, |plan| plan.rate = Some(1.0)).contains("rhythm"));
         assert!(refused(Workload::Ping, |plan| plan.time = Duration::ZERO).contains("no time"));
     }
 }

@@ -97,7 +97,12 @@ pub struct Report {
     pub operations: u64,
     /// Operations a second.
     pub rate: f64,
-    /// How long an operation took; of a lock that is waited for, how long the wait was.
+    /// Operations a second that were due, if they began by the clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due_rate: Option<f64>,
+    /// Those of them that never began, since every client was still busy with another one.
+    pub not_begun: u64,
+    /// How long an operation took, from when it was due; of a lock that is waited for, how long the wait was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<Percentiles>,
     /// Requests that were answered in that time.
@@ -172,6 +177,8 @@ impl Report {
             seconds: 0.0,
             operations: 0,
             rate: 0.0,
+            due_rate: plan.rate,
+            not_begun: 0,
             latency_us: None,
             round_trips: 0,
             round_trip_us: None,

@@ -15,12 +15,14 @@ const SECONDS_MAX: f64 = 86_400.0;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 One thread plays all clients, over the public protocol: sessions, heartbeats, acknowledgements, datagrams sent again. Each
-request waits for its answer before the next (but heartbeats go by the clock), so a slow server is asked less often. What a
-run makes is named bench/... and removed at its end. Ends with code 1 if there was an error, or nothing was done.
+request waits for its answer before the next (but heartbeats go by the clock), so a slow server is asked less often; with
+--rate it does not wait. What a run makes is named bench/... and removed at its end. Ends with code 1 if there was an error,
+or nothing was done.
 
     tenure bench                                                     64 clients, each with a socket and a lock of its own
     tenure bench --workload hand-off --clients 16                    16 clients that want one lock
     tenure bench --clients 1 --in-flight 64 --batch 64               one peer with 64 requests on their way
+    tenure bench --clients 1000 --rate 20000                         20,000 cycles a second, come what may
     tenure bench --workload heartbeat --clients 100 --names 100      10,000 locks, each kept alive by a heartbeat a second")]
 pub(crate) struct Bench {
     /// What each client does again and again.
@@ -57,6 +59,10 @@ pub(crate) struct Bench {
     /// The time from heartbeat to heartbeat of a session, for `heartbeat`. Else they come as the TTL asks.
     #[arg(long, env = "TENURE_EVERY", value_name = "DURATION", default_value = "1s", value_parser = parse_every)]
     every: Duration,
+    /// Operations a second that begin by the clock, whether or not earlier ones are done: an open loop. A time then runs from
+    /// when an operation was due. [default: each client asks again when it has its answer]
+    #[arg(long, env = "TENURE_RATE", value_name = "N")]
+    rate: Option<f64>,
     /// TTL of the sessions.
     #[arg(long, env = "TENURE_TTL", value_name = "DURATION", default_value = "10s", value_parser = parse_ttl)]
     ttl: Duration,
@@ -108,6 +114,7 @@ impl Bench {
             time: self.seconds,
             warm_up: self.warm_up,
             every: self.every,
+            rate: self.rate,
             ttl: self.ttl,
             patience: context.timeout(),
             spin: self.spin,
@@ -200,6 +207,12 @@ fn told(report: &Report) -> String {
         report.damaged,
         report.errors_total()
     ));
+    if let Some(due) = report.due_rate {
+        lines.push(format!(
+            "{due:.0} operations a second were due; {} never began, since every client was busy",
+            report.not_begun
+        ));
+    }
     if report.skipped > 0 {
         lines.push(format!("{} heartbeats were due before the one before was answered", report.skipped));
     }

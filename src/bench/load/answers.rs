@@ -222,7 +222,7 @@ impl Load<'_> {
             return;
         }
         let since = if self.plan.workload.waits() {
-            (slot.call == Call::Await).then_some(slot.sent)
+            (slot.call == Call::Await).then_some(slot.began)
         } else {
             (slot.step == self.script.operation.len()).then_some(slot.began)
         };
