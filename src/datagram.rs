@@ -35,17 +35,20 @@ pub enum Dropped {
     NotARequest,
     /// From an address that has not shown that it receives, and too short to answer without amplifying.
     Unproven,
+    /// More came than could be done; whoever sent it asks again.
+    Overload,
 }
 
 impl Dropped {
     /// Every cause, in order.
-    pub const ALL: [Dropped; 6] = [
+    pub const ALL: [Dropped; 7] = [
         Dropped::Short,
         Dropped::Reserved,
         Dropped::NotJson,
         Dropped::Damaged,
         Dropped::NotARequest,
         Dropped::Unproven,
+        Dropped::Overload,
     ];
 
     /// The name of the cause in `status`.
@@ -57,6 +60,7 @@ impl Dropped {
             Dropped::Damaged => "damaged",
             Dropped::NotARequest => "not_a_request",
             Dropped::Unproven => "unproven",
+            Dropped::Overload => "overload",
         }
     }
 }

@@ -20,7 +20,7 @@
 //! - [`wire`]: JSON-RPC text to requests, and replies to text.
 //! - [`proof`]: whether an address has shown that it receives.
 //! - [`node`]: joins everything below into one server: admission, reads, replies, waits told until they are heard, watches.
-//! - [`lease`]: until when each session lives without a sign of life.
+//! - [`lease`]: until when each session lives without a sign of life. `backlog`: what was read and waits.
 //! - [`command`] and [`outcome`]: what the log orders, and what the state machine says to it.
 //! - [`log`](mod@log): the seam between the node and what makes commands durable.
 //! - [`state`]: the state machine: sessions, locks and their lines, deadlocks, grants, sections, keys, files, history.
@@ -107,6 +107,7 @@
 struct Readme;
 
 pub mod asks;
+mod backlog;
 pub mod batch;
 pub mod bench;
 pub mod bug;

@@ -295,7 +295,7 @@ impl Server {
     fn wait(&mut self, read: bool) -> Result<Option<Time>, String> {
         let asked = self.turn.node.poll_timeout();
         let timeout = match asked {
-            _ if read && self.turn.readable => Some(Duration::ZERO),
+            _ if self.turn.is_behind(read) => Some(Duration::ZERO),
             None => None,
             Some(asked) if asked <= self.turn.clock.now() => Some(Duration::ZERO),
             Some(asked) => {

@@ -1,13 +1,17 @@
 //! One turn of the loop, whatever is outside: the server's socket and threads, or a simulator's.
 //!
 //! A turn reads what has come (at most a buffer of it, all at one moment of log time); takes in commits and what became of
-//! files; lets time pass; hands over the next batch and work for the files; sends.
+//! files; lets time pass; hands over the next batch and work for the files; sends. If that is more than a turn should do, the
+//! rest is done in the next: what is committed first, then what was read before. Meanwhile it goes on reading for signs of
+//! life (`backlog`).
 //!
 //! Time moves past a deadline only when the socket was found empty, or a whole buffer of it was read, after the deadline
-//! had come: so a sign of life that waited in the socket is heard before anything expires. What is heard gives life from
-//! the moment at which it was read, however long that time stood.
+//! had come, and not past a datagram that was read and waits: so a sign of life that waited is heard before anything
+//! expires. What is heard gives life from the moment at which it was read, however long that time stood.
 
+use crate::backlog::{Backlog, Waiting, is_sign_of_life};
 use crate::clock::LogClock;
+use crate::datagram::Dropped;
 use crate::identity::Op;
 use crate::image::record::Record;
 use crate::image::{Event as ImageEvent, Handle, Look};
@@ -26,12 +30,34 @@ pub const RECEIVE_BUFFER: usize = 4 << 20;
 /// makes twice as large as it was asked.)
 const DATAGRAM_SHARE: usize = 256;
 
-/// Datagrams read in one turn before the log and the clock get theirs.
-const DATAGRAMS_A_TURN: usize = 512;
+/// What one turn does at most, in numbers; [`READ_US`] and [`APPLY_US`] bound it in time.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Datagrams taken in before the log and the clock get theirs. As many again, four times over, are read and wait.
+    pub datagrams: usize,
+    /// Committed commands applied; the others wait for the next turn.
+    pub commands: usize,
+}
 
-/// Nor longer than this, in microseconds: what is read now is applied and answered in a turn to come, which takes about as long,
-/// and whoever waits meanwhile is to notice little of it (docs/performance.md, "Turns").
-const READ_US: u64 = 2_000;
+/// The server's.
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace { datagrams: 512, commands: 1_024 }
+    }
+}
+
+/// How long a turn takes in what was read, in microseconds. Whoever waits for the end of a turn is to notice little of it: all
+/// of it together stays within 5 ms, as long as no single command takes long (docs/performance.md, "How cost grows").
+const READ_US: u64 = 1_500;
+
+/// How long it goes on reading behind that, only to see whether there are signs of life.
+const LOOK_US: u64 = 1_000;
+
+/// How long it applies what is committed.
+const APPLY_US: u64 = 1_500;
+
+/// Commands applied between two looks at the clock.
+const COMMANDS_A_LOOK: usize = 32;
 
 /// What a turn works with.
 pub trait Outside {
@@ -73,6 +99,11 @@ pub struct Turn {
     pub last_file_op: Op,
     /// How much of the socket's buffer was read since it was last found empty, at least.
     read_since_empty: usize,
+    backlog: Backlog,
+    pace: Pace,
+    /// How many commands this turn still applies, and until when.
+    commands_left: usize,
+    apply_until: Time,
     buffer: Vec<u8>,
 }
 
@@ -88,8 +119,22 @@ impl Turn {
             safe: Record::default(),
             last_file_op,
             read_since_empty: 0,
+            backlog: Backlog::default(),
+            pace: Pace::default(),
+            commands_left: 0,
+            apply_until: now,
             buffer: vec![0; DATAGRAM_MAX + 1],
         }
+    }
+
+    /// The same turns in smaller or larger steps.
+    pub fn with_pace(self, pace: Pace) -> Turn {
+        Turn { pace, ..self }
+    }
+
+    /// Whether there is something to do at once. `read`: whether datagrams are read.
+    pub fn is_behind(&self, read: bool) -> bool {
+        self.node.has_committed() || read && (self.readable || !self.backlog.is_empty())
     }
 
     /// Takes in that the loop has slept since `slept_from`, having asked to be woken at `asked`.
@@ -110,6 +155,9 @@ impl Turn {
         } else {
             self.now = self.now.max(began);
         }
+        let read = self.clock.now_in_turn(began);
+        self.node.set_heard(read);
+        (self.commands_left, self.apply_until) = (self.pace.commands, read.after_us(APPLY_US));
         self.take_log_events(outside)?;
         self.take_image_events(outside);
         self.node.handle_timeout(self.now);
@@ -120,36 +168,63 @@ impl Turn {
         Ok(())
     }
 
-    /// Reads what has come, and lets time pass up to `began`, when this turn did. If a deadline has come meanwhile, time
-    /// stays just before it until the socket was read.
+    /// Reads what has come, and lets time pass up to `began`, when this turn did, or to when the oldest datagram was read that
+    /// waits. If a deadline has come meanwhile, time stays just before it until the socket was read.
     fn hear(&mut self, outside: &mut dyn Outside, began: Time, asked: Option<Time>) -> Result<(), String> {
         // It may have become readable between the waking up and now.
         self.readable |= asked.is_some_and(|asked| asked <= began);
-        if self.read_since_empty == 0 {
+        if self.read_since_empty == 0 && self.backlog.is_empty() {
             let up_to = asked.map_or(began, |asked| began.min(asked.just_before()));
             self.now = self.now.max(up_to);
         }
-        if self.readable {
-            self.read(outside, began)?;
-        }
+        self.read(outside, began)?;
         if self.read_since_empty == 0 || self.read_since_empty >= RECEIVE_BUFFER {
-            self.now = self.now.max(began);
+            let heard_up_to = self.backlog.since().map_or(began, |since| since.min(began));
+            self.now = self.now.max(heard_up_to);
             self.read_since_empty = 0;
         }
         Ok(())
     }
 
+    /// Takes in what waits and what comes. What is committed goes first; and when this has taken long enough, only signs of
+    /// life are taken in and the rest waits.
     fn read(&mut self, outside: &mut dyn Outside, began: Time) -> Result<(), String> {
-        for _ in 0..DATAGRAMS_A_TURN {
-            match outside.receive(&mut self.buffer) {
+        let mut left = if self.node.has_committed() { 0 } else { self.pace.datagrams };
+        while left > 0
+            && let Some(Waiting { heard, from, bytes }) = self.backlog.pop()
+        {
+            left = self.left(left, began);
+            self.take_in(outside, heard, from, &bytes)?;
+        }
+        if !self.readable {
+            return Ok(());
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let read = self.read_socket(outside, began, left, &mut buffer);
+        self.buffer = buffer;
+        read
+    }
+
+    fn read_socket(
+        &mut self,
+        outside: &mut dyn Outside,
+        began: Time,
+        mut left: usize,
+        buffer: &mut [u8],
+    ) -> Result<(), String> {
+        for _ in 0..self.pace.datagrams * 5 {
+            match outside.receive(buffer) {
                 Ok((bytes, from)) => {
                     self.read_since_empty += bytes.max(DATAGRAM_SHARE);
                     let heard = self.clock.now_in_turn(began);
-                    self.node.set_heard(heard);
-                    self.node.handle_datagram(self.now, from, &self.buffer[..bytes]);
-                    // What is answered at once goes at once: a turn's replies together could be large.
-                    self.send(outside)?;
-                    if heard.us_since(began) > READ_US {
+                    let datagram = &buffer[..bytes];
+                    if left > 0 || is_sign_of_life(datagram) {
+                        left = self.left(left, began);
+                        self.take_in(outside, heard, from, datagram)?;
+                    } else if !self.backlog.push(heard, from, datagram) {
+                        self.node.drop_datagram(Dropped::Overload);
+                    }
+                    if heard.us_since(began) > READ_US + LOOK_US {
                         return Ok(());
                     }
                 }
@@ -166,17 +241,34 @@ impl Turn {
         Ok(())
     }
 
+    /// How many datagrams a turn that began at `began` still takes in behind the next one.
+    fn left(&self, left: usize, began: Time) -> usize {
+        if self.clock.now_in_turn(began).us_since(began) > READ_US { 0 } else { left.saturating_sub(1) }
+    }
+
+    fn take_in(
+        &mut self,
+        outside: &mut dyn Outside,
+        heard: Time,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), String> {
+        self.node.set_heard(heard);
+        self.node.handle_datagram(self.now, from, datagram);
+        // What is answered at once goes at once: a turn's replies together could be large.
+        self.send(outside)
+    }
+
     /// Takes in what the log tells.
     ///
     /// # Errors
     /// A sentence: the server must end.
     pub fn take_log_events(&mut self, outside: &mut dyn Outside) -> Result<(), String> {
-        while let Some(event) = outside.log().poll() {
+        while self.apply(outside)?
+            && let Some(event) = outside.log().poll()
+        {
             match event {
-                LogEvent::Committed { seq } => {
-                    self.node.handle_committed(self.now, seq);
-                    self.send(outside)?;
-                }
+                LogEvent::Committed { seq } => self.node.begin_committed(seq),
                 LogEvent::Room(room) => {
                     log::warn!("room on the disk for the journal: {room:?}");
                 }
@@ -196,6 +288,20 @@ impl Turn {
         }
         self.node.set_room(self.now, outside.log().room());
         Ok(())
+    }
+
+    /// Applies what is committed, as far as this turn goes. True if nothing is left.
+    fn apply(&mut self, outside: &mut dyn Outside) -> Result<bool, String> {
+        while self.node.has_committed() {
+            if self.commands_left == 0 || self.clock.now() > self.apply_until {
+                return Ok(false);
+            }
+            let most = self.commands_left.min(COMMANDS_A_LOOK);
+            self.commands_left -= most;
+            self.node.apply_committed(self.now, most);
+            self.send(outside)?;
+        }
+        Ok(true)
     }
 
     fn take_image_events(&mut self, outside: &mut dyn Outside) {
@@ -280,3 +386,6 @@ impl Turn {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

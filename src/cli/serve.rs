@@ -170,6 +170,11 @@ fn parse_segment(text: &str) -> std::result::Result<u64, String> {
 /// `tenure serve`
 pub(crate) fn serve(args: &Serve) -> Result<()> {
     let config = args.config()?;
+    // A huge page is zeroed at once, in the turn of the loop that touches it first: 6 to 10 ms were measured on a virtual machine
+    // (docs/performance.md, "Steps"). Small ones cost as much together, and no turn much.
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        log::debug!("the system keeps giving huge pages: {error}");
+    }
     let mut told = Ok(());
     let served = server::run(&config, &mut |address| told = tell(address));
     // Whoever started the server and no longer reads that line may still want the server.

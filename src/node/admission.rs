@@ -3,7 +3,8 @@
 
 use super::assembly::{Place, Slot};
 use super::{
-    Asked, BUSY_RETRY_MS, FILE_BYTES_PENDING_MAX, FileTag, FileWork, Flight, GATHERED_BYTES_MAX, Node, Tag,
+    Asked, BUSY_RETRY_MS, FILE_BYTES_PENDING_MAX, FileTag, FileWork, Flight, GATHERED_BYTES_MAX,
+    GATHERED_MAX, Node, Tag,
 };
 use crate::command::{Call, Command, EndReason, Patience, Request};
 use crate::event;
@@ -354,7 +355,7 @@ impl Node {
             let text = "the server's disk is full: nothing new can be made durable; free some room, it goes on by itself";
             return Some(Refusal::new(Kind::NoSpace, text).with(Detail::Again { retry_ms: 1_000 }));
         }
-        if self.gathered_bytes > GATHERED_BYTES_MAX {
+        if self.gathered_bytes > GATHERED_BYTES_MAX || self.gathered.len() >= GATHERED_MAX {
             return Some(busy("the log is behind"));
         }
         None

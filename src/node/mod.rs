@@ -37,7 +37,7 @@ use crate::limits::Limits;
 use crate::log::{Batch, Room, bytes_of, next_op};
 use crate::map::HashMap;
 use crate::name::Name;
-use crate::outcome::FileEffect;
+use crate::outcome::{Effect, FileEffect};
 use crate::proof::{Secrets, is_loopback};
 use crate::state::State;
 use crate::time::Time;
@@ -53,11 +53,18 @@ use watches::Watches;
 /// Batches handed to the log and not yet committed: one being synced, one behind it.
 const BATCHES_IN_FLIGHT: usize = 2;
 
+/// Commands in one batch: to hand over more would take a turn of the loop too long. A disk that syncs a hundred times a second
+/// still takes 100,000 of them, with two batches on their way.
+const BATCH_COMMANDS_MAX: usize = 512;
+
 /// Reads that may wait for the outcomes of one batch: all of them are answered when it is committed.
 const READS_BEHIND_MAX: usize = 256;
 
 /// Bytes that may be gathered for the log before new work is told `busy`.
 const GATHERED_BYTES_MAX: usize = 32 << 20;
+
+/// Commands that may be: a tenth of a second of work for a core, some sixteen batches for the disk.
+const GATHERED_MAX: usize = 8_192;
 
 /// Bytes of appends that may wait for their files before new appends are told `busy`.
 const FILE_BYTES_PENDING_MAX: u64 = 64 << 20;
@@ -178,6 +185,13 @@ struct Submitted {
     tags: Vec<Tag>,
 }
 
+/// A batch that is committed, and how much of it is applied.
+struct Committed {
+    batch: Arc<Batch>,
+    tags: std::vec::IntoIter<Tag>,
+    applied: usize,
+}
+
 /// Something that waits for the files.
 #[derive(Debug)]
 enum FileTag {
@@ -205,7 +219,7 @@ pub struct Node {
     serving: bool,
     /// When it was applied.
     serving_since: Time,
-    /// When the datagram that is taken in was read.
+    /// When the datagram that is taken in was read, or the commit heard of.
     heard: Time,
     /// When it was last looked at what is due.
     looked: Time,
@@ -218,6 +232,7 @@ pub struct Node {
     gathered: VecDeque<Gathered>,
     gathered_bytes: usize,
     submitted: VecDeque<Submitted>,
+    committed: Option<Committed>,
     last_op: Op,
     last_at: Time,
     last_seq: u64,
@@ -274,6 +289,7 @@ impl Node {
             gathered: VecDeque::new(),
             gathered_bytes: 0,
             submitted: VecDeque::new(),
+            committed: None,
             last_op,
             last_at,
             last_seq: 0,
@@ -312,7 +328,10 @@ impl Node {
 
     /// Whether nothing is on its way through the log or the files' readers.
     pub fn is_idle(&self) -> bool {
-        self.gathered.is_empty() && self.submitted.is_empty() && self.file_tags.is_empty()
+        self.gathered.is_empty()
+            && self.submitted.is_empty()
+            && self.committed.is_none()
+            && self.file_tags.is_empty()
     }
 
     /// Whether the log is being waited for.
@@ -371,8 +390,8 @@ impl Node {
         self.file_bytes_pending = bytes;
     }
 
-    /// Says when the datagrams taken in from here on were read, if that is later than the `now` at which they are judged: a
-    /// session's lease runs from there.
+    /// Says when the datagrams taken in from here on were read, or commits heard of, if that is later than the `now` at which
+    /// they are judged: a session's lease runs from there.
     pub fn set_heard(&mut self, heard: Time) {
         self.heard = heard;
     }
@@ -435,35 +454,64 @@ impl Node {
 
     /// Takes in that the batch with this tag is committed: applies it and answers.
     pub fn handle_committed(&mut self, now: Time, seq: u64) {
+        self.begin_committed(seq);
+        self.apply_committed(now, usize::MAX);
+    }
+
+    /// Takes in that the batch with this tag is committed; [`Node::apply_committed`] does the rest, as far as it is asked to,
+    /// and must be done with one batch before the next.
+    pub fn begin_committed(&mut self, seq: u64) {
         let Submitted { batch, tags } =
             self.submitted.pop_front().expect("the log commits what it was given");
         assert_eq!(batch.seq, seq, "the log commits in order");
+        assert!(self.committed.is_none(), "one batch is applied before the next");
+        self.committed = Some(Committed { batch, tags: tags.into_iter(), applied: 0 });
+    }
+
+    /// Whether something is committed and not applied.
+    pub fn has_committed(&self) -> bool {
+        self.committed.is_some()
+    }
+
+    /// Applies what is committed, so many commands at most, and answers.
+    pub fn apply_committed(&mut self, now: Time, most: usize) {
+        let Some(mut committed) = self.committed.take() else { return };
         let mut effects = Vec::new();
-        for (op, (entry, tag)) in (batch.first_op..).zip(batch.entries.iter().zip(tags)) {
-            let event = log::log_enabled!(target: event::TARGET, log::Level::Debug)
-                .then(|| Event::of(&self.state, op, &entry.command));
-            let outcome = self.state.apply(op, entry.at, &entry.command, &mut effects);
-            for line in event.iter().flat_map(|event| event.lines(&self.state, &outcome, &effects)) {
-                log::debug!(target: event::TARGET, "{line}");
-            }
-            self.wake_watches(op);
-            self.count("commands");
-            if let Command::NewTerm { .. } = entry.command {
-                self.serving = true;
-                self.serving_since = now;
-            }
-            if let Command::Tick = entry.command {
-                self.tick_in_flight = false;
-            }
-            if let Command::Request(Request { call: Call::RepairFile { file, .. }, .. }) = &entry.command {
-                self.repairing.remove(file);
-            }
-            for effect in effects.drain(..) {
-                self.take_effect(now, effect);
-            }
-            self.answer(now, tag, outcome);
+        for tag in committed.tags.by_ref().take(most) {
+            let op = committed.batch.first_op + committed.applied as u64;
+            let entry = &committed.batch.entries[committed.applied];
+            committed.applied += 1;
+            self.apply(now, op, entry, tag, &mut effects);
+        }
+        if committed.applied < committed.batch.entries.len() {
+            self.committed = Some(committed);
         }
         self.answer_woken_watches();
+    }
+
+    fn apply(&mut self, now: Time, op: Op, entry: &Entry, tag: Tag, effects: &mut Vec<Effect>) {
+        let event = log::log_enabled!(target: event::TARGET, log::Level::Debug)
+            .then(|| Event::of(&self.state, op, &entry.command));
+        let outcome = self.state.apply(op, entry.at, &entry.command, effects);
+        for line in event.iter().flat_map(|event| event.lines(&self.state, &outcome, effects)) {
+            log::debug!(target: event::TARGET, "{line}");
+        }
+        self.wake_watches(op);
+        self.count("commands");
+        if let Command::NewTerm { .. } = entry.command {
+            self.serving = true;
+            self.serving_since = now;
+        }
+        if let Command::Tick = entry.command {
+            self.tick_in_flight = false;
+        }
+        if let Command::Request(Request { call: Call::RepairFile { file, .. }, .. }) = &entry.command {
+            self.repairing.remove(file);
+        }
+        for effect in effects.drain(..) {
+            self.take_effect(now, effect);
+        }
+        self.answer(now, tag, outcome);
     }
 
     /// Takes in that time has passed: ends sessions whose lease ran out, resends what was not heard, lets what is due in
@@ -556,11 +604,14 @@ impl Node {
         }
         let first_op = next_op(self.last_op, &self.gathered[0].entry.command);
         let (mut bytes, mut reads) = (bytes_of(&[]), 0);
-        let (mut entries, mut tags) = (Vec::new(), Vec::new());
+        let room = self.gathered.len().min(BATCH_COMMANDS_MAX);
+        let (mut entries, mut tags) = (Vec::with_capacity(room), Vec::with_capacity(room));
         while let Some(next) = self.gathered.front() {
             let more = bytes_of(std::slice::from_ref(&next.entry)) - bytes_of(&[]);
             let behind = next.tag.place.map_or(0, |place| self.assemblies.reads_behind(place.key));
-            let full = bytes + more > self.batch_bytes_max || reads + behind > READS_BEHIND_MAX;
+            let full = bytes + more > self.batch_bytes_max
+                || reads + behind > READS_BEHIND_MAX
+                || entries.len() == BATCH_COMMANDS_MAX;
             if !entries.is_empty() && full {
                 break;
             }
@@ -717,7 +768,8 @@ impl Node {
         *self.counts.entry(name).or_default() += 1;
     }
 
-    fn drop_datagram(&mut self, cause: Dropped) {
+    /// Counts a datagram that is not taken in.
+    pub fn drop_datagram(&mut self, cause: Dropped) {
         *self.drops.entry(cause.as_str()).or_default() += 1;
     }
 }

@@ -4,6 +4,7 @@ use crate::server::Settings;
 use fastrand::Rng;
 use tenure::command::Durability;
 use tenure::limits::Limits;
+use tenure::turn::Pace;
 
 /// Everything random about a seed that is decided before it runs. Times in microseconds, chances in one of so many.
 #[derive(Clone, Debug)]
@@ -79,8 +80,9 @@ impl Plan {
             segment_bytes,
             fold_ops: [5, 20, 100, 500][rng.usize(0..4)],
             buffer: [92, 256, 4_096][rng.usize(0..3)],
+            pace: Pace::default(),
         };
-        Plan {
+        let mut plan = Plan {
             clients,
             owners: rng.usize(1..=3),
             names: rng.usize(1..=5),
@@ -115,8 +117,13 @@ impl Plan {
             nested: rng.bool(),
             sections: rng.bool(),
             leases: rng.bool(),
-            // Drawn beside, so that the seeds without it go as they did before there was such a thing.
-            mortal: rng.clone().fork().bool(),
-        }
+            mortal: false,
+        };
+        // What was added later is drawn beside, so that the seeds without it go as they did before there was such a thing.
+        let mut beside = rng.clone().fork();
+        plan.mortal = beside.bool();
+        let few = [1, 3, 1_024];
+        plan.settings.pace = Pace { datagrams: few[beside.usize(0..3)], commands: few[beside.usize(0..3)] };
+        plan
     }
 }

@@ -23,7 +23,7 @@ use tenure::proof::Secrets;
 use tenure::recovery::{self, Recovered};
 use tenure::storage::DataDir;
 use tenure::time::Time;
-use tenure::turn::{Outside, Turn};
+use tenure::turn::{Outside, Pace, Turn};
 
 /// What the server is started with.
 #[derive(Clone, Debug)]
@@ -33,6 +33,7 @@ pub(crate) struct Settings {
     pub(crate) segment_bytes: u64,
     pub(crate) fold_ops: u64,
     pub(crate) buffer: usize,
+    pub(crate) pace: Pace,
 }
 
 /// The log, with an ear at it.
@@ -232,7 +233,7 @@ impl Server {
             log.batch_bytes_max(),
         );
         Ok(Server {
-            turn: Turn::new(node, log_clock, log_now),
+            turn: Turn::new(node, log_clock, log_now).with_pace(settings.pace),
             out: Out {
                 inbox: VecDeque::new(),
                 sent: Vec::new(),
@@ -283,7 +284,7 @@ impl Server {
 
     /// How long until the loop wants to be woken, in simulated microseconds.
     pub(crate) fn wake_in(&self) -> Option<u64> {
-        if self.turn.readable && self.turn.node.is_serving() {
+        if self.turn.is_behind(self.turn.node.is_serving()) {
             return Some(20);
         }
         let micros = self.turn.clock.micros_until(self.slept.0?);
