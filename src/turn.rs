@@ -30,7 +30,7 @@ pub const RECEIVE_BUFFER: usize = 4 << 20;
 /// makes twice as large as it was asked.)
 const DATAGRAM_SHARE: usize = 256;
 
-/// What one turn does at most, in numbers; [`READ_US`] and [`APPLY_US`] bound it in time.
+/// What one turn does at most, in numbers; it is bounded in time, too.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// Datagrams taken in before the log and the clock get theirs. As many again, four times over, are read and wait.
