@@ -152,7 +152,7 @@ struct Server {
     gauges_read: Instant,
     /// Since when a stop is asked for.
     stopping: Option<Instant>,
-    /// For how long the loop looks for something to do before it sleeps.
+    /// Whether the loop looks for something to do before it sleeps.
     looking: Looking,
 }
 

@@ -193,7 +193,7 @@ impl Turn {
         while left > 0
             && let Some(Waiting { heard, from, bytes }) = self.backlog.pop()
         {
-            left = self.left(left, began);
+            left = left_at(self.clock.now_in_turn(began), left, began);
             self.take_in(outside, heard, from, &bytes)?;
         }
         if !self.readable {
@@ -219,7 +219,7 @@ impl Turn {
                     let heard = self.clock.now_in_turn(began);
                     let datagram = &buffer[..bytes];
                     if left > 0 || is_sign_of_life(datagram) {
-                        left = self.left(left, began);
+                        left = left_at(heard, left, began);
                         self.take_in(outside, heard, from, datagram)?;
                     } else if !self.backlog.push(heard, from, datagram) {
                         self.node.drop_datagram(Dropped::Overload);
@@ -239,11 +239,6 @@ impl Turn {
             }
         }
         Ok(())
-    }
-
-    /// How many datagrams a turn that began at `began` still takes in behind the next one.
-    fn left(&self, left: usize, began: Time) -> usize {
-        if self.clock.now_in_turn(began).us_since(began) > READ_US { 0 } else { left.saturating_sub(1) }
     }
 
     fn take_in(
@@ -385,6 +380,11 @@ impl Turn {
         }
         Ok(())
     }
+}
+
+/// How many datagrams a turn that began at `began` takes in behind the one that it takes in now.
+fn left_at(now: Time, left: usize, began: Time) -> usize {
+    if now.us_since(began) > READ_US { 0 } else { left.saturating_sub(1) }
 }
 
 #[cfg(test)]

@@ -59,11 +59,11 @@ pub(crate) fn call(socket: &UdpSocket, request: &str) -> Result<serde_json::Valu
     Err(format!("no reply to {request}"))
 }
 
-/// Figures of `status` that the server counts, by their names.
+/// A figure of `status` that the server counts, by its name.
 ///
 /// # Errors
-/// A sentence, if it does not answer.
-pub(crate) fn counts(server: SocketAddr) -> Result<serde_json::Value, String> {
+/// A sentence, if it does not answer, or does not say.
+pub(crate) fn count(server: SocketAddr, what: &str) -> Result<u64, String> {
     let status = call(&connect(server)?, r#"{"jsonrpc":"2.0","id":1,"method":"status"}"#)?;
-    Ok(status["result"]["counts"].clone())
+    status["result"]["counts"][what].as_u64().ok_or_else(|| format!("the server does not say its {what}"))
 }

@@ -82,10 +82,6 @@ fn calm(plan: &Plan) -> Result<Noticed, String> {
     })
 }
 
-fn count(server: &Server, what: &str) -> Result<u64, String> {
-    ask::counts(server.address())?[what].as_u64().ok_or_else(|| format!("the server does not say its {what}"))
-}
-
 /// Waits until something is so, at most so long.
 fn until(patience: Duration, mut is_so: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
     let began = Instant::now();
@@ -103,7 +99,7 @@ fn snapshot(plan: &Plan, megabytes: usize) -> Result<Noticed, String> {
     let dir = fresh_dir(&plan.dir)?;
     let (server, _) = Server::start(dir.path(), "os", &plan.cores)?;
     write_keys(plan, &server, megabytes)?;
-    let seen = count(&server, "snapshot_op").unwrap_or(0);
+    let seen = ask::count(server.address(), "snapshot_op").unwrap_or(0);
     watch(
         &server,
         format!("keys of 10,000 bytes are written and a snapshot of {megabytes} MB or more"),
@@ -119,7 +115,7 @@ fn snapshot(plan: &Plan, megabytes: usize) -> Result<Noticed, String> {
             }
             until(PATIENCE, || {
                 common::load(Duration::from_millis(500), of.clone())?;
-                Ok(count(&server, "snapshot_op").unwrap_or(0) > seen)
+                Ok(ask::count(server.address(), "snapshot_op").unwrap_or(0) > seen)
             })
         },
     )
@@ -130,9 +126,9 @@ fn mass_expiry(plan: &Plan, locks: usize) -> Result<Noticed, String> {
     let (server, _) = Server::start(dir.path(), "sync", &plan.cores)?;
     let ttl = Duration::from_secs(if plan.test { 1 } else { 60 });
     common::hold(server.address(), locks, ttl)?;
-    let (locks, what) = (count(&server, "grants")?, "leases end at once");
+    let (locks, what) = (ask::count(server.address(), "grants")?, "leases end at once");
     watch(&server, format!("{} {what}", thousands(locks as f64)), || {
-        until(ttl * 3, || Ok(count(&server, "grants")? == 0))
+        until(ttl * 3, || Ok(ask::count(server.address(), "grants")? == 0))
     })
 }
 

@@ -135,12 +135,8 @@ pub(crate) fn turns(server: &Server) -> Result<(u64, u64), String> {
     // The loop looks at its own figures once a second.
     std::thread::sleep(Duration::from_millis(1_100));
     // The first answer ends the turn that reads the figures.
-    ask::counts(server.address())?;
-    let counts = ask::counts(server.address())?;
-    match (counts["long_turns"].as_u64(), counts["longest_turn_us"].as_u64()) {
-        (Some(long), Some(longest)) => Ok((long, longest)),
-        _ => Err(format!("the server says nothing of its turns: {counts}")),
-    }
+    ask::count(server.address(), "long_turns")?;
+    Ok((ask::count(server.address(), "long_turns")?, ask::count(server.address(), "longest_turn_us")?))
 }
 
 fn work(report: &Report, server: &Server) -> Result<Row, String> {
@@ -286,9 +282,7 @@ fn state(plan: &Plan, megabytes: usize) -> Result<Row, String> {
 /// Writes keys until there are so many megabytes of them.
 pub(crate) fn write_keys(plan: &Plan, server: &Server, megabytes: usize) -> Result<(), String> {
     loop {
-        let there = ask::counts(server.address())?["key_bytes"]
-            .as_u64()
-            .ok_or("the server does not say how many bytes its keys have")?;
+        let there = ask::count(server.address(), "key_bytes")?;
         let missing = (megabytes as u64 * 1_000_000).saturating_sub(there);
         if missing < 8 * VALUE as u64 {
             return Ok(());

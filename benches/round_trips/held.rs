@@ -111,8 +111,8 @@ pub(crate) fn print(locks: usize, passes: &[[f64; ROWS.len()]]) {
 
 /// All that was granted is held, whatever happened to the server.
 fn count_held(server: SocketAddr, locks: u64) -> Result<(), String> {
-    let held = &ask::counts(server)?["grants"];
-    if *held == locks { Ok(()) } else { Err(format!("{held} of {locks} locks are held after a start")) }
+    let held = ask::count(server, "grants")?;
+    if held == locks { Ok(()) } else { Err(format!("{held} of {locks} locks are held after a start")) }
 }
 
 fn median_cycle(server: &Server, time: Duration) -> Result<f64, String> {

@@ -313,7 +313,7 @@ impl<'a> Load<'a> {
             return (0..self.ports.len()).try_for_each(|port| self.receive(port, buffer));
         }
         let beat = self.beats.front().map(|(due, _)| *due);
-        let due = (self.by_rate() && !self.draining).then_some(self.due);
+        let due = self.rate().map(|_| self.due);
         let sleep = match beat.into_iter().chain(due).min() {
             _ if self.plan.spin || !self.queue.is_empty() => Duration::ZERO,
             Some(due) => due.saturating_duration_since(now).min(LOOK_EVERY),
@@ -337,14 +337,14 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// Whether operations begin by the clock in this stage.
-    fn by_rate(&self) -> bool {
-        self.stage == Stage::Work && self.plan.rate.is_some()
+    /// The rate at which operations begin by the clock, if they do now.
+    fn rate(&self) -> Option<f64> {
+        self.plan.rate.filter(|_| self.stage == Stage::Work && !self.draining)
     }
 
     /// Lets the operations begin that are due. Those that no slot is free for do not.
     fn set_off(&mut self, now: Instant) -> io::Result<()> {
-        let Some(rate) = self.plan.rate.filter(|_| self.by_rate() && !self.draining) else { return Ok(()) };
+        let Some(rate) = self.rate() else { return Ok(()) };
         let pause = Duration::from_secs_f64(1.0 / rate);
         while self.due <= now {
             match self.idle.pop_front() {
@@ -438,7 +438,7 @@ impl<'a> Load<'a> {
         if self.stage == Stage::Work && self.plan.workload.in_rounds() && self.at_beginning(index) {
             return self.park(now);
         }
-        if self.by_rate() && self.at_beginning(index) {
+        if self.rate().is_some() && self.at_beginning(index) {
             self.active -= 1;
             self.idle.push_back(index);
             return Ok(());

@@ -232,7 +232,7 @@ impl Plan {
             }
             _ => within("the number of names of all clients", names.saturating_mul(slots), NAMES_MAX)?,
         }
-        if self.rate.is_some_and(|rate| !(RATES.contains(&rate))) {
+        if self.rate.is_some_and(|rate| !RATES.contains(&rate)) {
             return Err(format!(
                 "the number of operations a second is from {} to {}",
                 RATES.start(),

@@ -30,7 +30,7 @@ impl Node {
             }
             Effect::Opened { session } => {
                 let ttl_ms = self.state.session(session).expect("it was opened").ttl_ms;
-                self.leases.begin(session, ttl_ms, now.max(self.heard));
+                self.leases.begin(session, ttl_ms, self.heard_at(now));
             }
             Effect::Ended { session } => {
                 self.leases.end(session);
@@ -43,7 +43,7 @@ impl Node {
                 for (session, ttl_ms) in live {
                     let ttl_ms =
                         if crate::bug::planted("quarter_ttl_after_restart") { ttl_ms / 4 } else { ttl_ms };
-                    self.leases.begin(session, ttl_ms, now.max(self.heard));
+                    self.leases.begin(session, ttl_ms, self.heard_at(now));
                 }
             }
             Effect::Asked { session, token } => {

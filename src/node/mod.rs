@@ -185,11 +185,10 @@ struct Submitted {
     tags: Vec<Tag>,
 }
 
-/// A batch that is committed, and how much of it is applied.
+/// A batch that is committed, and the tags of what of it is not applied.
 struct Committed {
     batch: Arc<Batch>,
     tags: std::vec::IntoIter<Tag>,
-    applied: usize,
 }
 
 /// Something that waits for the files.
@@ -396,6 +395,11 @@ impl Node {
         self.heard = heard;
     }
 
+    /// From when a sign of life counts that is judged at `now`.
+    fn heard_at(&self, now: Time) -> Time {
+        now.max(self.heard)
+    }
+
     /// Says whether writes to files wait for room on the disk: then new appends are refused.
     pub fn set_files_full(&mut self, full: bool) {
         self.files_full = full;
@@ -465,7 +469,7 @@ impl Node {
             self.submitted.pop_front().expect("the log commits what it was given");
         assert_eq!(batch.seq, seq, "the log commits in order");
         assert!(self.committed.is_none(), "one batch is applied before the next");
-        self.committed = Some(Committed { batch, tags: tags.into_iter(), applied: 0 });
+        self.committed = Some(Committed { batch, tags: tags.into_iter() });
     }
 
     /// Whether something is committed and not applied.
@@ -475,16 +479,15 @@ impl Node {
 
     /// Applies what is committed, so many commands at most, and answers.
     pub fn apply_committed(&mut self, now: Time, most: usize) {
-        let Some(mut committed) = self.committed.take() else { return };
+        let Some(Committed { batch, mut tags }) = self.committed.take() else { return };
+        let applied = batch.entries.len() - tags.len();
         let mut effects = Vec::new();
-        for tag in committed.tags.by_ref().take(most) {
-            let op = committed.batch.first_op + committed.applied as u64;
-            let entry = &committed.batch.entries[committed.applied];
-            committed.applied += 1;
+        let ops = batch.first_op + applied as u64..;
+        for ((op, entry), tag) in ops.zip(&batch.entries[applied..]).zip(tags.by_ref().take(most)) {
             self.apply(now, op, entry, tag, &mut effects);
         }
-        if committed.applied < committed.batch.entries.len() {
-            self.committed = Some(committed);
+        if tags.len() > 0 {
+            self.committed = Some(Committed { batch, tags });
         }
         self.answer_woken_watches();
     }
@@ -653,7 +656,8 @@ impl Node {
     /// Takes a sign of life and what else a request says beside what it asks.
     fn hear(&mut self, now: Time, from: SocketAddr, sealed: bool, request: &wire::Request) {
         let Some(session) = request.session else { return };
-        if !self.leases.renew(session, now, now.max(self.heard)) {
+        let heard = self.heard_at(now);
+        if !self.leases.renew(session, now, heard) {
             return;
         }
         if self.peers.insert(session, Peer { address: from, sealed }).is_none() {
@@ -665,7 +669,7 @@ impl Node {
         }
         for id in &request.got {
             if let Some(since) = self.tellings.heard(session, *id) {
-                self.hand_offs.note(&self.state, session, *id, now.max(self.heard).us_since(since));
+                self.hand_offs.note(&self.state, session, *id, heard.us_since(since));
             }
         }
     }
