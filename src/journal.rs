@@ -37,6 +37,7 @@ use crate::record;
 use crate::recovery::{Known, Tail, random};
 use crate::segment::{self, Segment};
 use crate::snapshot::ServerId;
+use crate::state::Parts;
 use crate::storage::{DataDir, DiskError, SNAPSHOT, point};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use std::collections::VecDeque;
@@ -138,7 +139,7 @@ enum Message {
     /// A batch, and whether it is committed already.
     Batch(Arc<Batch>, bool),
     Flush,
-    Fold(Record),
+    Fold(Record, Option<Box<Parts>>),
     Close,
     /// The log was dropped: end, and leave the disk as it is.
     Abandon,
@@ -297,8 +298,8 @@ impl Log for FileLog {
         let _ = self.inbox.send(Message::Flush);
     }
 
-    fn fold(&mut self, safe: Record) {
-        let _ = self.inbox.send(Message::Fold(safe));
+    fn fold(&mut self, safe: Record, state: Option<Box<Parts>>) {
+        let _ = self.inbox.send(Message::Fold(safe, state));
     }
 
     fn close(&mut self) -> Result<(), String> {
@@ -631,7 +632,7 @@ impl Writer {
                 self.write(&batches)?;
             }
             Message::Flush => self.sync()?,
-            Message::Fold(safe) => self.fold(safe)?,
+            Message::Fold(safe, state) => self.fold(safe, state)?,
             Message::Close => {
                 self.finish()?;
                 return Ok(false);
@@ -878,7 +879,7 @@ impl Writer {
             match before.pop_front().or_else(|| self.messages.recv().ok()) {
                 Some(Message::Kept(kept)) => self.kept(kept)?,
                 Some(Message::Folded(folded)) => self.folded(folded),
-                Some(Message::Fold(safe)) => self.fold(safe)?,
+                Some(Message::Fold(safe, state)) => self.fold(safe, state)?,
                 Some(Message::Close) => {
                     closing = true;
                     self.backlog.push_back(Message::Close);
@@ -935,7 +936,7 @@ impl Writer {
     }
 
     /// Sends the fold thread off, up to what is synced now.
-    fn fold(&mut self, safe: Record) -> Result<(), DiskError> {
+    fn fold(&mut self, safe: Record, state: Option<Box<Parts>>) -> Result<(), DiskError> {
         self.fold_told = false;
         if self.folding || self.at.last_op == self.snapshot_op {
             return Ok(());
@@ -947,7 +948,16 @@ impl Writer {
             self.remove_covered(self.at.last_op);
         }
         (self.folding, self.fold_due, self.fold_ops, self.fold_bytes) = (true, false, 0, 0);
-        self.helpers.fold(Order { server: self.server, segments, safe });
+        // It may be behind the last snapshot, which has what was written and not yet applied; and where room is waited for,
+        // it may have come before batches that it has.
+        let state = state.filter(|parts| (self.snapshot_op + 1..=self.at.last_op).contains(&parts.head.op));
+        self.helpers.fold(Order {
+            server: self.server,
+            segments,
+            safe,
+            state,
+            snapshot_op: self.snapshot_op,
+        });
         Ok(())
     }
 
@@ -1031,7 +1041,7 @@ impl Helpers {
             fold::lower_priority();
             let mut next = orders.recv().ok();
             while let Some(order) = next {
-                if inbox.send(Message::Folded(fold::fold(&dir, &order, &halt))).is_err() {
+                if inbox.send(Message::Folded(fold::fold(&dir, order, &halt))).is_err() {
                     return;
                 }
                 next = match orders.recv_timeout(fold::MEMORY_IDLE) {

@@ -10,6 +10,7 @@
 use crate::command::{Command, Entry};
 use crate::identity::{Op, RAISE};
 use crate::image::record::Record;
+use crate::state::Parts;
 use std::sync::Arc;
 
 /// Commands that are to become durable together.
@@ -88,7 +89,10 @@ pub trait Log {
 
     /// Asks for a snapshot of all that is durable now. Answered by `SnapshotDone` or `SnapshotFailed`; nothing if there is
     /// nothing new or one is being written already. Writes to files that are not `safe` in them are carried along.
-    fn fold(&mut self, safe: Record);
+    ///
+    /// `state` is the state after a committed command, all of whose writes are safe in the files: a snapshot of that will do,
+    /// where it can be had without replaying the log.
+    fn fold(&mut self, safe: Record, state: Option<Box<Parts>>);
 
     /// Makes all that was submitted durable, seals the log, and ends its threads. Waits for that. What was committed is
     /// still there to be polled.

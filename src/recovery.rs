@@ -481,6 +481,7 @@ pub(crate) mod tests {
     use crate::log::{Batch, Log, LogEvent};
     use crate::name::Name;
     use crate::segment;
+    use crate::state::Parts;
     use std::fs;
     use std::sync::Arc;
     use std::time::{Duration, Instant};
@@ -577,7 +578,12 @@ pub(crate) mod tests {
         }
 
         pub(crate) fn fold(&mut self) {
-            self.log.fold(Record::default());
+            self.fold_with(None);
+        }
+
+        /// Offers a copy of the state, and waits for a snapshot.
+        pub(crate) fn fold_with(&mut self, state: Option<Box<Parts>>) {
+            self.log.fold(Record::default(), state);
             self.until(|event| matches!(event, LogEvent::SnapshotDone { .. }));
         }
 
@@ -682,6 +688,55 @@ pub(crate) mod tests {
         fs::remove_file(dir.path().join(PREVIOUS)).unwrap();
         let sentence = refusal(&dir);
         assert!(sentence.contains("is missing: the journal begins with op"), "{sentence}");
+    }
+
+    #[test]
+    fn a_copy_of_the_state_becomes_the_snapshot_as_it_is() {
+        let (_path, dir) = fresh();
+        let mut rig = Rig::start(&dir, Durability::Sync);
+        rig.fold();
+        rig.set("a", 1);
+        let (parts, copied) = (rig.state.parts(), rig.shown());
+        rig.set("b", 1);
+        let before = rig.shown();
+        rig.fold_with(Some(Box::new(parts)));
+        drop(rig);
+        let snapshot = crate::snapshot::decode(&dir.read_snapshot(SNAPSHOT).unwrap().unwrap()).unwrap();
+        assert_eq!(shown(&State::from_parts(snapshot.parts).unwrap()), copied);
+        assert_eq!(shown(&recover(&dir).unwrap().state), before, "the rest is in the journal");
+    }
+
+    #[test]
+    fn a_copy_that_is_behind_the_last_snapshot_is_not_written() {
+        let (_path, dir) = fresh();
+        let mut rig = Rig::start(&dir, Durability::Sync);
+        rig.set("a", 1);
+        let behind = Box::new(rig.state.parts());
+        rig.set("b", 1);
+        rig.fold();
+        rig.set("c", 1);
+        let op = rig.state.op();
+        rig.fold_with(Some(behind));
+        drop(rig);
+        assert_eq!(recover(&dir).unwrap().snapshot_op, op);
+    }
+
+    #[test]
+    fn a_damaged_snapshot_does_not_become_the_previous_one_behind_a_copy() {
+        let (_path, dir) = fresh();
+        let mut rig = Rig::start(&dir, Durability::Sync);
+        rig.fold();
+        rig.set("a", 1);
+        rig.fold();
+        let previous = dir.read_snapshot(PREVIOUS).unwrap();
+        fs::write(dir.path().join(SNAPSHOT), b"{}").unwrap();
+        rig.set("b", 1);
+        let copy = Box::new(rig.state.parts());
+        let before = rig.shown();
+        rig.fold_with(Some(copy));
+        drop(rig);
+        assert_eq!(dir.read_snapshot(PREVIOUS).unwrap(), previous);
+        assert_eq!(shown(&recover(&dir).unwrap().state), before);
     }
 
     #[test]
@@ -874,7 +929,7 @@ pub(crate) mod tests {
         rig.set("k", 1);
         let from = rig.state.file("b").unwrap().generation;
         let kept = vec![Kept { file: name("b"), generation: from, from, waits: false }];
-        rig.log.fold(Record { op: rig.state.op(), kept });
+        rig.log.fold(Record { op: rig.state.op(), kept }, None);
         rig.until(|event| matches!(event, LogEvent::SnapshotDone { .. }));
         assert_eq!(files(&dir), ["b"], "what is safe went, what is not stayed");
         rig.call(Call::AppendFile { file: name("a"), data: Arc::from(&b"2"[..]), token: 1, holder: None });

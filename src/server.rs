@@ -407,7 +407,8 @@ impl Server {
         for event in events {
             turn.take_image_event(event);
         }
-        let Turn { mut node, now, safe, last_file_op, .. } = turn;
+        let handed_over_is_safe = turn.files_are_safe();
+        let Turn { mut node, now, .. } = turn;
         while let Some(batch) = node.poll_batch() {
             log.submit(batch);
         }
@@ -419,7 +420,7 @@ impl Server {
         }
         // What was committed only now has work that nobody does any more: the next start does it, from the journal.
         let late = node.poll_file_work().is_some();
-        let files_safe = ended && !late && safe.kept.is_empty() && safe.op >= last_file_op;
+        let files_safe = ended && !late && handed_over_is_safe;
         if !node.is_idle() || !files_safe {
             log::warn!(
                 "stopped without a last snapshot, since some files are behind: the journal holds everything"

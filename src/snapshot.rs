@@ -115,11 +115,11 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
     out.write_all(&last_line(crc))
 }
 
-/// Reads a snapshot.
+/// Looks whether bytes are those that were written as a snapshot: at their format and checksum, not at what they mean.
 ///
 /// # Errors
-/// [`Fault`]. Never panics, and never recurses deeper than a value may be nested.
-pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
+/// [`Fault`].
+pub fn check(bytes: &[u8]) -> Result<(), Fault> {
     let format = format_of(bytes)?;
     if format != u64::from(FORMAT) {
         return Err(Fault::OtherFormat { format });
@@ -135,10 +135,17 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
             String::from_utf8_lossy(last)
         ));
     }
-    let document: Document = match serde_json::from_slice(bytes) {
-        Ok(document) => document,
-        Err(error) => return damaged(format!("its content is not that of a snapshot: {error}")),
-    };
+    Ok(())
+}
+
+/// Reads a snapshot.
+///
+/// # Errors
+/// [`Fault`]. Never panics, and never recurses deeper than a value may be nested.
+pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
+    check(bytes)?;
+    let document: Document = serde_json::from_slice(bytes)
+        .map_err(|error| Fault::Damaged(format!("its content is not that of a snapshot: {error}")))?;
     document.check().map_err(Fault::Damaged)?;
     let Document {
         format: _,

@@ -18,6 +18,7 @@ use crate::image::{Event as ImageEvent, Handle, Look};
 use crate::limits::DATAGRAM_MAX;
 use crate::log::{Log, LogEvent};
 use crate::node::{FileWork, Node, Transmit};
+use crate::state::{Parts, State};
 use crate::time::Time;
 use std::io;
 use std::net::SocketAddr;
@@ -37,12 +38,14 @@ pub struct Pace {
     pub datagrams: usize,
     /// Committed commands applied; the others wait for the next turn.
     pub commands: usize,
+    /// Things copied for a snapshot, as [`State::has_at_most`] counts them; that of a larger state is made from the journal.
+    pub copied: u64,
 }
 
 /// The server's.
 impl Default for Pace {
     fn default() -> Pace {
-        Pace { datagrams: 512, commands: 1_024 }
+        Pace { datagrams: 512, commands: 1_024, copied: 4_096 }
     }
 }
 
@@ -271,7 +274,7 @@ impl Turn {
                     // The image takes this for everything up to that command.
                     self.hand_over_files(outside);
                     outside.files().sync(self.node.state().op());
-                    outside.log().fold(self.safe.clone());
+                    outside.log().fold(self.safe.clone(), self.copy());
                 }
                 LogEvent::SnapshotDone { op } => {
                     log::info!("a snapshot of op {op} is written");
@@ -283,6 +286,17 @@ impl Turn {
         }
         self.node.set_room(self.now, outside.log().room());
         Ok(())
+    }
+
+    /// Whether the files have all that was committed for them and handed over.
+    pub fn files_are_safe(&self) -> bool {
+        self.safe.kept.is_empty() && self.safe.op >= self.last_file_op
+    }
+
+    /// The state for a snapshot, if it is small and no file lacks anything of it.
+    fn copy(&self) -> Option<Box<Parts>> {
+        let state: &State = self.node.state();
+        (self.files_are_safe() && state.has_at_most(self.pace.copied)).then(|| Box::new(state.parts()))
     }
 
     /// Applies what is committed, as far as this turn goes. True if nothing is left.

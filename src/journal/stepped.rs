@@ -165,7 +165,7 @@ impl Stepped {
     /// Writes the snapshot that was ordered.
     pub fn fold(&mut self) {
         let Ok(order) = self.orders.try_recv() else { return };
-        let folded = fold::fold(&self.writer.dir, &order, &AtomicBool::new(false));
+        let folded = fold::fold(&self.writer.dir, order, &AtomicBool::new(false));
         self.folded = Some(Message::Folded(folded));
     }
 

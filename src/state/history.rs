@@ -164,6 +164,12 @@ pub(super) struct History {
     bytes: u64,
 }
 
+impl History {
+    pub(super) fn len(&self) -> usize {
+        self.events.len()
+    }
+}
+
 impl WatchEvent {
     /// The names that it is about: of a rotated file both.
     pub fn names(&self) -> impl Iterator<Item = &Name> {

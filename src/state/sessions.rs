@@ -331,6 +331,11 @@ impl Session {
         self.losses.push_back(loss);
     }
 
+    /// How many waits and losses it remembers.
+    pub(super) fn remembered(&self) -> usize {
+        self.waits.len() + self.losses.len()
+    }
+
     pub(super) fn part(&self, id: SessionId) -> SessionPart {
         SessionPart {
             client: self.client,

@@ -1,8 +1,10 @@
 use super::*;
 use crate::command::Durability;
+use crate::image::record::Kept;
 use crate::image::{Image, Stepped};
 use crate::limits::Limits;
 use crate::log::Room;
+use crate::name::Name;
 use crate::proof::Secrets;
 use crate::state::State;
 use serde_json::{Value, json};
@@ -32,6 +34,8 @@ struct World {
 struct Disk {
     submitted: Vec<u64>,
     events: VecDeque<LogEvent>,
+    /// Of each snapshot that was asked for: up to which command a copy of the state was offered.
+    folds: Vec<Option<Op>>,
 }
 
 fn client() -> SocketAddr {
@@ -80,7 +84,9 @@ impl Log for Disk {
 
     fn flush(&mut self) {}
 
-    fn fold(&mut self, _safe: Record) {}
+    fn fold(&mut self, _safe: Record, state: Option<Box<Parts>>) {
+        self.folds.push(state.map(|parts| parts.head.op));
+    }
 
     fn close(&mut self) -> Result<(), String> {
         Ok(())
@@ -99,7 +105,7 @@ impl Rig {
         let secrets = Secrets { cookie: [1; 16], session: [2; 16] };
         let (limits, durability) = (Limits::default(), Durability::Sync);
         let node = Node::new(Time::ZERO, State::new(), limits, durability, false, secrets, 1 << 20);
-        let log = Disk { submitted: Vec::new(), events: VecDeque::new() };
+        let log = Disk { submitted: Vec::new(), events: VecDeque::new(), folds: Vec::new() };
         let mut rig = Rig {
             turn: Turn::new(node, clock, Time::ZERO),
             world: World { inbox: VecDeque::new(), sent: Vec::new(), log, files },
@@ -149,8 +155,21 @@ impl Rig {
         self.turn(ms).iter().filter_map(|reply| reply["id"].as_u64()).collect()
     }
 
+    /// What a turn offers for a snapshot, if it copies at most so many things.
+    fn offer(&mut self, copied: u64) -> Option<Op> {
+        self.turn.pace.copied = copied;
+        self.world.log.events.push_back(LogEvent::FoldDue);
+        self.turn.take_log_events(&mut self.world).unwrap();
+        self.world.log.folds.pop().unwrap()
+    }
+
+    /// The least number of things that may be copied for the state to be offered.
+    fn things(&mut self) -> u64 {
+        (0..1_000).find(|copied| self.offer(*copied).is_some()).expect("the state is small")
+    }
+
     fn pace(self, datagrams: usize, commands: usize) -> Rig {
-        Rig { turn: self.turn.with_pace(Pace { datagrams, commands }), ..self }
+        Rig { turn: self.turn.with_pace(Pace { datagrams, commands, copied: 0 }), ..self }
     }
 }
 
@@ -211,4 +230,36 @@ fn what_finds_no_room_among_what_waits_is_dropped_and_counted() {
     assert_eq!(answered, 20 + fit);
     rig.ask("status", json!({}));
     assert_eq!(rig.turn(20)[0]["result"]["drops"]["overload"], 80 - fit);
+}
+
+#[test]
+fn a_copy_of_the_state_is_offered_for_a_snapshot_if_it_is_small() {
+    let mut rig = Rig::new();
+    rig.turn.safe.op = rig.turn.last_file_op;
+    let empty = rig.things();
+    rig.ask("acquire_lock", json!({"keys": ["a", "b", "c"]}));
+    rig.turn(1);
+    rig.commit();
+    assert_eq!(rig.turn(2).len(), 1);
+    // A grant, its three locks twice, the reply that is kept; and less than 256 bytes.
+    assert_eq!(rig.things(), empty + 1 + 3 + 3 + 1);
+    rig.ask("set", json!({"key": "k", "value": "v".repeat(2_560)}));
+    rig.turn(3);
+    rig.commit();
+    assert_eq!(rig.turn(4).len(), 1);
+    assert!(rig.things() >= empty + 8 + 1 + 1 + 10);
+    assert_eq!(rig.offer(u64::MAX), Some(rig.turn.node.state().op()));
+}
+
+#[test]
+fn no_copy_of_the_state_is_offered_as_long_as_a_file_is_behind() {
+    let mut rig = Rig::new();
+    let op = rig.turn.node.state().op();
+    (rig.turn.last_file_op, rig.turn.safe.op) = (op, op);
+    assert_eq!(rig.offer(100), Some(op));
+    rig.turn.safe.op = op - 1;
+    assert_eq!(rig.offer(100), None);
+    let kept = Kept { file: Name::new("f").unwrap(), generation: 1, from: 1, waits: false };
+    rig.turn.safe = Record { op, kept: vec![kept] };
+    assert_eq!(rig.offer(100), None);
 }

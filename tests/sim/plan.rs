@@ -123,7 +123,8 @@ impl Plan {
         let mut beside = rng.clone().fork();
         plan.mortal = beside.bool();
         let few = [1, 3, 1_024];
-        plan.settings.pace = Pace { datagrams: few[beside.usize(0..3)], commands: few[beside.usize(0..3)] };
+        let (datagrams, commands) = (few[beside.usize(0..3)], few[beside.usize(0..3)]);
+        plan.settings.pace = Pace { datagrams, commands, copied: [0, 20, 4_096][beside.usize(0..3)] };
         plan
     }
 }

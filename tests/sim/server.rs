@@ -21,6 +21,7 @@ use tenure::log::{Batch, Log, LogEvent, Room};
 use tenure::node::{Node, Transmit};
 use tenure::proof::Secrets;
 use tenure::recovery::{self, Recovered};
+use tenure::state::Parts;
 use tenure::storage::DataDir;
 use tenure::time::Time;
 use tenure::turn::{Outside, Pace, Turn};
@@ -74,8 +75,8 @@ impl Log for Tap {
         self.log.flush();
     }
 
-    fn fold(&mut self, safe: Record) {
-        self.log.fold(safe);
+    fn fold(&mut self, safe: Record, state: Option<Box<Parts>>) {
+        self.log.fold(safe, state);
     }
 
     fn close(&mut self) -> Result<(), String> {
