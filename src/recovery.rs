@@ -707,7 +707,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_copy_that_is_behind_the_last_snapshot_is_not_written() {
+    fn a_copy_behind_the_last_snapshot_or_ahead_of_the_journal_is_not_written() {
         let (_path, dir) = fresh();
         let mut rig = Rig::start(&dir, Durability::Sync);
         rig.set("a", 1);
@@ -715,10 +715,13 @@ pub(crate) mod tests {
         rig.set("b", 1);
         rig.fold();
         rig.set("c", 1);
-        let op = rig.state.op();
         rig.fold_with(Some(behind));
-        drop(rig);
-        assert_eq!(recover(&dir).unwrap().snapshot_op, op);
+        assert_eq!(recover(&dir).unwrap().snapshot_op, rig.state.op());
+        rig.set("d", 1);
+        let mut ahead = Box::new(rig.state.parts());
+        ahead.head.op += 1;
+        rig.fold_with(Some(ahead));
+        assert_eq!(recover(&dir).unwrap().snapshot_op, rig.state.op());
     }
 
     #[test]
