@@ -78,10 +78,12 @@ impl State {
                 next += 1;
                 continue;
             }
-            match self.sweep_others(op, key, left, effects) {
-                Swept::Nothing if *left > 0 => {}
-                Swept::Something if *left > 0 => continue,
-                Swept::Nothing | Swept::Something => return false,
+            let swept = self.sweep_others(op, key, left, effects);
+            if *left == 0 {
+                return false;
+            }
+            if swept == Swept::Something {
+                continue;
             }
             *left -= 1;
             self.convert_wait(op, effects);
@@ -90,12 +92,11 @@ impl State {
             let Some(lock) = self.locks.get(key) else { return true };
             let Some(&op) = lock.line().get(lock.open()) else { return true };
             // Before the last of its locks lets it through, what is over at the others goes: their lock-delay may begin now.
-            if self.waits[&op].closed == 1 {
-                match self.sweep_others(op, key, left, effects) {
-                    Swept::Nothing => {}
-                    Swept::Something if *left > 0 => continue,
-                    Swept::Something => return false,
+            if self.waits[&op].closed == 1 && self.sweep_others(op, key, left, effects) == Swept::Something {
+                if *left == 0 {
+                    return false;
                 }
+                continue;
             }
             let Some(lock) = self.locks.get_mut(key).map(Lock::contended) else { return true };
             let wait = self.waits.get_mut(&op).expect("who stands in line waits");
@@ -340,9 +341,11 @@ pub(super) fn is_slot(mode: Mode) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Ask, Call, Command, Patience, Request, Terms};
+    use crate::command::{Ask, Call, Command, EndReason, Patience, Request, Terms};
     use crate::identity::{Nonce, SessionId};
     use crate::outcome::Outcome;
+    use crate::time::Time;
+    use std::collections::BTreeSet;
 
     fn ask(key: &str, mode: Mode) -> Ask {
         Ask { key: Name::new(key).unwrap(), mode }
@@ -353,9 +356,12 @@ mod tests {
         state.apply(op, at, command, &mut Vec::new())
     }
 
+    fn request(session: u128, id: u64, call: Call) -> Command {
+        Command::Request(Request { session: SessionId(session), id, ack: 0, got: Vec::new(), call })
+    }
+
     fn call(state: &mut State, session: u128, id: u64, call: Call) -> Outcome {
-        let request = Request { session: SessionId(session), id, ack: 0, got: Vec::new(), call };
-        apply(state, &Command::Request(request))
+        apply(state, &request(session, id, call))
     }
 
     fn acquire(state: &mut State, session: u128, id: u64, asks: Vec<Ask>) -> Outcome {
@@ -363,8 +369,81 @@ mod tests {
         call(state, session, id, Call::Acquire { asks: asks.into(), wait: Patience::Forever, owner, terms })
     }
 
+    fn open(state: &mut State, sessions: u128) {
+        for session in 1..=sessions {
+            let (nonce, name, label) = (Nonce(session), String::new(), String::new());
+            let session = SessionId(session);
+            apply(state, &Command::OpenSession { nonce, session, name, label, ttl_ms: 10_000 });
+        }
+    }
+
     fn shown(state: &State) -> String {
         format!("{:#?}", state.parts())
+    }
+
+    /// What is counted of each line and not searched for.
+    fn counted(state: &State) -> String {
+        let closed: Vec<_> = state.waits.iter().map(|(op, wait)| (op, wait.closed)).collect();
+        let count = |(key, lock): (&Name, &Lock)| {
+            let open = (lock.open(), lock.is_plain(), lock.slot_waits(), lock.held(), lock.taken());
+            format!("{key:?} {:?} {:?} {:?} {open:?}", lock.holders(), lock.converting(), lock.line())
+        };
+        let locks: Vec<_> = state.locks.iter().map(count).collect();
+        format!("{locks:#?} {closed:?}")
+    }
+
+    /// What is settled and lost by commands, each thing once.
+    #[derive(Default)]
+    struct Ends {
+        waits: BTreeSet<(SessionId, u64)>,
+        grants: BTreeSet<Token>,
+    }
+
+    impl Ends {
+        /// Applies a command at that time; gives how much it ended.
+        fn apply(&mut self, state: &mut State, at: Time, command: &Command) -> usize {
+            let mut effects = Vec::new();
+            state.apply(state.op() + 1, at, command, &mut effects);
+            self.take(&effects)
+        }
+
+        fn take(&mut self, effects: &[Effect]) -> usize {
+            let before = self.waits.len() + self.grants.len();
+            for effect in effects {
+                match effect {
+                    Effect::Settled { session, id } => {
+                        assert!(self.waits.insert((*session, *id)), "{effect:?}")
+                    }
+                    Effect::Lost { loss, .. } => assert!(self.grants.insert(loss.token), "{effect:?}"),
+                    _ => {}
+                }
+            }
+            self.waits.len() + self.grants.len() - before
+        }
+    }
+
+    /// Readers of these locks whose leases end after a second, and as many writers behind them who wait no longer than
+    /// that.
+    fn soon_over(state: &mut State, keys: &[&str], count: u64) {
+        for (place, key) in (0..).zip(keys) {
+            for number in 1..=count {
+                let id = place * count + number;
+                let (owner, lease) =
+                    (format!("owner {id}"), Terms { lease_ms: Some(1_000), ..Terms::default() });
+                let asks = vec![ask(key, Mode::Shared)].into();
+                let (wait, terms) = (Patience::Try, lease);
+                call(state, 1, id, Call::Acquire { asks, wait, owner: owner.clone(), terms });
+            }
+        }
+        for (place, key) in (0..).zip(keys) {
+            for number in 1..=count {
+                let id = place * count + number;
+                let (owner, terms) = (format!("owner {id}"), Terms::default());
+                let asks = vec![ask(key, Mode::Exclusive)].into();
+                let session = 2 + u128::from(id % 16);
+                call(state, session, id, Call::Acquire { asks, wait: Patience::Millis(1_000), owner, terms });
+            }
+        }
     }
 
     /// More readers than one command may serve wait for a writer, some of them for a second lock besides. A snapshot that
@@ -373,12 +452,7 @@ mod tests {
     #[test]
     fn a_line_that_one_command_cannot_serve_is_served_by_the_next_also_from_a_snapshot() {
         let mut state = State::new();
-        for session in 1..=4 {
-            let (nonce, name, label) = (Nonce(session), String::new(), String::new());
-            let session = SessionId(session);
-            let open = Command::OpenSession { nonce, session, name, label, ttl_ms: 10_000 };
-            apply(&mut state, &open);
-        }
+        open(&mut state, 4);
         for (id, key) in [(1, "lock"), (2, "other")] {
             acquire(&mut state, 1, id, vec![ask(key, Mode::Exclusive)]);
         }
@@ -406,5 +480,137 @@ mod tests {
         assert_eq!((lock.holders().len(), lock.line().len(), lock.open()), (480, 120, 120));
         call(&mut state, 1, 4, Call::Release { token: 2, holder: None });
         assert_eq!((state.locks["lock"].holders().len(), state.waits.len()), (600, 0));
+    }
+
+    /// Conversions take no more than their share of a command either. What a command can serve to the end, it does: nothing
+    /// is left that would call for a tick.
+    #[test]
+    fn conversions_that_one_command_cannot_serve_are_served_by_the_next() {
+        for (count, turns) in [(SWEEP_MAX, 0), (SWEEP_MAX + 1, 1)] {
+            let mut state = State::new();
+            open(&mut state, 17);
+            let key = |number: usize| format!("lock {number:03}");
+            // Nobody waits for the last of them.
+            let all = (0..=count).map(|number| ask(&key(number), Mode::Shared)).collect();
+            acquire(&mut state, 1, 1, all);
+            for number in 0..=count {
+                let (session, id) = (2 + number as u128 % 16, 1 + number as u64);
+                acquire(&mut state, session, id, vec![ask(&key(number), Mode::Shared)]);
+            }
+            for number in 0..count {
+                let (session, id) = (2 + number as u128 % 16, 1_001 + number as u64);
+                let asks = vec![ask(&key(number), Mode::Exclusive)].into();
+                let (token, holder, wait) = (2 + number as u64, None, Patience::Forever);
+                let outcome = call(&mut state, session, id, Call::Convert { token, holder, asks, wait });
+                assert!(matches!(outcome, Outcome::Waiting(_)), "{outcome:?}");
+            }
+            call(&mut state, 1, 2, Call::Release { token: 1, holder: None });
+            assert_eq!(state.waits.len(), count.saturating_sub(SWEEP_MAX));
+            let mut ticks = 0;
+            while state.next_due() == Some(Time::ZERO) {
+                let read = State::from_parts(state.parts()).unwrap();
+                assert_eq!(shown(&read), shown(&state));
+                apply(&mut state, &Command::Tick);
+                ticks += 1;
+            }
+            assert_eq!((ticks, state.waits.len(), state.unserved.len()), (turns, 0, 0));
+        }
+    }
+
+    #[test]
+    fn a_sweep_does_no_more_than_it_may_and_says_whether_that_was_all() {
+        let mut state = State::new();
+        open(&mut state, 17);
+        soon_over(&mut state, &["lock"], 10);
+        let mut ends = Ends::default();
+        let later = Time::from_millis(1_000);
+        ends.apply(&mut state, later, &request(1, 100, Call::CancelWait { wait: 101 }));
+        let key = Name::new("lock").unwrap();
+        for (may, left, all) in [(4, 0, false), (9, 0, false), (10, 3, true), (10, 10, true)] {
+            let (mut budget, mut effects) = (may, Vec::new());
+            assert_eq!(state.sweep_lock(&key, &mut budget, &mut effects), all);
+            assert_eq!((budget, ends.take(&effects)), (left, may - left));
+        }
+        assert_eq!((ends.grants.len(), ends.waits.len()), (10, 10));
+    }
+
+    /// Far more holders and waits are over than one command may clean up. Whoever comes is served in its time, and all of
+    /// them are told once.
+    #[test]
+    fn no_command_cleans_up_without_bound_and_nothing_is_left_or_told_twice() {
+        let mut state = State::new();
+        open(&mut state, 18);
+        let keys = ["a", "b", "c"];
+        soon_over(&mut state, &keys, 600);
+        assert_eq!((state.grants.len(), state.waits.len()), (1_800, 1_800));
+        let mut ends = Ends::default();
+        let later = Time::from_millis(1_000);
+        let asks: Vec<Ask> = keys.iter().map(|key| ask(key, Mode::Exclusive)).collect();
+        let (owner, terms) = (String::new(), Terms::default());
+        let newcomer = Call::Acquire { asks: asks.into(), wait: Patience::Forever, owner, terms };
+        let mut command = request(18, 1, newcomer);
+        while state.grants.len() > 1 || !state.waits.is_empty() {
+            // What is due, what its end lets go of, and what a newcomer needs: each has its share.
+            let ended = ends.apply(&mut state, later, &command);
+            assert!(ended > 0 && ended <= 3 * SWEEP_MAX, "{ended} in one command");
+            command = Command::Tick;
+        }
+        assert_eq!((ends.grants.len(), ends.waits.len()), (1_800, 1_801));
+        assert_eq!((state.grants.len(), state.waits.len(), state.next_due()), (1, 0, None));
+    }
+
+    /// An ended session is cleaned up over several commands. Whoever needs one of its locks before that does not wait for
+    /// them.
+    #[test]
+    fn a_lock_of_an_ended_session_is_free_before_the_session_is_cleaned_up() {
+        let mut state = State::new();
+        open(&mut state, 2);
+        let count = 2 * SWEEP_MAX as u64;
+        for id in 1..=count {
+            acquire(&mut state, 1, id, vec![ask(&format!("lock {id}"), Mode::Exclusive)]);
+        }
+        let (session, term, reason) = (SessionId(1), 0, EndReason::Closed);
+        apply(&mut state, &Command::EndSession { session, term, reason });
+        assert_eq!((state.grants.len(), state.leaving.len()), (SWEEP_MAX, 1));
+        let outcome = acquire(&mut state, 2, 1, vec![ask(&format!("lock {count}"), Mode::Exclusive)]);
+        assert!(matches!(outcome, Outcome::Granted { .. }), "{outcome:?}");
+    }
+
+    /// Whatever happens in a line, its counters say what is there: those of a state built from parts are counted anew. A lock
+    /// that nobody waits for any more is as small as before.
+    #[test]
+    fn what_is_counted_is_what_is_there() {
+        let slot = |weight| Mode::Slot { slots: 3, weight };
+        let mut state = State::new();
+        open(&mut state, 4);
+        let mut step = |session: u128, id: u64, what: Call| {
+            let outcome = call(&mut state, session, id, what);
+            assert!(!matches!(outcome, Outcome::Refused(_) | Outcome::Void), "{outcome:?}");
+            assert_eq!(counted(&State::from_parts(state.parts()).unwrap()), counted(&state));
+            state.locks.get("a").map(Lock::is_plain)
+        };
+        let acquire = |key: &str, mode: Mode| {
+            let (asks, owner, terms) = (vec![ask(key, mode)].into(), String::new(), Terms::default());
+            Call::Acquire { asks, wait: Patience::Forever, owner, terms }
+        };
+        let release = |token| Call::Release { token, holder: None };
+        let convert = |token, mode| {
+            let (asks, wait) = (vec![ask("a", mode)].into(), Patience::Forever);
+            Call::Convert { token, holder: None, asks, wait }
+        };
+        assert_eq!(step(1, 1, acquire("a", Mode::Exclusive)), Some(true));
+        assert_eq!(step(2, 1, acquire("a", slot(1))), Some(false));
+        assert_eq!(step(3, 1, acquire("a", slot(2))), Some(false));
+        assert_eq!(step(2, 2, Call::CancelWait { wait: 1 }), Some(false));
+        assert_eq!(step(3, 2, Call::CancelWait { wait: 1 }), Some(true));
+        assert_eq!(step(2, 3, acquire("a", slot(1))), Some(false));
+        assert_eq!(step(3, 3, acquire("a", slot(2))), Some(false));
+        assert_eq!(step(4, 1, acquire("a", slot(1))), Some(false));
+        step(1, 2, release(1));
+        step(2, 4, convert(2, slot(2)));
+        step(3, 4, release(3));
+        step(4, 2, release(5));
+        step(2, 5, release(4));
+        assert_eq!(step(1, 3, acquire("b", Mode::Shared)), None);
     }
 }

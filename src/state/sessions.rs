@@ -186,11 +186,6 @@ impl Session {
         }
     }
 
-    /// Whether the client has said that it has the reply to wait `id`, or there is no such reply to have.
-    pub fn has_got(&self, id: u64) -> bool {
-        self.waits.get(&id).is_none_or(|wait| wait.got)
-    }
-
     /// Answered waits that the client has not named in `got`.
     pub fn untold_waits(&self) -> impl Iterator<Item = u64> + '_ {
         self.waits.iter().filter(|(_, wait)| wait.outcome.is_some() && !wait.got).map(|(id, _)| *id)
@@ -635,4 +630,127 @@ pub(super) fn waits_already(wait: u64) -> Refusal {
         "this owner waits already, in request {wait}; cancel that wait first, or name another `owner` for this one"
     );
     Refusal::new(Kind::AlreadyHeld, text).with(Detail::Waits { wait })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Ask, Call, Command, Durability, Life, Mode, Patience, Request, Terms};
+
+    const ID: SessionId = SessionId(1);
+
+    /// A state with one session, beside one that holds lock "held".
+    fn state(limits: Limits) -> State {
+        let mut state = State::new();
+        let (durability, raised) = (Durability::Sync, false);
+        apply(&mut state, &Command::NewTerm { term: 1, limits, durability, raised });
+        for number in [1, 2] {
+            let (nonce, name, label) = (Nonce(number), String::new(), String::new());
+            let session = SessionId(number);
+            apply(&mut state, &Command::OpenSession { nonce, session, name, label, ttl_ms: 10_000 });
+        }
+        let request = Request { session: SessionId(2), ..request(1, 0, &[], wait("")) };
+        apply(&mut state, &Command::Request(request));
+        state
+    }
+
+    fn apply(state: &mut State, command: &Command) -> Outcome {
+        state.apply(state.op() + 1, Time::ZERO, command, &mut Vec::new())
+    }
+
+    fn request(id: u64, ack: u64, got: &[u64], call: Call) -> Request {
+        Request { session: ID, id, ack, got: got.to_vec(), call }
+    }
+
+    fn ask(state: &mut State, id: u64, ack: u64, got: &[u64], call: Call) -> Outcome {
+        apply(state, &Command::Request(request(id, ack, got, call)))
+    }
+
+    fn wait(owner: &str) -> Call {
+        let asks = Ask { key: Name::new("held").unwrap(), mode: Mode::Exclusive }.into();
+        Call::Acquire { asks, wait: Patience::Forever, owner: owner.into(), terms: Terms::default() }
+    }
+
+    fn set() -> Call {
+        let (key, value, life) = (Name::new("key").unwrap(), "1".into(), Life::default());
+        Call::Set { key, value, if_version: None, life, token: None, holder: None }
+    }
+
+    fn session(state: &State) -> &Session {
+        state.session(ID).unwrap()
+    }
+
+    /// Request 1 is a wait that the client has the answer to, if `got` says so; 2 one whose answer it may not have; 3 stands in
+    /// line.
+    fn with_waits(max: u64, ack: u64, got: &[u64]) -> State {
+        let mut state = state(Limits { session_waits: max, ..Limits::default() });
+        for (id, owner) in [(1, "one"), (2, "two"), (3, "three")] {
+            ask(&mut state, id, 0, &[], wait(owner));
+        }
+        ask(&mut state, 4, 0, &[], Call::CancelWait { wait: 1 });
+        ask(&mut state, 5, ack, got, Call::CancelWait { wait: 2 });
+        state
+    }
+
+    #[test]
+    fn a_wait_finds_room_if_and_only_if_it_was_told_so() {
+        let mut told = [0, 0];
+        for max in 3..=5 {
+            for (acked, had) in [(0, &[][..]), (0, &[1]), (1, &[]), (1, &[1]), (2, &[])] {
+                for (ack, got) in
+                    (0..=4).flat_map(|ack| [&[][..], &[1], &[2], &[1, 2], &[3]].map(|got| (ack, got)))
+                {
+                    for in_flight in 0..=3 {
+                        let mut state = with_waits(max, acked, had);
+                        let limits = state.limits().clone();
+                        let room = session(&state).has_wait_window(ack, got, in_flight, &limits);
+                        let begins = |outcome| matches!(outcome, Outcome::Waiting(_));
+                        let mut found = begins(ask(&mut state, 10, ack, got, wait("new")));
+                        for id in 11..11 + in_flight {
+                            found &= begins(ask(&mut state, id, 0, &[], wait(&id.to_string())));
+                        }
+                        let case =
+                            format!("{max} waits, {acked} and {ack} acknowledged, {had:?} and {got:?} got");
+                        assert_eq!(room, found, "{case}, {in_flight} in flight");
+                        told[usize::from(room)] += 1;
+                    }
+                }
+            }
+        }
+        assert!(told[0] > 50 && told[1] > 50, "{told:?}");
+    }
+
+    #[test]
+    fn a_wait_that_made_room_for_another_is_not_executed_again() {
+        let mut state = with_waits(3, 0, &[]);
+        assert!(matches!(ask(&mut state, 6, 0, &[], wait("four")), Outcome::Waiting(_)));
+        assert_eq!(session(&state).record(1), Standing::Stale);
+        assert_eq!(ask(&mut state, 1, 0, &[], wait("one")), Outcome::Void);
+        assert!(matches!(session(&state).record(2), Standing::Kept(_)));
+    }
+
+    #[test]
+    fn unseen_is_what_has_no_record_and_was_not_acknowledged() {
+        let mut state = with_waits(9, 0, &[]);
+        ask(&mut state, 6, 5, &[1], Call::CancelWait { wait: 8 });
+        let unseen: Vec<u64> = (1..=10).filter(|id| session(&state).is_unseen(*id)).collect();
+        // 1 and 4 are acknowledged, 2 and 3 waits, 5 and 6 answered, 8 cancelled before it came.
+        assert_eq!(unseen, [7, 9, 10]);
+    }
+
+    #[test]
+    fn replies_are_kept_up_to_their_bytes_and_weighed_until_they_go() {
+        let weight = Outcome::Done.weight();
+        let mut state = state(Limits { reply_bytes: 3 * weight, ..Limits::default() });
+        for (id, count) in [(1, 1), (2, 2), (3, 3), (4, 3)] {
+            ask(&mut state, id, 0, &[], set());
+            assert_eq!(session(&state).kept(), KeptReplies { count, bytes: count * weight });
+        }
+        assert_eq!(session(&state).record(1), Standing::Stale);
+        ask(&mut state, 5, 4, &[], set());
+        assert_eq!(session(&state).kept(), KeptReplies { count: 2, bytes: 2 * weight });
+        let window = |bytes| Window { replies: 9, reply_bytes: bytes };
+        assert_eq!(session(&state).full_window(0, 0, window(2 * weight)), Some(("reply_bytes", 2 * weight)));
+        assert_eq!(session(&state).full_window(0, 0, window(2 * weight + 1)), None);
+    }
 }

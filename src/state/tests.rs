@@ -1,1 +1,86 @@
 //! What the state machine promises, one sentence a test. More stands in the golden scripts (`tests/scripts`).
+
+use super::*;
+use crate::command::{Ask, Mode, Patience, Terms};
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+/// Client 1 holds locks a and b. Client 2 waits for both, in request 1, and for b, in request 2; its request 3 was a wait that
+/// it cancelled, in request 4. Client 3 waits for a.
+fn waited_for() -> State {
+    let mut state = State::new();
+    let mut apply = |command: &Command| {
+        let outcome = state.apply(state.op() + 1, Time::ZERO, command, &mut Vec::new());
+        assert!(!matches!(outcome, Outcome::Refused(_) | Outcome::Void), "{outcome:?}");
+    };
+    for session in 1..=3 {
+        let (nonce, name, label) = (Nonce(session), String::new(), String::new());
+        let session = SessionId(session);
+        apply(&Command::OpenSession { nonce, session, name, label, ttl_ms: 10_000 });
+    }
+    let mut call = |session: u128, id: u64, call: Call| {
+        apply(&Command::Request(Request { session: SessionId(session), id, ack: 0, got: Vec::new(), call }));
+    };
+    let acquire = |keys: &[&str], owner: &str| {
+        let asks = keys.iter().map(|key| Ask { key: name(key), mode: Mode::Exclusive }).collect();
+        Call::Acquire { asks, wait: Patience::Forever, owner: owner.into(), terms: Terms::default() }
+    };
+    call(1, 1, acquire(&["a", "b"], ""));
+    call(2, 1, acquire(&["a", "b"], "one"));
+    call(2, 2, acquire(&["b"], "two"));
+    call(2, 3, acquire(&["b"], "three"));
+    call(2, 4, Call::CancelWait { wait: 3 });
+    call(3, 1, acquire(&["a"], ""));
+    state
+}
+
+type Spoil = fn(&mut Parts);
+
+#[test]
+fn sessions_and_waits_that_contradict_each_other_are_refused() {
+    let state = waited_for();
+    assert!(State::from_parts(state.parts()).is_ok());
+    let spoilt: [(&str, Spoil); 23] = [
+        ("session of client 0: its number was never given", |parts| parts.sessions[0].client = 0),
+        ("session of client 9: its number was never given", |parts| parts.sessions[2].client = 9),
+        ("its number, id or nonce stands twice", |parts| parts.sessions[0].client = 2),
+        ("its number, id or nonce stands twice", |parts| parts.sessions[0].nonce = Nonce(2)),
+        ("its number, id or nonce stands twice", |parts| parts.sessions[0].session = SessionId(2)),
+        ("client 2: request 4 has two replies", |parts| {
+            let reply = parts.sessions[1].replies[0].clone();
+            parts.sessions[1].replies.push(reply);
+        }),
+        ("client 2: request 1 has two records", |parts| {
+            let wait = parts.sessions[1].waits[0].clone();
+            parts.sessions[1].waits.push(wait);
+        }),
+        ("client 2: request 4 has two records", |parts| parts.sessions[1].waits[2].id = 4),
+        ("client 2 remembers a wait that stands in no line", |parts| drop(parts.waits.remove(0))),
+        ("wait 5: it has no session", |parts| parts.waits[0].client = 9),
+        ("its session does not remember it as in line", |parts| parts.waits[0].id = 9),
+        ("its session does not remember it as in line", |parts| parts.waits[0].id = 3),
+        ("its session does not remember it as in line", |parts| parts.waits[1].id = 1),
+        ("wait 6: its owner waits twice", |parts| parts.waits[1].owner = "one".into()),
+        ("wait 0: it is out of order", |parts| parts.waits[0].op = 0),
+        ("wait 99: it is out of order", |parts| parts.waits[2].op = 99),
+        ("wait 5: it is out of order", |parts| parts.waits.swap(0, 1)),
+        ("wait 5: it is out of order", |parts| parts.waits[1].op = 5),
+        ("wait 5: its locks are none", |parts| parts.waits[0].asks = Vec::new().into()),
+        ("wait 5: its locks are none, out of order", |parts| parts.waits[0].asks.reverse()),
+        ("wait 5: its locks are none, out of order or twice the same", |parts| {
+            parts.waits[0].asks[1].key = name("a");
+        }),
+        ("wait 5: it converts a grant that is not its session's", |parts| parts.waits[0].converts = Some(1)),
+        ("wait 5: nothing stands in its way", |parts| parts.grants.clear()),
+    ];
+    for (why, spoil) in spoilt {
+        let mut parts = state.parts();
+        spoil(&mut parts);
+        match State::from_parts(parts) {
+            Ok(_) => panic!("it was taken, although: {why}"),
+            Err(sentence) => assert!(sentence.contains(why), "{sentence}, and not: {why}"),
+        }
+    }
+}
