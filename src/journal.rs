@@ -182,7 +182,7 @@ impl FileLog {
         let opened = Opened::open(&dir, tail, config.segment_bytes)?;
         let (inbox, messages) = unbounded();
         let (events_in, events) = unbounded();
-        let helpers = Helpers::start(&dir, config.segment_bytes, opened.short, &inbox)?;
+        let helpers = Helpers::start(&dir, config.segment_bytes, &inbox)?;
         let outbox = Outbox { events: events_in, wake, told_room: Room::Ok };
         let writer = Writer::new(dir, tail, config, opened, messages, helpers, outbox, Instant::now());
         let mut log = FileLog::beside(&writer, inbox, events);
@@ -454,6 +454,11 @@ impl Opened {
             short: false,
         }
     }
+
+    /// Bytes behind the last batch.
+    fn left(&self) -> u64 {
+        self.size - self.offset
+    }
 }
 
 /// The whole batches of a segment under another id, with a seal behind them if there is room; and the number of the
@@ -562,7 +567,7 @@ impl Writer {
         now: Instant,
     ) -> Writer {
         let gauge = Arc::new(Gauge::default());
-        gauge.left.store(opened.size - opened.offset, Ordering::Release);
+        gauge.left.store(opened.left(), Ordering::Release);
         gauge.short.store(opened.short, Ordering::Release);
         helpers.keep(Keep::Spare);
         helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes(&dir))));
@@ -609,6 +614,9 @@ impl Writer {
         loop {
             match self.next_message() {
                 Next::Message(message) => {
+                    if let Message::Batch(_, true) = message {
+                        thread::sleep(LINGER);
+                    }
                     if !self.take(message)? {
                         return Ok(());
                     }
@@ -624,9 +632,6 @@ impl Writer {
     fn take(&mut self, message: Message) -> Result<bool, DiskError> {
         match message {
             Message::Batch(batch, told) => {
-                if told && self.told_now.is_none() {
-                    thread::sleep(LINGER);
-                }
                 let batches = self.gather(batch, told);
                 self.write(&batches)?;
             }
@@ -752,7 +757,7 @@ impl Writer {
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        self.at.offset + bytes as u64 <= self.at.size
+        bytes as u64 <= self.at.left()
     }
 
     /// Hands bytes to the kernel.
@@ -761,14 +766,12 @@ impl Writer {
             return Ok(());
         }
         point("journal.before_write", &self.at.path)?;
-        write_in_halves(&self.at.file, out, self.at.offset).map_err(|error| DiskError {
-            no_space: false,
-            ..DiskError::io("write", &self.at.path, &error)
-        })?;
+        write_in_halves(&self.at.file, out, self.at.offset)
+            .map_err(|error| DiskError::io("write", &self.at.path, &error))?;
         point("journal.after_write", &self.at.path)?;
         self.at.offset += out.len() as u64;
         self.fold_bytes += out.len() as u64;
-        self.gauge.left.store(self.at.size - self.at.offset, Ordering::Release);
+        self.gauge.left.store(self.at.left(), Ordering::Release);
         (self.dirty, self.sealed, self.last_write) = (true, false, self.now());
         out.clear();
         Ok(())
@@ -809,10 +812,8 @@ impl Writer {
             return Ok(());
         }
         point("journal.before_sync", &self.at.path)?;
-        let synced = disk::sync_data(&self.at.file).map_err(|error| DiskError {
-            no_space: false,
-            ..DiskError::io("sync", &self.at.path, &error.into())
-        });
+        let synced = disk::sync_data(&self.at.file)
+            .map_err(|error| DiskError::io("sync", &self.at.path, &error.into()));
         if !crate::bug::planted("error_of_a_sync_ignored") {
             synced?;
         }
@@ -848,11 +849,11 @@ impl Writer {
         self.at.file = file;
         self.at.path = self.dir.segment(number);
         // A segment counts whole: what no batch fits into, and the header of the next.
-        self.fold_bytes += self.at.size - self.at.offset + segment::HEADER_BYTES as u64;
+        self.fold_bytes += self.at.left() + segment::HEADER_BYTES as u64;
         (self.at.number, self.at.id, self.at.size) = (number, id, size);
         self.at.offset = segment::HEADER_BYTES as u64;
         self.gauge.spare.store(false, Ordering::Release);
-        self.gauge.left.store(size - self.at.offset, Ordering::Release);
+        self.gauge.left.store(self.at.left(), Ordering::Release);
         self.sealed = true;
         self.helpers.keep(Keep::Spare);
         Ok(())
@@ -1007,12 +1008,7 @@ struct Helpers {
 }
 
 impl Helpers {
-    fn start(
-        dir: &Arc<DataDir>,
-        segment_bytes: u64,
-        short: bool,
-        inbox: &Sender<Message>,
-    ) -> Result<Helpers, DiskError> {
+    fn start(dir: &Arc<DataDir>, segment_bytes: u64, inbox: &Sender<Message>) -> Result<Helpers, DiskError> {
         let stop = Arc::new(AtomicBool::new(false));
         let (keep, jobs) = unbounded();
         let (fold, orders) = unbounded::<Order>();
@@ -1023,7 +1019,6 @@ impl Helpers {
             inbox: inbox.clone(),
             spare: None,
             reserve: None,
-            short,
         };
         let keeper = spawn("keeper", move || keeper.run(&jobs))?;
         let (dir, halt, inbox) = (dir.clone(), stop.clone(), inbox.clone());
@@ -1080,8 +1075,6 @@ struct Keeper {
     /// What is still to be made.
     spare: Option<()>,
     reserve: Option<u64>,
-    /// Whether the disk was full when last asked.
-    short: bool,
 }
 
 impl Keeper {
@@ -1143,17 +1136,7 @@ impl Keeper {
                 Err(error) => return Err(error),
             }
         }
-        match lack {
-            Some(error) => {
-                self.short = true;
-                self.tell(Kept::Short(error));
-            }
-            None if self.short => {
-                self.short = false;
-                self.tell(Kept::Enough);
-            }
-            None => {}
-        }
+        self.tell(lack.map_or(Kept::Enough, Kept::Short));
         Ok(())
     }
 
