@@ -2,9 +2,15 @@
 
 use super::*;
 use crate::command::Entry;
+use crate::disk::{Change, Step, Witness};
 use crate::limits::Limits;
+use crate::recovery::tests::{SmallDisk, fill};
 use crate::recovery::walk;
 use crate::time::Time;
+use rustix::io::Errno;
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
 
 const SERVER: ServerId = ServerId(5);
 
@@ -323,4 +329,631 @@ fn the_room_counts_what_is_submitted_and_not_yet_written() {
     assert_eq!(gauge.room(90_000, 10_000), Room::Full);
     gauge.spare.store(true, Ordering::Release);
     assert_eq!(gauge.room(90_000, 10_000), Room::Low, "the spare holds a whole segment");
+}
+
+/// Watches what this thread does to the disk, and refuses what a test wants refused.
+struct Probe {
+    steps: RefCell<Vec<Step>>,
+    refuse: RefCell<Box<dyn Fn(Step) -> Option<Errno>>>,
+}
+
+impl Witness for Probe {
+    fn before(&self, step: Step) -> io::Result<()> {
+        self.steps.borrow_mut().push(step);
+        (self.refuse.borrow())(step).map_or(Ok(()), |errno| Err(errno.into()))
+    }
+
+    fn after(&self, _: Change<'_>) {}
+}
+
+/// Watched until it is dropped.
+struct Watched(Rc<Probe>);
+
+impl Watched {
+    fn begin() -> Watched {
+        let probe =
+            Rc::new(Probe { steps: RefCell::new(Vec::new()), refuse: RefCell::new(Box::new(|_| None)) });
+        disk::watch(Some(probe.clone()));
+        Watched(probe)
+    }
+
+    /// From here on the disk answers so.
+    fn refuse(&self, refuse: impl Fn(Step) -> Option<Errno> + 'static) {
+        *self.0.refuse.borrow_mut() = Box::new(refuse);
+    }
+
+    /// What was done since this was last asked.
+    fn steps(&self) -> Vec<Step> {
+        self.0.steps.take()
+    }
+
+    /// How many files were synced since anything was last asked.
+    fn syncs(&self) -> usize {
+        self.steps().iter().filter(|step| matches!(step, Step::Sync { .. })).count()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        disk::watch(None);
+    }
+}
+
+thread_local! {
+    static SAID: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Keeps what each thread has for the log.
+struct Listener;
+
+impl ::log::Log for Listener {
+    fn enabled(&self, _: &::log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &::log::Record<'_>) {
+        SAID.with_borrow_mut(|said| said.push(record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// What this thread had for the log since this was last asked.
+fn said() -> Vec<String> {
+    let _ = ::log::set_logger(&Listener);
+    ::log::set_max_level(::log::LevelFilter::Info);
+    SAID.take()
+}
+
+fn no_room_for_files(step: Step) -> Option<Errno> {
+    matches!(step, Step::Allocate { .. }).then_some(Errno::NOSPC)
+}
+
+fn failing_for_files(step: Step) -> Option<Errno> {
+    matches!(step, Step::Allocate { .. }).then_some(Errno::IO)
+}
+
+/// A journal in steps, at one moment until the test says another, with the loop's side of it.
+struct Steps {
+    dir: Arc<DataDir>,
+    log: FileLog,
+    journal: Stepped,
+    now: Instant,
+    /// The last batch submitted, and its last op.
+    seq: u64,
+    op: Op,
+}
+
+impl Steps {
+    fn start(dir: &Arc<DataDir>, config: &JournalConfig) -> Steps {
+        let (now, tail) = (Instant::now(), tail(dir));
+        let (log, journal) = Stepped::start(dir.clone(), &tail, config, now).unwrap();
+        Steps { dir: dir.clone(), log, journal, now, seq: 0, op: tail.last_op }
+    }
+
+    fn pass(&mut self, millis: u64) {
+        self.now += Duration::from_millis(millis);
+    }
+
+    /// Submits one command with a text of so many bytes.
+    fn submit(&mut self, bytes: usize) {
+        (self.seq, self.op) = (self.seq + 1, self.op + 1);
+        self.log.submit(batch(self.seq, self.op, 1, bytes));
+    }
+
+    /// One turn of the journal; gives what the loop hears of it.
+    fn turn(&mut self) -> Vec<LogEvent> {
+        self.journal.write(self.now).unwrap();
+        self.journal.tell_written();
+        std::iter::from_fn(|| self.log.poll()).collect()
+    }
+
+    /// Submits, and gives what the loop hears of it beside the commit.
+    fn write(&mut self, bytes: usize) -> Vec<LogEvent> {
+        self.submit(bytes);
+        let mut told = self.turn();
+        assert_eq!(told.remove(0), LogEvent::Committed { seq: self.seq });
+        told
+    }
+
+    /// The keeper does what it can, once over; gives what the loop hears of it.
+    fn keep(&mut self) -> Vec<LogEvent> {
+        self.journal.keep();
+        while self.journal.can_keep() {
+            self.journal.keep();
+        }
+        self.journal.tell_kept();
+        self.journal.tell_written();
+        std::iter::from_fn(|| self.log.poll()).collect()
+    }
+
+    /// A snapshot of all so far.
+    fn fold(&mut self) -> Vec<LogEvent> {
+        self.log.fold(Record::default());
+        let mut told = self.turn();
+        self.journal.fold();
+        self.journal.tell_folded();
+        told.extend(self.turn());
+        told
+    }
+
+    /// Writes until exactly so many bytes are left in the segment.
+    fn fill_to(&mut self, left: u64) {
+        loop {
+            let rest = SEGMENT_BYTES_MIN - self.end() - left;
+            // What a record takes beside its text, with the length of a text of this size.
+            let mut record = Vec::new();
+            record::encode(&batch(1, self.op + 1, 1, 20_000).entries[0], &mut record);
+            let text = rest as usize - batch::HEADER_BYTES - (record.len() - 20_000);
+            let most = 100_000;
+            self.write(if text > most { most / 2 } else { text });
+            if text <= most {
+                break;
+            }
+        }
+        assert_eq!(SEGMENT_BYTES_MIN - self.end(), left);
+    }
+
+    /// The number of the segment that is written.
+    fn number(&self) -> u64 {
+        *self.dir.segments().unwrap().last().unwrap()
+    }
+
+    fn segment(&self) -> Segment {
+        Segment::read(&self.dir.read_segment(self.number()).unwrap()).unwrap()
+    }
+
+    /// Where the last batch of that segment ends.
+    fn end(&self) -> u64 {
+        self.segment().end as u64
+    }
+}
+
+#[test]
+fn without_durability_16_mib_may_wait_to_be_written() {
+    let (_path, dir) = fresh();
+    let config = JournalConfig { durability: Durability::None, ..JournalConfig::default() };
+    let mut steps = Steps::start(&dir, &config);
+    loop {
+        let waiting = steps.log.unwritten();
+        steps.submit(1_000_000);
+        let told = steps.log.poll();
+        assert_eq!(told.is_some(), waiting <= 16 << 20, "{waiting} bytes wait");
+        if told.is_none() {
+            break;
+        }
+    }
+    steps.submit(1);
+    assert_eq!(steps.log.poll(), None, "nor is what stands behind it");
+}
+
+#[test]
+fn the_largest_batch_is_a_mebibyte_or_half_a_segment_less_room_for_a_seal() {
+    for (segment_bytes, most) in [(SEGMENT_BYTES_MIN, 126_976), (16 << 20, 1 << 20)] {
+        let (_path, dir) = fresh();
+        let mut steps = Steps::start(&dir, &JournalConfig { segment_bytes, ..config(Durability::Sync) });
+        assert_eq!(steps.log.batch_bytes_max(), most);
+        steps.write(most - bytes_of(&batch(1, 1, 1, 0).entries));
+        assert_eq!(entries(&dir).len(), 1);
+    }
+}
+
+#[test]
+fn one_write_takes_batches_until_they_are_4_mib() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &JournalConfig::default());
+    let text = (1 << 20) - bytes_of(&batch(1, 1, 1, 0).entries);
+    for bytes in [text, text, text, text, 1, 1] {
+        steps.submit(bytes);
+    }
+    let count =
+        |told: Vec<LogEvent>| told.iter().filter(|event| matches!(event, LogEvent::Committed { .. })).count();
+    assert_eq!(count(steps.turn()), 4);
+    assert_eq!(count(steps.turn()), 2);
+}
+
+#[test]
+fn a_write_goes_in_two_halves_so_that_a_crash_can_come_between() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    let watched = Watched::begin();
+    steps.write(1_000);
+    let ends: Vec<u64> = watched
+        .steps()
+        .iter()
+        .filter_map(|step| match step {
+            Step::Write { end, .. } => Some(*end),
+            _ => None,
+        })
+        .collect();
+    let (start, end) = (segment::HEADER_BYTES as u64, steps.end());
+    assert_eq!(ends, [start + (end - start) / 2, end]);
+}
+
+#[test]
+fn a_batch_is_synced_before_it_is_told_and_a_sync_that_fails_is_the_end() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    let watched = Watched::begin();
+    steps.write(10);
+    assert_eq!(watched.syncs(), 1);
+    watched.refuse(|step| matches!(step, Step::Sync { .. }).then_some(Errno::IO));
+    steps.submit(10);
+    assert!(steps.journal.write(steps.now).is_err());
+    steps.journal.tell_written();
+    let told: Vec<_> = std::iter::from_fn(|| steps.log.poll()).collect();
+    assert!(matches!(told.as_slice(), [LogEvent::Failed { .. }]), "{told:?}");
+}
+
+#[test]
+fn under_os_a_busy_journal_syncs_once_a_second_and_whenever_it_is_asked() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Os));
+    let watched = Watched::begin();
+    for second in 1..=3 {
+        for _ in 0..19 {
+            steps.pass(50);
+            steps.write(10);
+        }
+        assert_eq!(watched.syncs(), 0, "before second {second} is over");
+        steps.pass(50);
+        steps.write(10);
+        assert_eq!(watched.syncs(), 1, "after second {second}");
+    }
+    steps.write(10);
+    for syncs in [1, 0] {
+        steps.log.flush();
+        steps.turn();
+        assert_eq!(watched.syncs(), syncs, "what is synced is not synced again");
+    }
+    // The batch that begins a term.
+    let command =
+        Command::NewTerm { term: 1, limits: Limits::default(), durability: Durability::Os, raised: false };
+    let entries = vec![Entry { at: Time::from_micros(steps.op + 1), command }];
+    let batch = Batch { seq: steps.seq + 1, first_op: steps.op + 1, entries, digest_op: 0, digest: 0 };
+    steps.log.submit(Arc::new(batch));
+    steps.turn();
+    assert_eq!(watched.syncs(), 1);
+}
+
+#[test]
+fn the_journal_wakes_by_itself_once_to_seal_and_then_sleeps() {
+    for (durability, after) in [(Durability::Sync, 100), (Durability::Os, 1_000), (Durability::None, 1_000)] {
+        let (_path, dir) = fresh();
+        let mut steps = Steps::start(&dir, &config(durability));
+        assert_eq!(steps.journal.deadline(), None, "there is nothing to seal");
+        steps.write(10);
+        assert_eq!(
+            steps.journal.deadline(),
+            Some(steps.now + Duration::from_millis(after)),
+            "{durability:?}"
+        );
+        steps.pass(after - 1);
+        steps.turn();
+        assert_eq!(steps.segment().batches.len(), 1);
+        steps.pass(1);
+        steps.turn();
+        assert_eq!(steps.segment().batches.last().unwrap().header.count, 0);
+        assert_eq!((steps.segment().batches.len(), steps.journal.deadline()), (2, None), "{durability:?}");
+        // A hundred milliseconds without a batch it always waits.
+        steps.pass(950);
+        steps.write(10);
+        assert_eq!(steps.journal.deadline(), Some(steps.now + SEAL_AFTER), "{durability:?}");
+    }
+}
+
+#[test]
+fn a_segment_is_filled_to_the_last_byte_and_may_end_without_a_seal() {
+    for durability in [Durability::Sync, Durability::Os] {
+        let (_path, dir) = fresh();
+        let mut steps = Steps::start(&dir, &config(durability));
+        steps.fill_to(0);
+        assert_eq!((steps.number(), steps.end()), (1, SEGMENT_BYTES_MIN));
+        let due = steps.journal.deadline();
+        assert_eq!(
+            due.is_some(),
+            durability == Durability::Os,
+            "what is not synced is synced, without a seal"
+        );
+        steps.now = due.unwrap_or(steps.now);
+        steps.turn();
+        assert_eq!(steps.journal.deadline(), None);
+        let before = steps.segment();
+        // A start copies it as it is, and makes it no longer.
+        let steps = Steps::start(&dir, &config(durability));
+        let after = steps.segment();
+        assert_eq!((after.batches.len(), after.end), (before.batches.len(), before.end));
+        assert_eq!(after.header.size, SEGMENT_BYTES_MIN);
+    }
+}
+
+#[test]
+fn a_start_seals_what_it_copies_once() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    steps.write(20_000);
+    for larger in [1, 2, 2] {
+        let segment_bytes = larger * SEGMENT_BYTES_MIN;
+        let steps = Steps::start(&dir, &JournalConfig { segment_bytes, ..config(Durability::Sync) });
+        let counts: Vec<_> = steps.segment().batches.iter().map(|placed| placed.header.count).collect();
+        assert_eq!(counts, [1, 0]);
+        let size = dir.read_segment(1).unwrap().len() as u64;
+        assert_eq!((steps.segment().header.size, size), (segment_bytes, segment_bytes));
+    }
+}
+
+#[test]
+fn a_start_that_the_disk_fails_leaves_the_journal_as_it_was() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    steps.write(10);
+    drop(steps);
+    let before = dir.read_segment(1).unwrap();
+    let kept = tail(&dir);
+    let watched = Watched::begin();
+    watched.refuse(failing_for_files);
+    for tail in [kept.clone(), Tail { keep: false, ..kept.clone() }] {
+        let started = Stepped::start(dir.clone(), &tail, &config(Durability::Sync), Instant::now());
+        assert!(started.is_err_and(|error| error.sentence.contains("the disk is failing")), "{tail:?}");
+        assert_eq!(dir.segments().unwrap(), [1], "{tail:?}");
+        assert!(dir.read_segment(1).unwrap() == before, "{tail:?}");
+    }
+    // Nor is a journal rewritten that is not the one that was read.
+    watched.refuse(|_| None);
+    let mut longer = kept.clone();
+    longer.segments[0].end += 8;
+    for tail in [longer, Tail { next_seq: kept.next_seq + 1, ..kept }] {
+        let started = Stepped::start(dir.clone(), &tail, &config(Durability::Sync), Instant::now());
+        assert!(started.is_err_and(|error| error.sentence.contains("changed while it was read")));
+    }
+}
+
+#[test]
+fn a_start_on_a_full_disk_knows_it_before_anybody_asks() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    steps.write(10);
+    drop(steps);
+    let watched = Watched::begin();
+    watched.refuse(no_room_for_files);
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    assert_eq!(steps.log.room(), Room::Low);
+    assert!(steps.write(10).contains(&LogEvent::Room(Room::Low)));
+    watched.refuse(|_| None);
+    assert_eq!(steps.keep(), [LogEvent::Room(Room::Ok)]);
+}
+
+#[test]
+fn a_journal_of_which_nothing_is_needed_makes_room_for_the_next() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    steps.write(10);
+    drop(steps);
+    let watched = Watched::begin();
+    let old = dir.segment(1);
+    watched.refuse(move |step| no_room_for_files(step).filter(|_| old.exists()));
+    let tail = Tail { keep: false, ..tail(&dir) };
+    drop(Stepped::start(dir.clone(), &tail, &config(Durability::Sync), Instant::now()).unwrap());
+    assert_eq!(dir.segments().unwrap(), [2]);
+}
+
+#[test]
+fn the_reserve_holds_the_last_snapshot_twice_and_a_mebibyte_at_least() {
+    let (_path, dir) = fresh();
+    for (snapshot, reserve) in [(None, 1 << 20), (Some(1_000), 1 << 20), (Some(600_000), 1_200_000)] {
+        if let Some(bytes) = snapshot {
+            fs::write(dir.path().join(SNAPSHOT), vec![b' '; bytes]).unwrap();
+        }
+        Steps::start(&dir, &config(Durability::Sync)).keep();
+        assert_eq!(fs::metadata(dir.path().join("snapshot.reserve")).unwrap().len(), reserve);
+    }
+}
+
+#[test]
+fn a_change_of_room_is_told_and_logged_once() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    let watched = Watched::begin();
+    watched.refuse(no_room_for_files);
+    said();
+    assert_eq!(steps.keep(), [LogEvent::Room(Room::Low)]);
+    assert!(said()[0].ends_with("only what frees something is accepted"));
+    assert_eq!((steps.keep(), said()), (vec![], vec![]));
+    // Just what the largest batch and the seals take is left.
+    let least = steps.log.batch_bytes_max() as u64 + SEAL_ROOM;
+    steps.fill_to(least);
+    assert_eq!((steps.log.room(), steps.keep()), (Room::Low, vec![]));
+    assert_eq!(steps.write(1), [LogEvent::Room(Room::Full)]);
+    watched.refuse(|_| None);
+    assert_eq!(steps.keep(), [LogEvent::Room(Room::Low), LogEvent::Room(Room::Ok)], "a spare comes first");
+    assert_eq!(said(), ["there is room on the disk again"]);
+    assert_eq!((steps.keep(), said()), (vec![], vec![]));
+}
+
+#[test]
+fn a_fold_is_due_after_as_many_commands_as_are_asked_for() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &JournalConfig { fold_ops: 10, ..config(Durability::Sync) });
+    assert_eq!(steps.write(10), [LogEvent::FoldDue], "each start begins with one");
+    for _ in 0..20 {
+        assert_eq!(steps.write(10), [], "it is told once");
+    }
+    assert_eq!(steps.fold(), [LogEvent::SnapshotDone { op: steps.op }]);
+    for _ in 0..9 {
+        assert_eq!(steps.write(10), []);
+    }
+    assert_eq!(steps.write(10), [LogEvent::FoldDue]);
+    // While one is written no other is begun, nor one for nothing.
+    steps.log.fold(Record::default());
+    steps.turn();
+    steps.journal.fold();
+    steps.write(10);
+    steps.log.fold(Record::default());
+    steps.turn();
+    assert!(!steps.journal.can_fold());
+    steps.journal.tell_folded();
+    assert_eq!(steps.turn(), [LogEvent::SnapshotDone { op: steps.op - 1 }]);
+    assert!(!steps.journal.can_fold());
+    assert_eq!(steps.fold(), [LogEvent::SnapshotDone { op: steps.op }]);
+    assert_eq!(steps.fold(), []);
+}
+
+#[test]
+fn a_fold_is_due_after_as_many_bytes_as_are_asked_for_and_a_segment_counts_whole() {
+    // Where a fold ends and nine batches later, in a journal as one piece.
+    let life = |fold_bytes: u64| {
+        let (_path, dir) = fresh();
+        let mut steps = Steps::start(&dir, &JournalConfig { fold_bytes, ..config(Durability::Sync) });
+        let place = |steps: &Steps| (steps.number() - 1) * SEGMENT_BYTES_MIN + steps.end();
+        steps.keep();
+        steps.write(10);
+        steps.fold();
+        let from = place(&steps);
+        let told: Vec<usize> = (1..=10)
+            .filter(|_| {
+                steps.keep();
+                steps.write(100_000).contains(&LogEvent::FoldDue)
+            })
+            .collect();
+        (place(&steps) - from, told)
+    };
+    let (bytes, told) = life(1 << 30);
+    assert!(told.is_empty());
+    assert_eq!(life(bytes), (bytes, vec![10]));
+    assert_eq!(life(bytes + 1), (bytes, vec![]));
+}
+
+#[test]
+fn a_fold_that_failed_is_asked_for_again_after_five_seconds() {
+    let (path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    assert_eq!(steps.write(10), [LogEvent::FoldDue]);
+    let blocked = path.path().join("server_state.json.tmp");
+    fs::create_dir(&blocked).unwrap();
+    assert!(matches!(steps.fold().as_slice(), [LogEvent::SnapshotFailed { .. }]));
+    fs::remove_dir(&blocked).unwrap();
+    assert_eq!(steps.write(10), [], "not with the next batch");
+    let due = steps.now + Duration::from_secs(5);
+    steps.pass(100);
+    assert_eq!(steps.turn(), []);
+    assert_eq!(steps.journal.deadline(), Some(due), "the last batch is sealed");
+    steps.pass(4_899);
+    assert_eq!(steps.turn(), []);
+    steps.pass(1);
+    assert_eq!(steps.turn(), [LogEvent::FoldDue]);
+    assert_eq!(steps.fold(), [LogEvent::SnapshotDone { op: steps.op }]);
+    assert_eq!(steps.journal.deadline(), None);
+}
+
+#[test]
+fn a_full_disk_lets_go_of_what_a_snapshot_covers_and_asks_for_the_next_one() {
+    let (_path, dir) = fresh();
+    let mut steps = Steps::start(&dir, &config(Durability::Sync));
+    steps.keep();
+    steps.write(100_000);
+    steps.write(100_000);
+    steps.write(100_000);
+    assert_eq!(steps.fold(), [LogEvent::SnapshotDone { op: 3 }]);
+    let watched = Watched::begin();
+    watched.refuse(no_room_for_files);
+    steps.write(10);
+    assert_eq!(dir.segments().unwrap(), [1, 2], "for one cycle more, in case that the snapshot is damaged");
+    assert_eq!(steps.keep(), [LogEvent::Room(Room::Low)], "no snapshot would let go of more");
+    steps.keep();
+    assert_eq!(dir.segments().unwrap(), [2]);
+    watched.refuse(|_| None);
+    assert_eq!(steps.keep(), [LogEvent::Room(Room::Ok)]);
+    steps.write(100_000);
+    steps.write(100_000);
+    assert_eq!(steps.number(), 3);
+    watched.refuse(no_room_for_files);
+    assert_eq!(steps.keep(), [LogEvent::FoldDue, LogEvent::Room(Room::Low)]);
+    assert_eq!(steps.fold(), [LogEvent::SnapshotDone { op: steps.op }]);
+    steps.keep();
+    assert_eq!(dir.segments().unwrap(), [3]);
+}
+
+#[test]
+fn a_closed_journal_is_sealed_once_and_nobody_holds_its_directory() {
+    for idle in [false, true] {
+        let (path, dir) = fresh();
+        let mut log = start(&dir, Durability::Os);
+        for seq in 1..=100 {
+            log.submit(batch(seq, seq, 1, 10_000));
+        }
+        committed(&mut log, 100);
+        let last = |dir: &DataDir| {
+            let number = *dir.segments().unwrap().last().unwrap();
+            Segment::read(&dir.read_segment(number).unwrap()).unwrap().batches
+        };
+        let started = Instant::now();
+        while idle && last(&dir).last().unwrap().header.count > 0 {
+            assert!(started.elapsed() < Duration::from_secs(30), "no seal was written");
+            thread::sleep(Duration::from_millis(5));
+        }
+        // Also while it folds.
+        log.fold(Record::default());
+        log.close().unwrap();
+        let seals: Vec<_> = last(&dir).iter().filter(|placed| placed.header.count == 0).copied().collect();
+        assert_eq!(seals.len(), 1);
+        assert_eq!(seals[0].header.synced + 1, seals[0].header.seq);
+        drop(log);
+        drop(dir);
+        DataDir::open(path.path()).unwrap();
+    }
+}
+
+#[test]
+fn a_dropped_journal_lets_go_of_its_directory() {
+    let (path, dir) = fresh();
+    let mut log = start(&dir, Durability::Sync);
+    log.submit(batch(1, 1, 1, 10));
+    drop(log);
+    drop(dir);
+    DataDir::open(path.path()).unwrap();
+}
+
+#[test]
+fn a_keeper_that_fails_on_its_own_thread_is_heard() {
+    let (path, dir) = fresh();
+    fs::create_dir(path.path().join("snapshot.reserve.tmp")).unwrap();
+    let mut log = start(&dir, Durability::Sync);
+    let LogEvent::Failed { sentence } = event(&mut log) else { panic!("it went on") };
+    assert!(sentence.contains("snapshot.reserve.tmp"), "{sentence}");
+}
+
+#[test]
+fn what_waits_for_room_is_committed_once_there_is_some_and_a_close_does_not_wait_for_it() {
+    let Some(disk) = SmallDisk::mount(4 << 20) else { return };
+    for make_room in [true, false] {
+        let path = disk.path().join(format!("data-{make_room}"));
+        let dir = Arc::new(DataDir::open(&path).unwrap());
+        let mut log = start(&dir, Durability::Sync);
+        let wait_for = |what: &str, there: &dyn Fn() -> bool| {
+            let started = Instant::now();
+            while !there() {
+                assert!(started.elapsed() < Duration::from_secs(30), "{what}");
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        wait_for("the reserve is made", &|| path.join("snapshot.reserve").exists());
+        fill(disk.path());
+        // The spare becomes the second segment, and there is no third.
+        for seq in 1..=5 {
+            log.submit(batch(seq, seq, 1, 100_000));
+        }
+        committed(&mut log, 4);
+        while event(&mut log) != LogEvent::Room(Room::Full) {}
+        log.submit(batch(6, 6, 1, 10));
+        if make_room {
+            fs::remove_file(disk.path().join("filler")).unwrap();
+            committed(&mut log, 6);
+            log.close().unwrap();
+            assert_eq!(entries(&dir).len(), 6);
+        } else {
+            let error = log.close().unwrap_err();
+            assert!(error.contains("was full to the end"), "{error}");
+            assert_eq!(entries(&dir).len(), 4);
+        }
+    }
 }
