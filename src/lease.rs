@@ -144,6 +144,7 @@ mod tests {
         table.begin(A, 100, at(0));
         table.begin(B, 100, at(0));
         assert!(table.renew(A, at(90), at(90)));
+        assert_eq!(table.next_look(), Some(at(100)));
         assert_eq!(table.pop_lapsed(at(150)), Some(B));
         assert_eq!(table.pop_lapsed(at(189)), None);
         assert_eq!(table.pop_lapsed(at(190)), Some(A));
