@@ -59,15 +59,11 @@ impl LeaseTable {
         }
     }
 
-    /// Marks that the end of the session is submitted. False if it was, or there is no such lease.
-    pub fn lapse(&mut self, session: SessionId) -> bool {
-        match self.leases.get_mut(&session) {
-            Some(lease) if !lease.lapsing => {
-                lease.lapsing = true;
-                self.queue.remove(&(lease.queued, session));
-                true
-            }
-            Some(_) | None => false,
+    /// Marks that the end of the session is submitted.
+    pub fn lapse(&mut self, session: SessionId) {
+        if let Some(lease) = self.leases.get_mut(&session) {
+            lease.lapsing = true;
+            self.queue.remove(&(lease.queued, session));
         }
     }
 
@@ -148,6 +144,7 @@ mod tests {
         table.begin(A, 100, at(0));
         table.begin(B, 100, at(0));
         assert!(table.renew(A, at(90), at(90)));
+        assert_eq!(table.next_look(), Some(at(100)));
         assert_eq!(table.pop_lapsed(at(150)), Some(B));
         assert_eq!(table.pop_lapsed(at(189)), None);
         assert_eq!(table.pop_lapsed(at(190)), Some(A));
@@ -186,6 +183,17 @@ mod tests {
         assert_eq!(table.pass(at(190)), Some(at(260)));
         assert_eq!(table.pass(at(260)), None);
         assert_eq!((table.pop_lapsed(at(260)), table.pop_lapsed(at(260))), (Some(B), Some(A)));
+    }
+
+    #[test]
+    fn once_its_end_is_submitted_a_session_is_lapsing_and_not_ended_again() {
+        let mut table = LeaseTable::default();
+        table.begin(A, 100, at(0));
+        for session in [A, A, B] {
+            table.lapse(session);
+        }
+        assert!(table.is_lapsing(A, at(0)) && !table.renew(A, at(1), at(1)));
+        assert_eq!((table.next_look(), table.pop_lapsed(at(1_000))), (None, None));
     }
 
     #[test]

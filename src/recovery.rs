@@ -154,7 +154,7 @@ pub fn recover(dir: &DataDir) -> Result<Recovered, DiskError> {
     let last_op = replay.state.op();
     let clean = fresh || (clean && last_op == snapshot_op);
     let head = replay.state.head();
-    let unsafe_term = head.term > 0 && matches!(head.durability, Durability::Os | Durability::None);
+    let unsafe_term = matches!(head.durability, Durability::Os | Durability::None);
     if crate::bug::planted("files_redone_backwards") {
         replay.redo.reverse();
     }
@@ -629,6 +629,7 @@ pub(crate) mod tests {
         let found = recover(&dir).unwrap();
         assert_eq!(shown(&found.state), before);
         assert_eq!((found.server, found.clean, found.cut.clone()), (server, false, None));
+        assert!(!found.fell_back && !found.fresh);
         assert!(dir.segments().unwrap().len() > 1);
     }
 
@@ -674,7 +675,7 @@ pub(crate) mod tests {
         fs::write(dir.path().join(SNAPSHOT), b"{}").unwrap();
         let found = recover(&dir).unwrap();
         assert_eq!(shown(&found.state), before);
-        assert_eq!(found.notes.len(), 1);
+        assert!(found.fell_back && found.notes.len() == 1);
         // And it stays the previous one when the next snapshot is written.
         let previous = dir.read_snapshot(PREVIOUS).unwrap();
         let mut rig = Rig::start(&dir, Durability::Sync);
@@ -892,20 +893,125 @@ pub(crate) mod tests {
         assert_eq!(shown(&recover(&dir).unwrap().state), before);
     }
 
-    #[test]
-    fn outcomes_that_differ_from_what_was_told_are_noticed() {
+    /// What recovery says of a journal whose last batch has this entry and names this digest.
+    fn refusal_of(entry: impl FnOnce(&State) -> Entry, digest: impl FnOnce(&State) -> (Op, u32)) -> String {
         let (_path, dir) = fresh();
         let mut rig = Rig::start(&dir, Durability::Sync);
         rig.set("k", 1);
-        // As if this server had told something else.
-        rig.seq += 1;
-        let op = rig.state.op() + 1;
-        let entries = vec![Entry { at: rig.state.at(), command: Command::Tick }];
-        let digest = rig.state.digest() ^ 1;
-        rig.log.submit(Arc::new(Batch { seq: rig.seq, first_op: op, entries, digest_op: op - 1, digest }));
+        let (digest_op, digest) = digest(&rig.state);
+        let (first_op, entries) = (rig.state.op() + 1, vec![entry(&rig.state)]);
+        rig.log.submit(Arc::new(Batch { seq: rig.seq + 1, first_op, entries, digest_op, digest }));
         rig.log.close().unwrap();
         drop(rig);
-        assert!(refusal(&dir).contains("had digest"));
+        refusal(&dir)
+    }
+
+    #[test]
+    fn outcomes_that_differ_from_what_was_told_are_noticed() {
+        let tick = |state: &State| Entry { at: state.at(), command: Command::Tick };
+        for back in [0, 2] {
+            let sentence = refusal_of(tick, |state| (state.op() - back, state.digest() ^ 1));
+            assert!(sentence.contains("had digest"), "{sentence}");
+        }
+        let sentence = refusal_of(tick, |state| (state.op() + 1, state.digest()));
+        assert!(sentence.contains("speaks of the outcome of op 4, but"), "{sentence}");
+    }
+
+    #[test]
+    fn time_and_terms_that_go_back_are_refused() {
+        let told = |state: &State| (state.op(), state.digest());
+        let early = |state: &State| Entry { at: state.at().just_before(), command: Command::Tick };
+        let sentence = refusal_of(early, told);
+        assert!(sentence.contains("op 4 was given at"), "{sentence}");
+        let again = |state: &State| {
+            let (term, limits) = (state.head().term, Limits::default());
+            let command = Command::NewTerm { term, limits, durability: Durability::Sync, raised: false };
+            Entry { at: state.at(), command }
+        };
+        let sentence = refusal_of(again, told);
+        assert!(sentence.contains("op 4 begins term 1 in term 1"), "{sentence}");
+    }
+
+    #[test]
+    fn a_snapshot_may_end_in_the_middle_of_a_batch_of_one_moment() {
+        let (_path, dir) = fresh();
+        let mut rig = Rig::start(&dir, Durability::Sync);
+        let mut half = State::from_parts(rig.state.parts()).unwrap();
+        rig.run(vec![Command::Tick, Command::Tick]);
+        half.apply(half.op() + 1, rig.state.at(), &Command::Tick, &mut Vec::new());
+        fold::write_final(&dir, rig.server, &half, vec![]).unwrap();
+        let before = rig.shown();
+        drop(rig);
+        let found = recover(&dir).unwrap();
+        assert_eq!((shown(&found.state), found.clean), (before, false));
+    }
+
+    #[test]
+    fn a_clean_stop_needs_no_journal() {
+        let (_path, dir) = fresh();
+        let mut rig = Rig::start(&dir, Durability::Os);
+        rig.set("k", 1);
+        let before = rig.shown();
+        rig.stop();
+        let bytes = dir.read_segment(1).unwrap();
+        let cut = Segment::read(&bytes).unwrap().batches[1].offset;
+        fs::write(dir.segment(1), &bytes[..cut]).unwrap();
+        let found = recover(&dir).unwrap();
+        assert_eq!((shown(&found.state), found.clean, found.fresh), (before.clone(), true, false));
+        // What is left of it is not gone on with.
+        drop(Rig::start(&dir, Durability::Os));
+        assert_eq!(dir.segments().unwrap(), [2]);
+        fs::remove_file(dir.segment(2)).unwrap();
+        let found = recover(&dir).unwrap();
+        assert_eq!((shown(&found.state), found.clean, found.fresh), (before, true, false));
+    }
+
+    #[test]
+    fn a_clean_stop_before_the_last_start_makes_nothing_clean() {
+        let (_path, dir) = fresh();
+        let mut rig = Rig::start(&dir, Durability::Os);
+        rig.set("k", 1);
+        rig.stop();
+        let stopped = dir.read_segment(1).unwrap();
+        let mut rig = Rig::start(&dir, Durability::Os);
+        rig.set("k", 2);
+        rig.fold();
+        drop(rig);
+        // The snapshot is damaged, and of the journal is left what there was at the stop.
+        fs::write(dir.path().join(SNAPSHOT), b"{}").unwrap();
+        fs::write(dir.segment(1), stopped).unwrap();
+        let found = recover(&dir).unwrap();
+        assert!(found.fell_back && !found.clean && found.must_raise, "what was told since may be lost");
+    }
+
+    #[test]
+    fn a_walk_with_a_limit_does_not_look_behind_it() {
+        let (_path, dir, mut bytes, _) = small();
+        let limit = Segment::read(&bytes).unwrap().batches[2].offset;
+        bytes[limit + 3] ^= 1;
+        fs::write(dir.segment(1), &bytes).unwrap();
+        let walk_to = |limit| walk(&dir, &[1], limit, None, &mut |_, _, _| Ok(()));
+        assert!(walk_to(None).is_err());
+        let walked = walk_to(Some(limit as u64)).unwrap();
+        assert_eq!((walked.segments[0].end, walked.last_op, walked.cut), (limit as u64, 2, None));
+    }
+
+    #[test]
+    fn a_segment_goes_on_where_the_one_before_it_ends() {
+        let (_path, dir, bytes, _) = small();
+        let before = Segment::read(&bytes).unwrap();
+        let (seq, op) = (before.next_seq(), before.last_op());
+        let walk_with = |first_seq, base_op| {
+            let header = segment::Header { number: 2, first_seq, base_op, ..before.header };
+            fs::write(dir.segment(2), header.encode()).unwrap();
+            let walked = walk(&dir, &[1, 2], None, None, &mut |_, _, _| Ok(()));
+            walked.err().map(|error| error.sentence).unwrap_or_default()
+        };
+        assert_eq!(walk_with(seq, op), "");
+        assert!(walk_with(seq + 1, op).contains("missing or broken"));
+        for (seq, op) in [(seq - 1, op), (seq, op - 1), (seq, op + 1)] {
+            assert!(walk_with(seq, op).contains("an old segment was put back"), "batch {seq}, op {op}");
+        }
     }
 
     #[test]
@@ -941,10 +1047,10 @@ pub(crate) mod tests {
     }
 
     /// A small file system of its own, unmounted when dropped. None where that cannot be had, which only CI minds.
-    struct SmallDisk(tempfile::TempDir);
+    pub(crate) struct SmallDisk(tempfile::TempDir);
 
     impl SmallDisk {
-        fn mount(bytes: u64) -> Option<SmallDisk> {
+        pub(crate) fn mount(bytes: u64) -> Option<SmallDisk> {
             let path = tempfile::tempdir().unwrap();
             let size = format!("size={bytes},mode=0700");
             let mounted = std::process::Command::new("mount")
@@ -961,7 +1067,7 @@ pub(crate) mod tests {
             }
         }
 
-        fn path(&self) -> &Path {
+        pub(crate) fn path(&self) -> &Path {
             self.0.path()
         }
     }
@@ -973,7 +1079,7 @@ pub(crate) mod tests {
     }
 
     /// Takes all the room there is, and lets none of it go in between.
-    fn fill(path: &Path) {
+    pub(crate) fn fill(path: &Path) {
         use std::io::Write;
         let mut file = fs::File::options().create(true).append(true).open(path.join("filler")).unwrap();
         for size in [65_536, 4_096, 1] {

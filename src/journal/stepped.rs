@@ -61,7 +61,6 @@ impl Stepped {
             inbox: keeper_out,
             spare: None,
             reserve: None,
-            short: opened.short,
         };
         let told = Outbox { events: events_in, wake: Box::new(|| ()), told_room: Room::Ok };
         let mut writer = Writer::new(dir, tail, config, opened, messages, helpers, told, now);
