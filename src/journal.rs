@@ -38,7 +38,7 @@ use crate::recovery::{Known, Tail, random};
 use crate::segment::{self, Segment};
 use crate::snapshot::ServerId;
 use crate::state::Parts;
-use crate::storage::{DataDir, DiskError, SNAPSHOT, point};
+use crate::storage::{DataDir, DiskError, SNAPSHOT, Zeros, point};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -183,7 +183,7 @@ impl FileLog {
         let opened = Opened::open(&dir, tail, config.segment_bytes)?;
         let (inbox, messages) = unbounded();
         let (events_in, events) = unbounded();
-        let helpers = Helpers::start(&dir, config.segment_bytes, &inbox)?;
+        let helpers = Helpers::start(&dir, config, &inbox)?;
         let outbox = Outbox { events: events_in, wake, told_room: Room::Ok };
         let writer = Writer::new(dir, tail, config, opened, messages, helpers, outbox, Instant::now());
         let mut log = FileLog::beside(&writer, inbox, events);
@@ -217,6 +217,14 @@ impl FileLog {
 
 fn batch_bytes_max(segment_bytes: u64) -> u64 {
     BATCH_BYTES_MAX.min(segment_bytes / 2 - SEAL_ROOM)
+}
+
+/// Where nobody waits for a sync, its own speed is worth nothing.
+fn zeros_for(durability: Durability) -> Zeros {
+    match durability {
+        Durability::Sync => Zeros::Written,
+        Durability::Os | Durability::None => Zeros::Promised,
+    }
 }
 
 fn reserve_for(snapshot_bytes: u64) -> u64 {
@@ -385,7 +393,7 @@ impl Opened {
     /// Begins an empty segment.
     fn begin(dir: &DataDir, tail: &Tail, number: u64, size: u64) -> Result<Opened, DiskError> {
         if !dir.has_spare(size)? {
-            dir.make_spare(size, &AtomicBool::new(false))?;
+            dir.make_spare(size, Zeros::Written, &AtomicBool::new(false))?;
         }
         let id = SegmentId(random()?);
         let header = segment::Header::new(tail.server, number, id, tail.next_seq, tail.last_op, size);
@@ -1018,13 +1026,18 @@ struct Helpers {
 }
 
 impl Helpers {
-    fn start(dir: &Arc<DataDir>, segment_bytes: u64, inbox: &Sender<Message>) -> Result<Helpers, DiskError> {
+    fn start(
+        dir: &Arc<DataDir>,
+        config: &JournalConfig,
+        inbox: &Sender<Message>,
+    ) -> Result<Helpers, DiskError> {
         let stop = Arc::new(AtomicBool::new(false));
         let (keep, jobs) = unbounded();
         let (fold, orders) = unbounded::<Order>();
         let keeper = Keeper {
             dir: dir.clone(),
-            segment_bytes,
+            segment_bytes: config.segment_bytes,
+            zeros: zeros_for(config.durability),
             stop: stop.clone(),
             inbox: inbox.clone(),
             spare: None,
@@ -1080,6 +1093,7 @@ impl Helpers {
 struct Keeper {
     dir: Arc<DataDir>,
     segment_bytes: u64,
+    zeros: Zeros,
     stop: Arc<AtomicBool>,
     inbox: Sender<Message>,
     /// What is still to be made.
@@ -1128,7 +1142,7 @@ impl Keeper {
         if self.spare.is_some() {
             let made = match self.dir.has_spare(self.segment_bytes)? {
                 true => Ok(()),
-                false => self.dir.make_spare(self.segment_bytes, &self.stop),
+                false => self.dir.make_spare(self.segment_bytes, self.zeros, &self.stop),
             };
             match made {
                 Ok(()) => {

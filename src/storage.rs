@@ -335,14 +335,14 @@ impl DataDir {
         }
     }
 
-    /// Allocates the spare segment and fills it with zeros. `stop` ends it early with an error.
+    /// Makes the spare segment, of zeros. `stop` ends it early with an error.
     ///
     /// # Errors
     /// A sentence; there is no spare then.
-    pub fn make_spare(&self, size: u64, stop: &AtomicBool) -> Result<(), DiskError> {
+    pub fn make_spare(&self, size: u64, zeros: Zeros, stop: &AtomicBool) -> Result<(), DiskError> {
         let (tmp, spare) = (self.journal().join(SPARE_TMP), self.journal().join(SPARE));
         point("spare.before_create", &tmp)?;
-        drop(allocate(&tmp, size, stop)?);
+        drop(allocate(&tmp, size, zeros, stop)?);
         point("spare.before_rename", &tmp)?;
         rename(&tmp, &spare)?;
         point("spare.after_rename", &spare)
@@ -382,7 +382,7 @@ impl DataDir {
             rename(&self.journal().join(SPARE), &tmp)?;
             open_for_writing(&tmp)?
         } else {
-            allocate(&tmp, size, &never)?
+            allocate(&tmp, size, Zeros::Written, &never)?
         };
         let path = self.segment(number);
         point("tail.before_write", &tmp)?;
@@ -566,13 +566,24 @@ fn open_for_writing(path: &Path) -> Result<File, DiskError> {
     opened.map_err(|error| DiskError::io("open", path, &error))
 }
 
-/// A new file of `size` zeros, synced: later writes into it change no metadata and need no space. None is left behind
-/// if that fails.
-fn allocate(path: &Path, size: u64, stop: &AtomicBool) -> Result<File, DiskError> {
+/// How a file comes to be all zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeros {
+    /// They are written. A later write into them changes no metadata, so that its sync has one thing to wait for.
+    Written,
+    /// The file system has set blocks aside and says that they are zeros. That is a third of the work, and a later sync has the
+    /// file system's own records to write, too.
+    Promised,
+}
+
+/// A new file of `size` zeros, synced: later writes into it need no space. None is left behind if that fails.
+fn allocate(path: &Path, size: u64, zeros: Zeros, stop: &AtomicBool) -> Result<File, DiskError> {
     let file = create(path)?;
-    let made = reserve(&file, size)
-        .and_then(|()| zero(&file, 0, size, stop))
-        .and_then(|()| Ok(disk::sync_all(&file)?));
+    let zeroed = |()| match zeros {
+        Zeros::Written => zero(&file, 0, size, stop),
+        Zeros::Promised => Ok(()),
+    };
+    let made = reserve(&file, size).and_then(zeroed).and_then(|()| Ok(disk::sync_all(&file)?));
     match made {
         Ok(()) => Ok(file),
         Err(error) => {
@@ -674,11 +685,15 @@ mod tests {
     fn the_spare_is_all_zeros_and_of_the_size_asked() {
         let path = tempfile::tempdir().unwrap();
         let dir = DataDir::open(path.path()).unwrap();
-        dir.make_spare(300_000, &AtomicBool::new(false)).unwrap();
-        assert_eq!(fs::read(dir.journal().join(SPARE)).unwrap(), vec![0; 300_000]);
-        assert!(dir.has_spare(300_000).unwrap());
+        for zeros in [Zeros::Promised, Zeros::Written] {
+            dir.make_spare(300_000, zeros, &AtomicBool::new(false)).unwrap();
+            assert_eq!(fs::read(dir.journal().join(SPARE)).unwrap(), vec![0; 300_000]);
+            let blocks = fs::metadata(dir.journal().join(SPARE)).unwrap().blocks();
+            assert!(blocks * 512 >= 300_000, "{zeros:?} zeros have their room on the disk");
+            assert!(dir.has_spare(300_000).unwrap());
+        }
         assert!(!dir.has_spare(400_000).unwrap(), "a spare of another size is not used");
-        assert!(dir.make_spare(300_000, &AtomicBool::new(true)).is_err());
+        assert!(dir.make_spare(300_000, Zeros::Written, &AtomicBool::new(true)).is_err());
         assert!(!dir.journal().join(SPARE_TMP).exists());
     }
 

@@ -6,6 +6,7 @@
 
 use super::{
     FileLog, Helpers, JournalConfig, Keep, Keeper, Kept, Message, Opened, Outbox, SEAL_ROOM, Writer,
+    zeros_for,
 };
 use crate::fold::{self, Order};
 use crate::log::{LogEvent, Room};
@@ -57,6 +58,7 @@ impl Stepped {
         let keeper = Keeper {
             dir: dir.clone(),
             segment_bytes: config.segment_bytes,
+            zeros: zeros_for(config.durability),
             stop,
             inbox: keeper_out,
             spare: None,

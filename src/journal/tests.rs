@@ -469,7 +469,7 @@ impl Steps {
 
     /// A snapshot of all so far.
     fn fold(&mut self) -> Vec<LogEvent> {
-        self.log.fold(Record::default());
+        self.log.fold(Record::default(), None);
         let mut told = self.turn();
         self.journal.fold();
         self.journal.tell_folded();
@@ -784,13 +784,13 @@ fn a_fold_is_due_after_as_many_commands_as_are_asked_for() {
     }
     assert_eq!(steps.write(10), [LogEvent::FoldDue]);
     // While one is written no other is due nor begun, and none for nothing.
-    steps.log.fold(Record::default());
+    steps.log.fold(Record::default(), None);
     steps.turn();
     steps.journal.fold();
     for _ in 0..10 {
         assert_eq!(steps.write(10), []);
     }
-    steps.log.fold(Record::default());
+    steps.log.fold(Record::default(), None);
     steps.turn();
     assert!(!steps.journal.can_fold());
     steps.journal.tell_folded();
@@ -895,7 +895,7 @@ fn a_closed_journal_is_sealed_once_and_nobody_holds_its_directory() {
             thread::sleep(Duration::from_millis(5));
         }
         // Also while it folds.
-        log.fold(Record::default());
+        log.fold(Record::default(), None);
         log.close().unwrap();
         let batches = last(&dir);
         let [.., before, seal] = batches.as_slice() else { panic!("{batches:?}") };
