@@ -51,14 +51,17 @@ pub(crate) fn lower_priority() {
     }
 }
 
-/// How long after a fold its memory is given back, if no other fold has begun: ten times what mimalloc lets pass before it
-/// takes memory for idle (`arena_purge_mult` times `purge_delay`, 10 ms), and as much again.
-pub(crate) const MEMORY_IDLE: Duration = Duration::from_millis(200);
+/// How long after a fold its memory is given back, if no other fold has begun: what mimalloc lets pass before it takes memory for
+/// idle (version 3: `arena_purge_mult` times `purge_delay`, 1 s), and half of that.
+pub(crate) const MEMORY_IDLE: Duration = Duration::from_millis(1_500);
 
 /// Lets the allocator give back what a fold has used. A fold has a state of its own for a while; mimalloc returns what was
-/// freed to the system only when, some time later, something large is freed, and a server may do without for hours.
+/// freed to the system only when, after that time, something large is freed, and a server may do without for hours. Each time
+/// that gives back what is free of one arena (1 GiB of addresses), if there are fewer than four.
 pub(crate) fn give_memory_back() {
-    drop(std::hint::black_box(vec![1_u8; 8 << 20]));
+    for _ in 0..8 {
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(8 << 20)));
+    }
 }
 
 /// Writes the next snapshot: the copy of the state that the order has, or what its segments give.

@@ -2,19 +2,24 @@
 
 use crate::figures::{Figures, Time};
 use crate::machine::Cores;
+use crate::process;
 use crate::servers::{Server, fresh_dir, without_variables};
 use serde_json::Value;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Sessions that hold the many locks, and what each has on its way while it acquires them.
 const HOLDERS: usize = 16;
 
 /// Journal that one round of writes adds before its size is looked at again.
 const WRITE_FOR: Duration = Duration::from_secs(2);
+
+/// A server is quiet when its memory has not changed for so long; that is waited for so long at most.
+const QUIET: Duration = Duration::from_secs(4);
+const QUIET_WITHIN: Duration = Duration::from_secs(60);
 
 /// Rounds of writes after which the journal should have grown.
 const WRITE_ROUNDS: usize = 100;
@@ -68,16 +73,24 @@ impl Tenure {
         Ok(figures(&report))
     }
 
-    /// Memory of a lock of a million, and how they are held: by few sessions, acquired many at a time.
+    /// Memory of a lock of a million that are held by few sessions, once the server is quiet: the snapshot of them written, and
+    /// what that took given back.
     pub fn memory(&self, locks: usize, parent: &Path, cores: &Cores) -> Result<Figures, String> {
         let dir = fresh_dir(parent)?;
         let server =
             Server::tenure(&self.program, &dir.path().join("data"), &["--durability", "none"], cores)?;
-        let report = self.hold(&server, locks, false)?;
-        let before = report["process"]["rss_before"].as_f64().unwrap_or(f64::NAN);
-        let ready = report["process"]["rss_ready"].as_f64().unwrap_or(f64::NAN);
-        let held = report["acquired"]["locks"].as_f64().unwrap_or(f64::NAN);
-        Ok(Figures { bytes: (ready - before) / held, ..Figures::NONE })
+        let look = || process::memory(server.pid(), "VmRSS");
+        let before = look()?;
+        self.hold(&server, locks)?;
+        let (mut after, mut since, began) = (look()?, Instant::now(), Instant::now());
+        while since.elapsed() < QUIET && began.elapsed() < QUIET_WITHIN {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = look()?;
+            if now.abs_diff(after) > after / 100 {
+                (after, since) = (now, Instant::now());
+            }
+        }
+        Ok(Figures { bytes: (after as f64 - before as f64) / locks as f64, ..Figures::NONE })
     }
 
     /// The time of a start with so many locks held and so many bytes of journal since the last snapshot.
@@ -87,7 +100,7 @@ impl Tenure {
         let flags = ["--durability", "sync", "--snapshot-segments", "1000"];
         let server = Server::tenure(&self.program, &data, &flags, cores)?;
         if locks > 0 {
-            self.hold(&server, locks, true)?;
+            self.hold(&server, locks)?;
         }
         let time = Time { warm_up: Duration::ZERO, measured: WRITE_FOR, spin: false };
         let mut rounds = 0;
@@ -107,13 +120,11 @@ impl Tenure {
         Ok(Figures { seconds: server.took.as_secs_f64(), ..Figures::NONE })
     }
 
-    fn hold(&self, server: &Server, locks: usize, leave: bool) -> Result<Value, String> {
+    /// Lets a million locks be held for a day, and nobody heartbeat.
+    fn hold(&self, server: &Server, locks: usize) -> Result<Value, String> {
         let (clients, names) = (HOLDERS.to_string(), (locks / HOLDERS).to_string());
         let mut load = vec!["--workload", "heartbeat", "--clients", &clients, "--names", &names];
-        load.extend(["--in-flight", "64", "--batch", "64", "--every", "50ms", "--ttl", "24h"]);
-        if leave {
-            load.push("--leave");
-        }
+        load.extend(["--in-flight", "64", "--batch", "64", "--every", "50ms", "--ttl", "24h", "--leave"]);
         let time = Time { warm_up: Duration::ZERO, measured: Duration::from_millis(500), spin: false };
         self.load(server, &load, &time)
     }
