@@ -298,6 +298,22 @@ mod fold {
         });
     }
 
+    /// As many locks as the loop copies for a snapshot, and a full history.
+    #[divan::bench]
+    fn copy_as_much_as_a_turn_may(bencher: Bencher<'_, '_>) {
+        let things = tenure::turn::Pace::default().copied;
+        let key = name(7);
+        let mut rig = Rig::with(0);
+        for _ in 0..Limits::default().history_events {
+            let token = rig.grant(&key);
+            rig.call(Call::Release { token, holder: None });
+        }
+        while rig.state.has_at_most(things) {
+            rig.grant(&name(rig.id as usize));
+        }
+        bencher.bench_local(|| rig.state.parts());
+    }
+
     #[divan::bench]
     fn read_10_000_locks(bencher: Bencher<'_, '_>) {
         let bytes = written();
