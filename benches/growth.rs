@@ -72,13 +72,14 @@ fn run(plan: &Plan, out: &std::path::Path, draw: bool) -> Result<(), String> {
                 let curve = measured.run(plan)?;
                 print(&curve);
                 figures.curves.insert(measured.name.to_owned(), curve);
+                figures.write(out)?;
             }
         }
         if plan.wants("meanwhile") {
             figures.meanwhile = meanwhile::run(plan)?;
             meanwhile::print(&figures.meanwhile);
+            figures.write(out)?;
         }
-        figures.write(out)?;
     }
     for (name, curve) in &figures.curves {
         picture::draw(curve, &out.join(format!("{name}.svg")))?;

@@ -28,7 +28,12 @@ pub(crate) fn draw(curve: &Curve, path: &Path) -> Result<(), String> {
         let figures = curve.points.iter().map(move |point| (point.at, point.figures[column]));
         figures.filter_map(|(at, figure)| Some((at, figure.filter(|figure| *figure > 0.0)?)))
     };
-    let all: Vec<(f64, f64)> = (0..curve.columns.len()).flat_map(points).collect();
+    // Neither have parts of a hundred beside the rest, nor what is hardly ever anything else: the table has them.
+    let is_drawn = |column: &usize| {
+        !curve.columns[*column].ends_with('%') && points(*column).count() * 2 > curve.points.len()
+    };
+    let columns: Vec<usize> = (0..curve.columns.len()).filter(is_drawn).collect();
+    let all: Vec<(f64, f64)> = columns.iter().flat_map(|column| points(*column)).collect();
     if all.is_empty() {
         return Err(format!("there is nothing to draw of {}", curve.of));
     }
@@ -50,13 +55,17 @@ pub(crate) fn draw(curve: &Curve, path: &Path) -> Result<(), String> {
             .x_label_formatter(&|at| shown(Some(*at)))
             .y_label_formatter(&|figure| shown(Some(*figure)))
             .draw()?;
-        for (column, name) in curve.columns.iter().enumerate() {
-            let colour = COLOURS[column % COLOURS.len()];
+        for (line, column) in columns.iter().copied().enumerate() {
+            let colour = COLOURS[line % COLOURS.len()];
             chart.draw_series(LineSeries::new(points(column), colour.stroke_width(2)))?;
             chart.draw_series(points(column).map(|point| Circle::new(point, 3, colour.filled())))?;
-            let at = (10, 30 + 24 * i32::try_from(column)?);
+            let at = (10, 30 + 24 * i32::try_from(line)?);
             legend.draw(&Rectangle::new([(at.0, at.1), (at.0 + 14, at.1 + 4)], colour.filled()))?;
-            legend.draw(&Text::new(name.clone(), (at.0 + 20, at.1 - 5), ("sans-serif", 14)))?;
+            legend.draw(&Text::new(
+                curve.columns[column].clone(),
+                (at.0 + 20, at.1 - 5),
+                ("sans-serif", 14),
+            ))?;
         }
         area.present()?;
         Ok(())
