@@ -40,8 +40,16 @@ pub(crate) struct Run {
     command: Vec<OsString>,
 }
 
-/// The process of the command, as long as it runs.
-type Running = Arc<Mutex<Option<Pid>>>;
+/// How far the command is.
+#[derive(Default)]
+enum Stage {
+    #[default]
+    Before,
+    Runs(Pid),
+    Over,
+}
+
+type Running = Arc<Mutex<Stage>>;
 
 /// `tenure run`
 pub(crate) fn run(context: &Context, args: &Run) -> Result<()> {
@@ -62,7 +70,7 @@ pub(crate) fn run(context: &Context, args: &Run) -> Result<()> {
     let kept = Kept::new(client.server(), &names, guard.token()?, &client.session()?);
     // The commands inside find the lock by this, as they find one that `acquire` left held.
     keep.store(&kept)?;
-    let done = spawn(&args.command, context, &kept).map(|child| {
+    let done = spawn(&args.command, context, &kept, &running).map(|child| {
         let (sender, ended) = bounded(1);
         watch_over(child, Arc::clone(&running), sender);
         until_the_end(context, &running, &ended, &guard.lost())
@@ -91,25 +99,28 @@ pub(crate) fn run(context: &Context, args: &Run) -> Result<()> {
     }
 }
 
-fn spawn(command: &[OsString], context: &Context, kept: &Kept) -> Result<Child> {
+fn spawn(command: &[OsString], context: &Context, kept: &Kept, running: &Running) -> Result<Child> {
     let (program, arguments) = command.split_first().expect("clap requires one");
     let mut command = Command::new(program);
     command.args(arguments).env("TENURE_TOKEN", kept.token.to_string());
     command.env("TENURE_NAMES", kept.all().join("\n")).env("TENURE_ADDR", kept.server.to_string());
     command.envs(context.home().map(|home| ("TENURE_HOME", home)));
+    let mut stage = running.lock().unwrap_or_else(PoisonError::into_inner);
     let child = command.spawn().map_err(|error| {
         let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
         Failure::new(code, format!("{} could not be run: {error}", program.display()))
     });
+    if let Ok(child) = &child {
+        *stage = Stage::Runs(Pid::from_child(child));
+    }
     child.inspect(|_| context.detail(&format!("{} held with token {}", quoted(kept.all()), kept.token)))
 }
 
 /// Waits for the command in a thread of its own.
 fn watch_over(mut child: Child, running: Running, ended: Sender<io::Result<ExitStatus>>) {
-    *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Pid::from_child(&child));
     thread::spawn(move || {
         let status = child.wait();
-        *running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *running.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Over;
         // Nobody waits for it after a loss that it outlived.
         drop(ended.send(status));
     });
@@ -137,16 +148,17 @@ fn until_the_end(
 }
 
 /// Sends a signal to the command, if it runs.
-fn signal(running: &Running, signal: Signal) -> bool {
-    let running = running.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(pid) = *running else { return false };
-    if let Err(error) = kill_process(pid, signal) {
+fn signal(running: &Running, signal: Signal) {
+    let stage = running.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Stage::Runs(pid) = *stage
+        && let Err(error) = kill_process(pid, signal)
+    {
         log::debug!("the command got no signal: {error}");
     }
-    true
 }
 
-/// A signal to this process is one to the command; before there is one, the session is closed and the process ends.
+/// A signal to this process is one to the command. Before there is one, the session is closed and the process ends; when it is
+/// over, the process is about to end by itself.
 fn pass_signals_on(client: &Client, running: &Running) -> Result<()> {
     let broken = |error| Failure::new(REFUSED, format!("signals cannot be waited for: {error}"));
     for (number, name) in [(SIGINT, Signal::INT), (SIGTERM, Signal::TERM), (SIGHUP, Signal::HUP)] {
@@ -157,12 +169,13 @@ fn pass_signals_on(client: &Client, running: &Running) -> Result<()> {
             while woken.read_exact(&mut [0]).is_ok() {
                 // A terminal sends Ctrl-C to the command by itself.
                 let by_terminal = number == SIGINT && io::stdin().is_terminal();
-                let runs = running.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-                if !runs {
-                    // Unanswered, the TTL ends the session.
+                let stage = running.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Stage::Before = *stage {
+                    // Unanswered, the TTL ends the session. No command begins meanwhile: `stage` is locked.
                     let _ = client.close();
                     std::process::exit(128 + number);
                 }
+                drop(stage);
                 if !by_terminal {
                     signal(&running, name);
                 }
