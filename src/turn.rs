@@ -18,7 +18,7 @@ use crate::image::{Event as ImageEvent, Handle, Look};
 use crate::limits::DATAGRAM_MAX;
 use crate::log::{Log, LogEvent};
 use crate::node::{FileWork, Node, Transmit};
-use crate::state::{Parts, State};
+use crate::state::Parts;
 use crate::time::Time;
 use std::io;
 use std::net::SocketAddr;
@@ -38,7 +38,8 @@ pub struct Pace {
     pub datagrams: usize,
     /// Committed commands applied; the others wait for the next turn.
     pub commands: usize,
-    /// Things copied for a snapshot, as [`State::has_at_most`] counts them; that of a larger state is made from the journal.
+    /// Things copied for a snapshot, as [`has_at_most`](crate::state::State::has_at_most) counts them; that of a larger state is
+    /// made from the journal.
     pub copied: u64,
 }
 
@@ -295,7 +296,7 @@ impl Turn {
 
     /// The state for a snapshot, if it is small and no file lacks anything of it.
     fn copy(&self) -> Option<Box<Parts>> {
-        let state: &State = self.node.state();
+        let state = self.node.state();
         (self.files_are_safe() && state.has_at_most(self.pace.copied)).then(|| Box::new(state.parts()))
     }
 

@@ -110,10 +110,10 @@ fn spawn(command: &[OsString], context: &Context, kept: &Kept, running: &Running
         let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
         Failure::new(code, format!("{} could not be run: {error}", program.display()))
     });
-    if let Ok(child) = &child {
+    child.inspect(|child| {
         *stage = Stage::Runs(Pid::from_child(child));
-    }
-    child.inspect(|_| context.detail(&format!("{} held with token {}", quoted(kept.all()), kept.token)))
+        context.detail(&format!("{} held with token {}", quoted(kept.all()), kept.token));
+    })
 }
 
 /// Waits for the command in a thread of its own.

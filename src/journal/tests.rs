@@ -90,6 +90,17 @@ fn fresh() -> (tempfile::TempDir, Arc<DataDir>) {
     (path, dir)
 }
 
+/// A directory that a server left which had committed one batch of two commands, and its segment.
+fn left_by_a_crash() -> (tempfile::TempDir, Arc<DataDir>, Vec<u8>) {
+    let (path, dir) = fresh();
+    let mut log = start(&dir, Durability::Sync);
+    log.submit(batch(1, 1, 2, 10));
+    committed(&mut log, 1);
+    drop(log);
+    let bytes = dir.read_segment(1).unwrap();
+    (path, dir, bytes)
+}
+
 #[test]
 fn no_batch_says_that_one_is_synced_which_is_written_together_with_it() {
     let (_path, dir) = fresh();
@@ -250,12 +261,7 @@ fn without_durability_a_slow_disk_slows_what_is_submitted_before_it_fills_the_me
 
 #[test]
 fn a_start_rewrites_the_tail_under_a_new_id_and_cuts_what_is_torn() {
-    let (_path, dir) = fresh();
-    let mut log = start(&dir, Durability::Sync);
-    log.submit(batch(1, 1, 2, 10));
-    committed(&mut log, 1);
-    drop(log);
-    let mut bytes = dir.read_segment(1).unwrap();
+    let (_path, dir, mut bytes) = left_by_a_crash();
     let before = Segment::read(&bytes).unwrap();
     bytes[before.end + 5] = 1;
     fs::write(dir.segment(1), &bytes).unwrap();
@@ -270,12 +276,7 @@ fn a_start_rewrites_the_tail_under_a_new_id_and_cuts_what_is_torn() {
 
 #[test]
 fn a_fully_written_tail_can_be_rewritten_in_its_place() {
-    let (_path, dir) = fresh();
-    let mut log = start(&dir, Durability::Sync);
-    log.submit(batch(1, 1, 2, 10));
-    committed(&mut log, 1);
-    drop(log);
-    let mut bytes = dir.read_segment(1).unwrap();
+    let (_path, dir, mut bytes) = left_by_a_crash();
     let end = Segment::read(&bytes).unwrap().end;
     bytes[end + 5] = 1;
     fs::write(dir.segment(1), &bytes).unwrap();

@@ -457,11 +457,16 @@ impl State {
     /// contention are left out, which have a small cap; 16 events of the history, and 256 bytes of values, are one thing.
     pub fn has_at_most(&self, things: u64) -> bool {
         let bytes = self.kept.bytes + self.key_bytes + self.staged_bytes;
-        let tables =
-            [self.sessions.len(), self.grants.len(), self.locks.len(), self.waits.len(), self.keys.len()];
-        let others = [self.files.len(), self.history.len() / 16];
-        let outer: usize = tables.iter().chain(&others).sum();
-        let outer = outer as u64 + self.kept.count + bytes / 256;
+        let tables = [
+            self.sessions.len(),
+            self.grants.len(),
+            self.locks.len(),
+            self.waits.len(),
+            self.keys.len(),
+            self.files.len(),
+            self.history.len() / 16,
+        ];
+        let outer = tables.iter().sum::<usize>() as u64 + self.kept.count + bytes / 256;
         let sessions = self.sessions.values().map(Session::remembered);
         let grants = self.grants.iter().map(|(_, grant)| grant.asks.len());
         let waits = self.waits.values().map(|wait| wait.asks.len());
