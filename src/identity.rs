@@ -54,6 +54,32 @@ pub const INTEGER_MAX: u64 = (1 << 53) - 1;
 /// `os` or `none`, and by a restore. More than a server could have told and lost.
 pub const RAISE: u64 = 1 << 32;
 
+/// What each byte is as a hex digit; 16 and more are none.
+const DIGITS: [u8; 256] = {
+    let mut digits = [0xff; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        digits[b"0123456789abcdef"[digit] as usize] = digit as u8;
+        digits[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    digits
+};
+
+/// The number that exactly 32 hex digits are.
+fn hex(text: &[u8]) -> Option<u128> {
+    let digits: &[u8; 32] = text.try_into().ok()?;
+    let half = |digits: &[u8]| {
+        let read = |(number, seen), &byte: &u8| {
+            let digit = DIGITS[usize::from(byte)];
+            (number << 4 | u64::from(digit & 15), seen | digit)
+        };
+        let (number, seen) = digits.iter().fold((0_u64, 0), read);
+        (seen < 16).then_some(number)
+    };
+    Some(u128::from(half(&digits[..16])?) << 64 | u128::from(half(&digits[16..])?))
+}
+
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -71,10 +97,9 @@ macro_rules! hex_id {
 
             /// Reads exactly 32 hex digits, lower case or upper.
             fn from_str(text: &str) -> Result<Self, String> {
-                if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                    return Err(format!(concat!("a ", $what, " is 32 hex digits, not {} bytes"), text.len()));
-                }
-                u128::from_str_radix(text, 16).map($name).map_err(|error| error.to_string())
+                hex(text.as_bytes()).map($name).ok_or_else(|| {
+                    format!(concat!("a ", $what, " is 32 hex digits, not {} bytes"), text.len())
+                })
             }
         }
 

@@ -1,7 +1,8 @@
 //! Admission: what a request is (done, in line, in flight, stale, reused, to be refused for now, or new), and whether the log
 //! may have it.
 
-use super::assembly::{Place, Slot};
+use super::assembly::Place;
+use super::counts::Count;
 use super::{
     Asked, BUSY_RETRY_MS, FILE_BYTES_PENDING_MAX, FileTag, FileWork, Flight, GATHERED_BYTES_MAX,
     GATHERED_MAX, Node, Tag,
@@ -11,7 +12,6 @@ use crate::event;
 use crate::identity::SessionId;
 use crate::kind::{Detail, Kind, Refusal};
 use crate::log::Room;
-use crate::map::HashMap;
 use crate::outcome::Outcome;
 use crate::proof::is_loopback;
 use crate::state::{Standing, Window};
@@ -29,15 +29,14 @@ impl Node {
         now: Time,
         from: SocketAddr,
         place: Place,
-        element: Element,
+        request: Result<wire::Request, Refusal>,
         refusal: Option<&Refusal>,
         alone: bool,
     ) {
-        self.assemblies.set_id(place, element.id);
-        let request = match element.request {
+        let request = match request {
             Ok(request) => request,
             Err(refusal) => {
-                self.count("refused");
+                self.counts.count(Count::Refused);
                 log::debug!(target: event::TARGET, "{from} refused, {}", refusal.kind.as_str());
                 return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
             }
@@ -160,12 +159,12 @@ impl Node {
             if flight.fingerprint != fingerprint {
                 return self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &reused(id)));
             }
-            self.count("duplicates");
-            self.assemblies.follow(session, id, from);
-            return self.assemblies.resolve(place, Slot::Copy);
+            self.counts.count(Count::Duplicates);
+            let first = flight.message;
+            return self.assemblies.is_copy_of(place, first, from);
         }
         if let Some(refusal) = refusal {
-            self.count("refused");
+            self.counts.count(Count::Refused);
             log::debug!(
                 target: event::TARGET,
                 "{}: refused for now, {}",
@@ -183,10 +182,9 @@ impl Node {
         }
         let may_wait = self.takes_wait(session, &request.call);
         let flights = self.in_flight.entry(session).or_default();
-        flights.requests.insert(id, Flight { fingerprint, may_wait });
+        flights.requests.insert(id, Flight { fingerprint, message: place.key, may_wait });
         flights.waits += u64::from(may_wait);
         self.assemblies.await_log(place);
-        self.assemblies.tie(place, session, id);
         if let Call::RepairFile { file, token, holder, .. } = &request.call
             && let Some(found) = self.state.file(file).filter(|found| found.fault.is_some())
             && self.state.grant_of(session, *holder, *token).is_ok()
@@ -219,11 +217,11 @@ impl Node {
         match known.standing(id, fingerprint) {
             Standing::Kept(outcome) => {
                 let outcome = outcome.clone();
-                self.count("duplicates");
+                self.counts.count(Count::Duplicates);
                 self.resolve_with(place, |out, reply_id| encode_outcome(out, reply_id, &outcome));
             }
             Standing::InLine(op) => {
-                self.count("duplicates");
+                self.counts.count(Count::Duplicates);
                 self.send_pending(now, from, self.assemblies.is_sealed(place), session, id, op);
                 self.assemblies.silence(place);
             }
@@ -243,7 +241,8 @@ impl Node {
 
     /// Why the logged elements of a message must all be refused for now, if they must: a batch is admitted whole.
     pub(super) fn refuse_batch(&self, elements: &[Element]) -> Option<Refusal> {
-        let mut asked: HashMap<SessionId, (u64, u64)> = HashMap::default();
+        // What of each session is under way and asked here: requests, and waits. A batch names few sessions, mostly one.
+        let mut asked: Vec<(SessionId, u64, u64)> = Vec::new();
         for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
             let (id, ack, call) = match &request.method {
                 Method::Logged { id, ack, call } => (*id, *ack, Some(call)),
@@ -283,10 +282,14 @@ impl Node {
                 }
             }
             let Some(known) = self.state.session(session) else { continue };
-            let flights = self.in_flight.get(&session);
-            let (requests, waits) = asked.entry(session).or_insert_with(|| {
-                flights.map_or((0, 0), |flights| (flights.requests.len() as u64, flights.waits))
+            let nth = asked.iter().position(|(known, ..)| *known == session).unwrap_or_else(|| {
+                let flights = self.in_flight.get(&session);
+                let (requests, waits) =
+                    flights.map_or((0, 0), |flights| (flights.requests.len() as u64, flights.waits));
+                asked.push((session, requests, waits));
+                asked.len() - 1
             });
+            let (_, requests, waits) = &mut asked[nth];
             let limits = self.state.limits();
             // What the client's oldest open request hangs on finds room in a small reserve: only its reply lets `ack` rise,
             // and later ones may have filled the window while its copies were lost.

@@ -1,6 +1,7 @@
 //! Answers: what a committed command caused, and how those who asked are told.
 
 use super::assembly::Place;
+use super::counts::Count;
 use super::{Asked, FileWork, Node, Tag, reads};
 use crate::identity::{Op, SessionId};
 use crate::outcome::{Effect, LossReason, Outcome};
@@ -8,6 +9,7 @@ use crate::state::Standing;
 use crate::time::Time;
 use crate::wire::{self, Id, encode_outcome, encode_result};
 use serde::Serialize;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 
 impl Node {
@@ -21,10 +23,10 @@ impl Node {
                 }
             }
             Effect::Lost { session, loss } => {
-                self.count(match loss.reason {
-                    LossReason::LeaseExpired | LossReason::HeldTooLong => "grants_expired",
-                    LossReason::Broken => "grants_broken",
-                    LossReason::TakenOver => "grants_taken_over",
+                self.counts.count(match loss.reason {
+                    LossReason::LeaseExpired | LossReason::HeldTooLong => Count::GrantsExpired,
+                    LossReason::Broken => Count::GrantsBroken,
+                    LossReason::TakenOver => Count::GrantsTakenOver,
                 });
                 self.notify(session, "lost", &reads::lost_shown(&loss));
             }
@@ -126,13 +128,14 @@ impl Node {
 
     /// Takes a request out of flight.
     pub(super) fn land(&mut self, session: SessionId, id: u64) {
-        let flights = self.in_flight.get_mut(&session).expect("a request in flight is known");
-        let flight = flights.requests.remove(&id).expect("a request lands once");
-        flights.waits -= u64::from(flight.may_wait);
-        if flights.requests.is_empty() {
-            self.in_flight.remove(&session);
+        let Entry::Occupied(mut flights) = self.in_flight.entry(session) else {
+            panic!("request {id} of {session:?} landed and was not in flight");
+        };
+        let flight = flights.get_mut().requests.remove(&id).expect("a request lands once");
+        flights.get_mut().waits -= u64::from(flight.may_wait);
+        if flights.get().requests.is_empty() {
+            flights.remove();
         }
-        self.assemblies.untie(session, id);
     }
 
     /// Sends the outcome of an answered wait to where its session was last heard of.

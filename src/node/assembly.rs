@@ -3,22 +3,36 @@
 //! Replies to a batch go out in arrays; a wait answers by itself, later. A read that stands behind something logged is
 //! answered when that has been applied, so that a batch is seen in its order.
 
+use super::REPLY_ROOM;
 use crate::identity::SessionId;
 use crate::limits::REPLY_MAX;
-use crate::map::HashMap;
 use crate::wire::{Id, Method};
+use slab::Slab;
 use std::net::SocketAddr;
+use std::ops::Range;
+
+/// A message under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct MessageKey {
+    /// Where its assembly is, and where another one's will be.
+    at: u32,
+    /// Tells it from those; after 2^32 messages from the start again.
+    serial: u32,
+}
 
 /// One element of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    pub key: u64,
+    pub key: MessageKey,
     pub index: usize,
 }
 
+/// A read that waits, and whose it is.
+type Read = (Option<SessionId>, Method);
+
 /// What is known of the reply to one element.
 #[derive(Debug)]
-pub(super) enum Slot {
+enum Slot {
     /// Not looked at yet.
     Open,
     /// A command is on its way through the log.
@@ -26,23 +40,28 @@ pub(super) enum Slot {
     /// A file is being read.
     File,
     /// A read waits for what stands before it.
-    Read(Option<SessionId>, Box<Method>),
-    /// The reply.
-    Ready(Vec<u8>),
+    Read(Box<Read>),
+    /// Where the reply stands among those of the message.
+    Ready(Range<usize>),
     /// There is no reply here: a wait answers by itself.
     Silent,
     /// There is no reply here: the element is a copy of a request under way, which answers where that came in.
     Copy,
 }
 
+/// The replies to one message.
 #[derive(Debug)]
-struct Assembly {
-    to: SocketAddr,
-    sealed: bool,
+pub(super) struct Assembly {
+    /// Where they go.
+    pub to: SocketAddr,
+    /// Whether they get a checksum.
+    pub sealed: bool,
+    serial: u32,
     batch: bool,
-    ids: Vec<Id>,
-    slots: Vec<Slot>,
-    /// How many of them are not done.
+    elements: Vec<(Id, Slot)>,
+    /// In the order in which they were made.
+    replies: Vec<u8>,
+    /// How many elements are not done.
     open: usize,
     /// How many of them are reads that wait for what stands before them.
     reads: usize,
@@ -58,112 +77,156 @@ impl Assembly {
     /// Puts another slot there; gives the one that was there before.
     fn put(&mut self, index: usize, slot: Slot) -> Slot {
         let reads = |slot: &Slot| usize::from(matches!(slot, Slot::Read(..)));
-        let before = &self.slots[index];
+        let (_, before) = &mut self.elements[index];
         self.open = self.open + usize::from(!slot.is_done()) - usize::from(!before.is_done());
         self.reads = self.reads + reads(&slot) - reads(before);
-        std::mem::replace(&mut self.slots[index], slot)
+        std::mem::replace(before, slot)
+    }
+
+    /// What stands before this element.
+    fn before(&self, index: usize) -> impl Iterator<Item = &Slot> {
+        self.elements[..index].iter().map(|(_, slot)| slot)
+    }
+
+    /// The datagrams that are sent.
+    pub(super) fn into_datagrams(self) -> impl Iterator<Item = Vec<u8>> {
+        let Assembly { batch, elements, replies, .. } = self;
+        let arrays = match batch {
+            true => {
+                let ready = elements.into_iter().filter_map(|(_, slot)| match slot {
+                    Slot::Ready(range) => Some(&replies[range]),
+                    Slot::Open | Slot::Log | Slot::File | Slot::Read(_) | Slot::Silent | Slot::Copy => None,
+                });
+                arrays(ready, replies.len())
+            }
+            false => Vec::new(),
+        };
+        let alone = (!batch && !replies.is_empty()).then_some(replies);
+        alone.into_iter().chain(arrays)
     }
 }
 
 /// The messages under way.
 #[derive(Debug, Default)]
 pub(super) struct Assemblies {
-    last: u64,
-    under_way: HashMap<u64, Assembly>,
-    /// Which message will answer a request in flight.
-    tied: HashMap<(SessionId, u64), u64>,
+    last: u32,
+    under_way: Slab<Assembly>,
 }
 
 impl Assemblies {
-    pub(super) fn begin(&mut self, to: SocketAddr, sealed: bool, batch: bool, elements: usize) -> u64 {
-        self.last += 1;
-        let slots = (0..elements).map(|_| Slot::Open).collect();
-        let ids = vec![Id::null(); elements];
-        let assembly = Assembly { to, sealed, batch, ids, slots, open: elements, reads: 0 };
-        self.under_way.insert(self.last, assembly);
-        self.last
+    pub(super) fn begin(
+        &mut self,
+        to: SocketAddr,
+        sealed: bool,
+        batch: bool,
+        ids: impl ExactSizeIterator<Item = Id>,
+    ) -> MessageKey {
+        self.last = self.last.wrapping_add(1);
+        let open = ids.len();
+        let elements = ids.map(|id| (id, Slot::Open)).collect();
+        let replies = Vec::with_capacity(open * REPLY_ROOM);
+        let serial = self.last;
+        let at =
+            self.under_way.insert(Assembly { to, sealed, serial, batch, elements, replies, open, reads: 0 });
+        let at = u32::try_from(at).expect("fewer messages are under way than 2^32");
+        MessageKey { at, serial }
     }
 
-    pub(super) fn set_id(&mut self, place: Place, id: Id) {
-        self.at(place).ids[place.index] = id;
+    fn get(&self, key: MessageKey) -> Option<&Assembly> {
+        self.under_way.get(key.at as usize).filter(|assembly| assembly.serial == key.serial)
+    }
+
+    fn get_mut(&mut self, key: MessageKey) -> Option<&mut Assembly> {
+        self.under_way.get_mut(key.at as usize).filter(|assembly| assembly.serial == key.serial)
+    }
+
+    fn of(&self, place: Place) -> &Assembly {
+        self.get(place.key).expect("a message under way has its assembly")
+    }
+
+    fn put(&mut self, place: Place, slot: Slot) {
+        self.get_mut(place.key).expect("a message under way has its assembly").put(place.index, slot);
     }
 
     pub(super) fn id(&self, place: Place) -> &Id {
-        &self.under_way[&place.key].ids[place.index]
+        &self.of(place).elements[place.index].0
     }
 
     pub(super) fn address(&self, place: Place) -> SocketAddr {
-        self.under_way[&place.key].to
+        self.of(place).to
     }
 
     pub(super) fn is_sealed(&self, place: Place) -> bool {
-        self.under_way[&place.key].sealed
+        self.of(place).sealed
     }
 
     pub(super) fn is_batch(&self, place: Place) -> bool {
-        self.under_way[&place.key].batch
+        self.of(place).batch
     }
 
     pub(super) fn await_log(&mut self, place: Place) {
-        self.resolve(place, Slot::Log);
+        self.put(place, Slot::Log);
     }
 
     pub(super) fn await_file(&mut self, place: Place) {
-        self.resolve(place, Slot::File);
+        self.put(place, Slot::File);
+    }
+
+    /// Keeps a read until nothing logged stands before it any more.
+    pub(super) fn await_others(&mut self, place: Place, session: Option<SessionId>, method: Method) {
+        self.put(place, Slot::Read(Box::new((session, method))));
     }
 
     pub(super) fn silence(&mut self, place: Place) {
-        self.resolve(place, Slot::Silent);
+        self.put(place, Slot::Silent);
     }
 
-    pub(super) fn resolve(&mut self, place: Place, slot: Slot) {
-        self.at(place).put(place.index, slot);
+    /// Takes an element for a copy of a request under way, whose replies go to `to` from here on.
+    pub(super) fn is_copy_of(&mut self, place: Place, first: MessageKey, to: SocketAddr) {
+        if let Some(first) = self.get_mut(first) {
+            first.to = to;
+        }
+        self.put(place, Slot::Copy);
+    }
+
+    /// Takes in the reply to an element.
+    pub(super) fn reply(&mut self, place: Place, encode: impl FnOnce(&mut Vec<u8>, &Id)) {
+        let assembly = self.get_mut(place.key).expect("a message under way has its assembly");
+        let from = assembly.replies.len();
+        encode(&mut assembly.replies, &assembly.elements[place.index].0);
+        let to = assembly.replies.len();
+        assembly.put(place.index, Slot::Ready(from..to));
     }
 
     /// Whether something before this element is still on its way through the log.
     pub(super) fn is_behind_log(&self, place: Place) -> bool {
-        self.under_way[&place.key].slots[..place.index].iter().any(|slot| matches!(slot, Slot::Log))
+        self.of(place).before(place.index).any(|slot| matches!(slot, Slot::Log))
     }
 
     /// Whether something before this element is a copy of a request under way: what is read behind it is read where the
     /// request came in first, or would show the state before the request.
     pub(super) fn is_behind_copy(&self, place: Place) -> bool {
-        self.under_way[&place.key].slots[..place.index].iter().any(|slot| matches!(slot, Slot::Copy))
+        self.of(place).before(place.index).any(|slot| matches!(slot, Slot::Copy))
     }
 
     /// How many reads of a message wait for what stands before them.
-    pub(super) fn reads_behind(&self, key: u64) -> usize {
-        self.under_way.get(&key).map_or(0, |assembly| assembly.reads)
-    }
-
-    /// Remembers which message answers a request in flight.
-    pub(super) fn tie(&mut self, place: Place, session: SessionId, id: u64) {
-        self.tied.insert((session, id), place.key);
-    }
-
-    pub(super) fn untie(&mut self, session: SessionId, id: u64) {
-        self.tied.remove(&(session, id));
-    }
-
-    /// A copy of a request in flight came from `from`: that is where its reply goes now.
-    pub(super) fn follow(&mut self, session: SessionId, id: u64, from: SocketAddr) {
-        if let Some(assembly) = self.tied.get(&(session, id)).and_then(|key| self.under_way.get_mut(key)) {
-            assembly.to = from;
-        }
+    pub(super) fn reads_behind(&self, key: MessageKey) -> usize {
+        self.get(key).map_or(0, |assembly| assembly.reads)
     }
 
     /// The reads that nothing logged stands before any more.
-    pub(super) fn take_ready_reads(&mut self, key: u64) -> Vec<(Place, Option<SessionId>, Method)> {
+    pub(super) fn take_ready_reads(&mut self, key: MessageKey) -> Vec<(Place, Option<SessionId>, Method)> {
         let mut ready = Vec::new();
-        let Some(assembly) = self.under_way.get_mut(&key).filter(|assembly| assembly.reads > 0) else {
+        let Some(assembly) = self.get_mut(key).filter(|assembly| assembly.reads > 0) else {
             return ready;
         };
-        for index in 0..assembly.slots.len() {
-            match assembly.slots[index] {
+        for index in 0..assembly.elements.len() {
+            match assembly.elements[index].1 {
                 Slot::Log => break,
-                Slot::Read(..) => {
-                    if let Slot::Read(session, method) = assembly.put(index, Slot::Open) {
-                        ready.push((Place { key, index }, session, *method));
+                Slot::Read(_) => {
+                    if let Slot::Read(read) = assembly.put(index, Slot::Open) {
+                        let (session, method) = *read;
+                        ready.push((Place { key, index }, session, method));
                     }
                 }
                 Slot::Open | Slot::File | Slot::Ready(_) | Slot::Silent | Slot::Copy => {}
@@ -172,36 +235,24 @@ impl Assemblies {
         ready
     }
 
-    /// The datagrams of a message whose replies are all there; nothing otherwise.
-    pub(super) fn finish(&mut self, key: u64) -> Vec<(SocketAddr, bool, Vec<u8>)> {
-        if self.under_way.get(&key).is_none_or(|assembly| assembly.open > 0) {
-            return Vec::new();
-        }
-        let assembly = self.under_way.remove(&key).expect("it was found");
-        let replies = assembly.slots.into_iter().filter_map(|slot| match slot {
-            Slot::Ready(bytes) => Some(bytes),
-            Slot::Open | Slot::Log | Slot::File | Slot::Read(..) | Slot::Silent | Slot::Copy => None,
-        });
-        let datagrams = if assembly.batch { arrays(replies) } else { replies.collect() };
-        datagrams.into_iter().map(|bytes| (assembly.to, assembly.sealed, bytes)).collect()
-    }
-
-    fn at(&mut self, place: Place) -> &mut Assembly {
-        self.under_way.get_mut(&place.key).expect("a message under way has its assembly")
+    /// Ends a message whose replies are all there; nothing otherwise.
+    pub(super) fn finish(&mut self, key: MessageKey) -> Option<Assembly> {
+        let done = self.get(key).is_some_and(|assembly| assembly.open == 0);
+        done.then(|| self.under_way.remove(key.at as usize))
     }
 }
 
-/// Packs replies into arrays, each of which fits a datagram.
-fn arrays(replies: impl Iterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
+/// Packs replies, of so many bytes together, into arrays, each of which fits a datagram.
+fn arrays<'a>(replies: impl Iterator<Item = &'a [u8]>, together: usize) -> Vec<Vec<u8>> {
     let mut datagrams = Vec::new();
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(REPLY_MAX.min(together + together / 64 + 2));
     for reply in replies {
         if !bytes.is_empty() && bytes.len() + reply.len() + 2 > REPLY_MAX {
             bytes.push(b']');
             datagrams.push(std::mem::take(&mut bytes));
         }
         bytes.push(if bytes.is_empty() { b'[' } else { b',' });
-        bytes.extend_from_slice(&reply);
+        bytes.extend_from_slice(reply);
     }
     if !bytes.is_empty() {
         bytes.push(b']');
@@ -217,12 +268,12 @@ mod tests {
     #[test]
     fn replies_to_a_batch_are_packed_into_arrays_that_fit() {
         let reply = vec![b'1'; REPLY_MAX / 3];
-        let datagrams = arrays(std::iter::repeat_n(reply, 5));
+        let datagrams = arrays(std::iter::repeat_n(reply.as_slice(), 5), 5 * reply.len());
         assert!(datagrams.len() > 1);
         for datagram in datagrams {
             assert!(datagram.len() <= REPLY_MAX);
             assert!(datagram.starts_with(b"[") && datagram.ends_with(b"]"));
         }
-        assert!(arrays(std::iter::empty()).is_empty());
+        assert!(arrays(std::iter::empty(), 0).is_empty());
     }
 }

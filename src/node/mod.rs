@@ -21,6 +21,7 @@
 mod admission;
 mod answers;
 mod assembly;
+mod counts;
 mod explain;
 mod hand_offs;
 mod reads;
@@ -42,7 +43,8 @@ use crate::proof::{Secrets, is_loopback};
 use crate::state::State;
 use crate::time::Time;
 use crate::wire::{self, Element, Id, Method, encode_error, encode_result};
-use assembly::{Assemblies, Place, Slot};
+use assembly::{Assemblies, MessageKey, Place};
+use counts::{Count, Counts};
 use hand_offs::HandOffs;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -144,6 +146,8 @@ struct InFlight {
 #[derive(Debug)]
 struct Flight {
     fingerprint: u64,
+    /// The message that will answer it.
+    message: MessageKey,
     /// Whether it may become a wait.
     may_wait: bool,
 }
@@ -255,7 +259,7 @@ pub struct Node {
     transmits: VecDeque<Transmit>,
     file_work: VecDeque<FileWork>,
     drops: BTreeMap<&'static str, u64>,
-    counts: BTreeMap<&'static str, u64>,
+    counts: Counts,
     gauges: BTreeMap<&'static str, u64>,
 }
 
@@ -308,7 +312,7 @@ impl Node {
             transmits: VecDeque::new(),
             file_work: VecDeque::new(),
             drops: BTreeMap::new(),
-            counts: BTreeMap::new(),
+            counts: Counts::default(),
             gauges: BTreeMap::new(),
         };
         node.gather(now, Command::NewTerm { term, limits, durability, raised }, Tag::default());
@@ -364,7 +368,7 @@ impl Node {
             | Command::Tick
             | Command::FileFault { .. } => None,
         };
-        let keys: BTreeSet<u64> =
+        let keys: BTreeSet<MessageKey> =
             self.gathered.iter().filter(|it| !it.entry.command.frees()).filter_map(without_room).collect();
         let (refused, kept): (VecDeque<Gathered>, VecDeque<Gathered>) = std::mem::take(&mut self.gathered)
             .into_iter()
@@ -420,7 +424,7 @@ impl Node {
         if !self.serving {
             return;
         }
-        self.count("datagrams");
+        self.counts.count(Count::Datagrams);
         self.lapse(now);
         let opened = match datagram::open(bytes) {
             Ok(opened) => opened,
@@ -443,15 +447,26 @@ impl Node {
                 message.batch,
             );
         }
+        // The requests of a batch are mostly of one session, which is heard once.
+        let mut last = None;
         for request in message.elements.iter().filter_map(|element| element.request.as_ref().ok()) {
-            self.hear(now, from, opened.sealed, request);
+            let Some(session) = request.session else { continue };
+            let lives = match last {
+                Some((known, lives)) if known == session => lives,
+                _ => self.hear(now, from, opened.sealed, session),
+            };
+            last = Some((session, lives));
+            if lives {
+                self.hear_got(now, session, &request.got);
+            }
         }
         let refusal = self.refuse_batch(&message.elements);
-        let key = self.assemblies.begin(from, opened.sealed, message.batch, message.elements.len());
+        let ids = message.elements.iter().map(|element| element.id.clone());
+        let key = self.assemblies.begin(from, opened.sealed, message.batch, ids);
         let alone = message.elements.len() == 1;
         for (index, element) in message.elements.into_iter().enumerate() {
             let place = Place { key, index };
-            self.handle_element(now, from, place, element, refusal.as_ref(), alone);
+            self.handle_element(now, from, place, element.request, refusal.as_ref(), alone);
         }
         self.finish(key);
     }
@@ -495,12 +510,16 @@ impl Node {
     fn apply(&mut self, now: Time, op: Op, entry: &Entry, tag: Tag, effects: &mut Vec<Effect>) {
         let event = log::log_enabled!(target: event::TARGET, log::Level::Debug)
             .then(|| Event::of(&self.state, op, &entry.command));
-        let outcome = self.state.apply(op, entry.at, &entry.command, effects);
+        let fingerprint = match tag.asked {
+            Asked::Request { fingerprint, .. } => Some(fingerprint),
+            Asked::Nobody | Asked::Outcome | Asked::Close | Asked::Kill => None,
+        };
+        let outcome = self.state.apply_known(op, entry.at, &entry.command, fingerprint, effects);
         for line in event.iter().flat_map(|event| event.lines(&self.state, &outcome, effects)) {
             log::debug!(target: event::TARGET, "{line}");
         }
         self.wake_watches(op);
-        self.count("commands");
+        self.counts.count(Count::Commands);
         if let Command::NewTerm { .. } = entry.command {
             self.serving = true;
             self.serving_since = now;
@@ -653,12 +672,11 @@ impl Node {
         [lapse, due, quiet, self.tellings.next(), self.watches.next_due()].into_iter().flatten().min()
     }
 
-    /// Takes a sign of life and what else a request says beside what it asks.
-    fn hear(&mut self, now: Time, from: SocketAddr, sealed: bool, request: &wire::Request) {
-        let Some(session) = request.session else { return };
+    /// Takes a sign of life. False if there is no such session, or it lapses.
+    fn hear(&mut self, now: Time, from: SocketAddr, sealed: bool, session: SessionId) -> bool {
         let heard = self.heard_at(now);
         if !self.leases.renew(session, now, heard) {
-            return;
+            return false;
         }
         if self.peers.insert(session, Peer { address: from, sealed }).is_none() {
             let untold =
@@ -667,7 +685,13 @@ impl Node {
                 self.tellings.begin_late(session, id, now);
             }
         }
-        for id in &request.got {
+        true
+    }
+
+    /// Takes in which replies to waits have arrived.
+    fn hear_got(&mut self, now: Time, session: SessionId, got: &[u64]) {
+        let heard = self.heard_at(now);
+        for id in got {
             if let Some(since) = self.tellings.heard(session, *id) {
                 self.hand_offs.note(&self.state, session, *id, heard.us_since(since));
             }
@@ -683,7 +707,7 @@ impl Node {
         }
         while let Some(session) = self.leases.pop_lapsed(now) {
             let term = self.state.head().term;
-            self.count("sessions_expired");
+            self.counts.count(Count::SessionsExpired);
             self.gather(
                 now,
                 Command::EndSession { session, term, reason: EndReason::Expired },
@@ -737,19 +761,19 @@ impl Node {
         if bytes.len() + trailer > 3 * received {
             return self.drop_datagram(Dropped::Unproven);
         }
-        self.count("verify");
+        self.counts.count(Count::Verify);
         self.send(from, sealed, bytes);
     }
 
     fn resolve_with(&mut self, place: Place, encode: impl FnOnce(&mut Vec<u8>, &Id)) {
-        let mut out = Vec::with_capacity(REPLY_ROOM);
-        encode(&mut out, self.assemblies.id(place));
-        self.assemblies.resolve(place, Slot::Ready(out));
+        self.assemblies.reply(place, encode);
     }
 
     /// Sends the replies of a message if all of them are there.
-    fn finish(&mut self, key: u64) {
-        for (to, sealed, bytes) in self.assemblies.finish(key) {
+    fn finish(&mut self, key: MessageKey) {
+        let Some(assembly) = self.assemblies.finish(key) else { return };
+        let (to, sealed) = (assembly.to, assembly.sealed);
+        for bytes in assembly.into_datagrams() {
             self.send(to, sealed, bytes);
         }
     }
@@ -758,7 +782,7 @@ impl Node {
         if sealed {
             datagram::seal(&mut bytes);
         }
-        self.count("sent");
+        self.counts.count(Count::Sent);
         self.transmits.push_back(Transmit { to, bytes });
     }
 
@@ -766,10 +790,6 @@ impl Node {
         self.last_file_tag += 1;
         self.file_tags.insert(self.last_file_tag, tag);
         self.last_file_tag
-    }
-
-    fn count(&mut self, name: &'static str) {
-        *self.counts.entry(name).or_default() += 1;
     }
 
     /// Counts a datagram that is not taken in.

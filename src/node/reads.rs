@@ -1,7 +1,7 @@
 //! Reads: answered from the state as it is, which is committed by the rules of the log.
 
 use super::admission::{busy, no_session};
-use super::assembly::{Place, Slot};
+use super::assembly::Place;
 use super::{FILE_READS_MAX, FileTag, FileWork, Node};
 use crate::identity::{SessionId, Token};
 use crate::kind::Refusal;
@@ -39,7 +39,7 @@ impl Node {
         if self.assemblies.is_behind_copy(place) {
             self.assemblies.silence(place);
         } else if self.assemblies.is_behind_log(place) {
-            self.assemblies.resolve(place, Slot::Read(session, Box::new(method)));
+            self.assemblies.await_others(place, session, method);
         } else {
             self.handle_read_now(now, place, session, method);
         }
@@ -267,10 +267,10 @@ impl Node {
 
     fn status(&self, now: Time) -> Status {
         let head = self.state.head();
-        let owned = |name: &&'static str, value: &u64| (name.to_string(), *value);
+        let owned = |name: &str, value: &u64| (name.to_owned(), *value);
         let mut counts: BTreeMap<String, u64> =
             self.state.counts().iter().map(|(name, value)| owned(name, value)).collect();
-        counts.extend(self.counts.iter().map(|(name, value)| owned(name, value)));
+        counts.extend(self.counts.iter().map(|(name, value)| owned(name, &value)));
         let (events, bytes) = self.state.history_size();
         counts.insert("history_events".into(), events);
         counts.insert("history_bytes".into(), bytes);

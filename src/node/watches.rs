@@ -15,6 +15,7 @@
 
 use super::Node;
 use super::assembly::Place;
+use super::counts::Count;
 use super::reads::json_len;
 use crate::identity::{Op, Position};
 use crate::kind::{Detail, Kind, Refusal};
@@ -152,7 +153,7 @@ impl Node {
         let (to, id) = (self.assemblies.address(place), self.assemblies.id(place).clone());
         match self.watches.find(to, &id) {
             Some((_, waits)) if *waits == ask => {
-                self.count("duplicates");
+                self.counts.count(Count::Duplicates);
                 return self.assemblies.silence(place);
             }
             // The client has given up the one before.

@@ -173,6 +173,18 @@ impl State {
     /// # Panics
     /// If `op` does not rise or `at` goes back: the log has an order, and breaking it would corrupt the state.
     pub fn apply(&mut self, op: Op, at: Time, command: &Command, effects: &mut Vec<Effect>) -> Outcome {
+        self.apply_known(op, at, command, None, effects)
+    }
+
+    /// [`State::apply`] for whoever has the fingerprint of the request, if it is one, already.
+    pub(crate) fn apply_known(
+        &mut self,
+        op: Op,
+        at: Time,
+        command: &Command,
+        fingerprint: Option<u64>,
+        effects: &mut Vec<Effect>,
+    ) -> Outcome {
         assert!(op > self.head.op, "command {op} after command {}", self.head.op);
         assert!(at >= self.head.at, "log time {at} of command {op} after {}", self.head.at);
         self.head.op = op;
@@ -189,7 +201,10 @@ impl State {
             }
             Command::Tick => self.tick(effects),
             Command::FileFault { file, generation, reason } => self.file_fault(file, *generation, reason),
-            Command::Request(request) => self.request(request, effects),
+            Command::Request(request) => {
+                let fingerprint = fingerprint.unwrap_or_else(|| request.call.fingerprint());
+                self.request(request, fingerprint, effects)
+            }
         };
         self.serve(effects);
         self.note(&outcome);
@@ -227,8 +242,8 @@ impl State {
         Outcome::Done
     }
 
-    fn request(&mut self, request: &Request, effects: &mut Vec<Effect>) -> Outcome {
-        let fingerprint = request.call.fingerprint();
+    fn request(&mut self, request: &Request, fingerprint: u64, effects: &mut Vec<Effect>) -> Outcome {
+        debug_assert_eq!(fingerprint, request.call.fingerprint());
         let Some(session) = self.sessions.get_mut(&request.session).filter(|session| session.is_live())
         else {
             return Outcome::Void;

@@ -5,6 +5,7 @@
 //! here and the general reader's: it is the norm, and this must say what it says or nothing (`wire/tests.rs` and the fuzz
 //! target `datagram` compare them).
 
+use super::plain::plain_bytes;
 use super::{Element, Id, Message, Method, Request, Under};
 use crate::asks::Asks;
 use crate::command::{Ask, Call, Life, Mode, Patience, Terms};
@@ -45,7 +46,7 @@ struct Scan<'a> {
 /// The parameters that are plain, as far as they are given.
 #[derive(Default)]
 struct Plain<'a> {
-    /// A bit for each of [`PARAMS`] that is given.
+    /// The bits of those that are given.
     given: u32,
     session: Option<SessionId>,
     ack: u64,
@@ -67,52 +68,32 @@ struct Plain<'a> {
     data: &'a str,
 }
 
-/// The parameters that are read here.
-const PARAMS: [&str; 16] = [
-    "session",
-    "ack",
-    "got",
-    "key",
-    "keys",
-    "mode",
-    "wait_ms",
-    "lease_ms",
-    "owner",
-    "wait",
-    "token",
-    "after",
-    "value",
-    "if_version",
-    "file",
-    "data",
-];
-
-/// The bits of parameters.
-const fn bits(names: &[&str]) -> u32 {
-    let (mut bits, mut nth) = (0, 0);
-    while nth < names.len() {
-        let mut place = 0;
-        while !same(PARAMS[place], names[nth]) {
-            place += 1;
-        }
-        bits |= 1 << place;
-        nth += 1;
-    }
-    bits
-}
-
-/// `==`, which is not `const`.
-const fn same(a: &str, b: &str) -> bool {
-    let (a, b) = (a.as_bytes(), b.as_bytes());
-    let mut at = 0;
-    while at < a.len() && at < b.len() && a[at] == b[at] {
-        at += 1;
-    }
-    a.len() == b.len() && at == a.len()
-}
+// A bit for each parameter that is read here.
+const SESSION: u32 = 1 << 0;
+const ACK: u32 = 1 << 1;
+const GOT: u32 = 1 << 2;
+const KEY: u32 = 1 << 3;
+const KEYS: u32 = 1 << 4;
+const MODE: u32 = 1 << 5;
+const WAIT_MS: u32 = 1 << 6;
+const LEASE_MS: u32 = 1 << 7;
+const OWNER: u32 = 1 << 8;
+const WAIT: u32 = 1 << 9;
+const TOKEN: u32 = 1 << 10;
+const AFTER: u32 = 1 << 11;
+const VALUE: u32 = 1 << 12;
+const IF_VERSION: u32 = 1 << 13;
+const FILE: u32 = 1 << 14;
+const DATA: u32 = 1 << 15;
 
 /// What every method takes.
-const ALWAYS: u32 = bits(&["session", "ack", "got"]);
+const ALWAYS: u32 = SESSION | ACK | GOT;
+
+/// How most requests go on behind their brace.
+const BEGINNING: &str = r#""jsonrpc":"2.0","#;
+
+/// The digits of [`INTEGER_MAX`].
+const INTEGER_DIGITS: usize = 16;
 
 impl<'a> Scan<'a> {
     fn skip_space(&mut self) {
@@ -120,6 +101,13 @@ impl<'a> Scan<'a> {
         while bytes.get(self.at).is_some_and(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')) {
             self.at += 1;
         }
+    }
+
+    /// Passes over this text if it comes next.
+    fn takes(&mut self, text: &str) -> bool {
+        let comes = self.text.as_bytes()[self.at..].starts_with(text.as_bytes());
+        self.at += if comes { text.len() } else { 0 };
+        comes
     }
 
     /// The next byte that is no space, passed over.
@@ -178,27 +166,28 @@ impl<'a> Scan<'a> {
     fn string(&mut self) -> Option<&'a str> {
         self.open(b'"')?;
         let from = self.at;
-        let length = self.text.as_bytes()[from..]
-            .iter()
-            .position(|&byte| byte == b'"' || byte == b'\\' || byte < b' ')?;
-        let to = from + length;
-        self.at = to + 1;
-        (self.text.as_bytes()[to] == b'"').then(|| &self.text[from..to])
+        let to = from + plain_bytes(&self.text.as_bytes()[from..]);
+        self.at = to;
+        self.takes("\"").then(|| &self.text[from..to])
     }
 
     /// An integer from 0 to [`INTEGER_MAX`], written as one.
     fn integer(&mut self) -> Option<u64> {
         self.skip_space();
-        let digits = self.text.as_bytes()[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let text = &self.text[self.at..self.at + digits];
-        if digits > 1 && text.starts_with('0') {
-            return None;
+        let from = self.at;
+        let mut number = 0_u64;
+        while let Some(digit @ b'0'..=b'9') = self.text.as_bytes().get(self.at) {
+            // One digit more than `INTEGER_MAX` has is too large, and still fits.
+            if self.at - from > INTEGER_DIGITS {
+                return None;
+            }
+            number = 10 * number + u64::from(digit - b'0');
+            self.at += 1;
         }
-        self.at += digits;
-        if matches!(self.text.as_bytes().get(self.at), Some(b'.' | b'e' | b'E')) {
-            return None;
-        }
-        text.parse().ok().filter(|number| *number <= INTEGER_MAX)
+        let digits = &self.text.as_bytes()[from..self.at];
+        let is_one = !digits.is_empty() && (digits.len() == 1 || digits[0] != b'0');
+        let goes_on = matches!(self.text.as_bytes().get(self.at), Some(b'.' | b'e' | b'E'));
+        (is_one && !goes_on && number <= INTEGER_MAX).then_some(number)
     }
 
     /// A string without escapes, an integer, `true`, `false` or `null`, as it stands in the text.
@@ -220,6 +209,9 @@ impl<'a> Scan<'a> {
     /// A request, whose brace is passed over.
     fn element(&mut self) -> Option<Element> {
         let (mut version, mut id, mut method, mut plain) = (None, None, None, None);
+        if self.takes(BEGINNING) {
+            version = Some("2.0");
+        }
         self.members(|scan, name| match name {
             "jsonrpc" if version.is_none() => {
                 version = Some(scan.string()?);
@@ -264,15 +256,10 @@ impl<'a> Scan<'a> {
     fn params(&mut self) -> Option<Plain<'a>> {
         let mut plain = Plain::default();
         self.members(|scan, name| {
-            let place = PARAMS.iter().position(|known| *known == name)?;
-            if plain.given & (1 << place) != 0 {
-                return None;
-            }
-            plain.given |= 1 << place;
             match name {
-                "session" => plain.session = Some(scan.string()?.parse().ok()?),
-                "ack" => plain.ack = scan.integer()?,
-                "got" => {
+                "session" if plain.gives(SESSION) => plain.session = Some(scan.string()?.parse().ok()?),
+                "ack" if plain.gives(ACK) => plain.ack = scan.integer()?,
+                "got" if plain.gives(GOT) => {
                     scan.open(b'[')?;
                     let got = &mut plain.got;
                     scan.list(GOT_MAX, |scan| {
@@ -280,10 +267,10 @@ impl<'a> Scan<'a> {
                         Some(())
                     })?;
                 }
-                "key" => plain.key = scan.string()?,
-                "keys" => plain.keys = Some(scan.asks()?),
-                "mode" => plain.mode = scan.string()?,
-                "wait_ms" => {
+                "key" if plain.gives(KEY) => plain.key = scan.string()?,
+                "keys" if plain.gives(KEYS) => plain.keys = Some(scan.asks()?),
+                "mode" if plain.gives(MODE) => plain.mode = scan.string()?,
+                "wait_ms" if plain.gives(WAIT_MS) => {
                     plain.wait_ms = match scan.peek()? {
                         b'n' => {
                             (scan.scalar()? == "null").then_some(())?;
@@ -292,15 +279,15 @@ impl<'a> Scan<'a> {
                         _ => Some(scan.integer()?),
                     }
                 }
-                "lease_ms" => plain.lease_ms = scan.integer()?,
-                "owner" => plain.owner = scan.string()?,
-                "wait" => plain.wait = scan.integer()?,
-                "token" => plain.token = scan.integer()?,
-                "after" => plain.after = scan.integer()?,
-                "value" => plain.value = scan.scalar()?,
-                "if_version" => plain.if_version = scan.integer()?,
-                "file" => plain.file = scan.string()?,
-                "data" => plain.data = scan.string()?,
+                "lease_ms" if plain.gives(LEASE_MS) => plain.lease_ms = scan.integer()?,
+                "owner" if plain.gives(OWNER) => plain.owner = scan.string()?,
+                "wait" if plain.gives(WAIT) => plain.wait = scan.integer()?,
+                "token" if plain.gives(TOKEN) => plain.token = scan.integer()?,
+                "after" if plain.gives(AFTER) => plain.after = scan.integer()?,
+                "value" if plain.gives(VALUE) => plain.value = scan.scalar()?,
+                "if_version" if plain.gives(IF_VERSION) => plain.if_version = scan.integer()?,
+                "file" if plain.gives(FILE) => plain.file = scan.string()?,
+                "data" if plain.gives(DATA) => plain.data = scan.string()?,
                 _ => return None,
             }
             Some(())
@@ -341,25 +328,19 @@ fn plain_mode(mode: &str) -> Option<Mode> {
 }
 
 impl Plain<'_> {
+    /// Notes that a parameter is given; false if it was before.
+    fn gives(&mut self, bit: u32) -> bool {
+        let first = self.given & bit == 0;
+        self.given |= bit;
+        first
+    }
+
     fn has(&self, bits: u32) -> bool {
         self.given & bits != 0
     }
 
     /// What is asked, and the waits whose replies have arrived.
     fn method(self, name: &str, number: Option<u64>) -> Option<(Vec<u64>, Method)> {
-        const KEY: u32 = bits(&["key"]);
-        const KEYS: u32 = bits(&["keys"]);
-        const MODE: u32 = bits(&["mode"]);
-        const WAIT_MS: u32 = bits(&["wait_ms"]);
-        const LEASE_MS: u32 = bits(&["lease_ms"]);
-        const OWNER: u32 = bits(&["owner"]);
-        const WAIT: u32 = bits(&["wait"]);
-        const TOKEN: u32 = bits(&["token"]);
-        const AFTER: u32 = bits(&["after"]);
-        const VALUE: u32 = bits(&["value"]);
-        const IF_VERSION: u32 = bits(&["if_version"]);
-        const FILE: u32 = bits(&["file"]);
-        const DATA: u32 = bits(&["data"]);
         // What a method takes beside what all take, and what of it must be there.
         let (takes, needs) = match name {
             "acquire_lock" => (KEY | KEYS | MODE | WAIT_MS | LEASE_MS | OWNER, 0),

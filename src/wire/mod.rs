@@ -5,6 +5,7 @@
 
 mod common;
 mod params;
+mod plain;
 mod reply;
 mod result;
 

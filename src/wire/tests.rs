@@ -1,6 +1,7 @@
 //! Bad input is refused with a sentence; good input comes through whole.
 
 use super::*;
+use crate::outcome::Outcome;
 use arcstr::ArcStr;
 
 fn one(text: &str) -> Element {
@@ -319,4 +320,62 @@ fn the_common_reader_says_what_the_general_one_says_or_nothing() {
         }
     }
     assert!(read > rounds / 50, "{read} of {rounds} messages were read at all: that shows little");
+}
+
+/// The common outcomes are written by hand: what comes out is what serde writes of the types that clients read.
+#[test]
+fn the_common_replies_are_as_the_types_that_clients_read_them_with() {
+    fn is<T: serde::Serialize>(outcome: Outcome, shown: &T) {
+        let (id, mut written, mut general) = (Id::number(7), Vec::new(), Vec::new());
+        encode_outcome(&mut written, &id, &outcome);
+        encode_result(&mut general, &id, shown);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        assert_eq!(text(written), text(general), "{outcome:?}");
+    }
+    let ask = |key: &str, mode| Ask { key: Name::new(key).unwrap(), mode };
+    let slot = |weight| Mode::Slot { slots: 4, weight };
+    let several = vec![ask("a \"b\" \\ ÿ", Mode::Shared), ask("b", slot(1)), ask("c", slot(3))];
+    for asks in [Asks::from(ask("a", Mode::Exclusive)), several.into()] {
+        for (lease_ms, hold_left_ms) in [(None, None), (Some(100), None), (None, Some(0)), (Some(1), Some(2))]
+        {
+            for (again, atomic) in [(false, false), (true, false), (false, true), (true, true)] {
+                let (token, op, lease_left_ms) = (INTEGER_MAX, 12, lease_ms.filter(|_| again));
+                let shown = Acquired {
+                    granted: Some(true),
+                    token: Some(token),
+                    keys: keys_shown(&asks),
+                    op: Some(op),
+                    lease_ms,
+                    hold_left_ms,
+                    atomic,
+                    again,
+                    lease_left_ms,
+                    ..Acquired::default()
+                };
+                let asks = asks.clone();
+                is(
+                    Outcome::Granted {
+                        token,
+                        asks,
+                        op,
+                        lease_ms,
+                        again,
+                        lease_left_ms,
+                        hold_left_ms,
+                        atomic,
+                    },
+                    &shown,
+                );
+            }
+        }
+    }
+    is(Outcome::Done, &serde_json::Map::new());
+    for writes in [0, 3] {
+        is(Outcome::Released { op: 5, writes }, &Released { released: true, op: 5, writes });
+    }
+    for staged in [false, true] {
+        is(Outcome::Set { version: 0, staged }, &Written { version: 0, staged });
+        let (offset, length) = (10, 110);
+        is(Outcome::Appended { offset, length, staged }, &Appended { offset, length, staged });
+    }
 }
