@@ -2,7 +2,7 @@
 //!
 //! Waking a core that sleeps takes 25 to 50 us on a virtual machine (docs/performance.md, "Busy poll"): most of what a request
 //! takes that finds the server idle. Looking keeps a core busy. So by itself the loop looks only while that pays: after some waits
-//! in a row that were over soon, and for a moment. The more often it looked in vain, the more waits it takes.
+//! in a row that were over soon, after little work, and for a moment. The more often it looked in vain, the more waits it takes.
 
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ const LOOK: Duration = Duration::from_micros(100);
 
 /// A sleep is short if looking would have found its end: it holds two wakings, the client's and the server's.
 const SHORT: Duration = Duration::from_micros(200);
+
+/// After a turn that took longer the loop does not look: being woken is not most of what its clients wait for then.
+const LONG_WORK: Duration = Duration::from_micros(50);
 
 /// So many waits in a row must have been short at least.
 const SHORT_WAITS: u32 = 8;
@@ -47,10 +50,10 @@ impl Looking {
         self.busy_poll == BusyPoll::Auto
     }
 
-    /// How long to look before the next sleep.
-    pub(crate) fn how_long(&self) -> Duration {
+    /// How long to look before the next sleep, after a turn that took so long.
+    pub(crate) fn how_long(&self, turn: Duration) -> Duration {
         match self.busy_poll {
-            BusyPoll::Auto if self.short >= self.needed => LOOK,
+            BusyPoll::Auto if self.short >= self.needed && turn <= LONG_WORK => LOOK,
             BusyPoll::Auto => Duration::ZERO,
             BusyPoll::For(time) => time,
         }
@@ -79,6 +82,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_micros(60);
     const LATE: Duration = Duration::from_millis(2);
+    const WORK: Duration = Duration::from_micros(10);
 
     fn after_short_waits(waits: u32) -> Looking {
         let mut looking = Looking::new(BusyPoll::Auto);
@@ -88,21 +92,30 @@ mod tests {
 
     #[test]
     fn by_itself_it_looks_only_after_some_waits_in_a_row_that_were_over_soon() {
-        assert_eq!(after_short_waits(SHORT_WAITS - 1).how_long(), Duration::ZERO);
-        assert_eq!(after_short_waits(SHORT_WAITS).how_long(), LOOK);
+        assert_eq!(after_short_waits(SHORT_WAITS - 1).how_long(WORK), Duration::ZERO);
+        assert_eq!(after_short_waits(SHORT_WAITS).how_long(WORK), LOOK);
         let mut looking = after_short_waits(SHORT_WAITS - 1);
         looking.slept(LATE);
         looking.slept(SOON);
-        assert_eq!(looking.how_long(), Duration::ZERO);
+        assert_eq!(looking.how_long(WORK), Duration::ZERO);
+    }
+
+    #[test]
+    fn it_does_not_look_after_much_work() {
+        let looking = after_short_waits(SHORT_WAITS);
+        assert_eq!(looking.how_long(LONG_WORK), LOOK);
+        assert_eq!(looking.how_long(LONG_WORK + Duration::from_micros(1)), Duration::ZERO);
+        let looking = Looking::new(BusyPoll::For(LOOK));
+        assert_eq!(looking.how_long(2 * LONG_WORK), LOOK);
     }
 
     #[test]
     fn it_goes_on_while_it_finds_something_and_not_when_it_looked_in_vain() {
         let mut looking = after_short_waits(SHORT_WAITS);
         looking.found();
-        assert_eq!(looking.how_long(), LOOK);
+        assert_eq!(looking.how_long(WORK), LOOK);
         looking.in_vain();
-        assert_eq!(looking.how_long(), Duration::ZERO);
+        assert_eq!(looking.how_long(WORK), Duration::ZERO);
     }
 
     #[test]
@@ -110,7 +123,7 @@ mod tests {
         let mut looking = Looking::new(BusyPoll::Auto);
         let mut waits_until_it_looks = || {
             let mut waits = 0;
-            while looking.how_long().is_zero() {
+            while looking.how_long(WORK).is_zero() {
                 looking.slept(SOON);
                 waits += 1;
             }
@@ -127,7 +140,7 @@ mod tests {
         (0..10).for_each(|_| looking.in_vain());
         (0..100).for_each(|_| looking.found());
         (0..SHORT_WAITS).for_each(|_| looking.slept(SOON));
-        assert_eq!(looking.how_long(), LOOK);
+        assert_eq!(looking.how_long(WORK), LOOK);
     }
 
     #[test]
@@ -136,7 +149,7 @@ mod tests {
             let mut looking = Looking::new(BusyPoll::For(time));
             looking.slept(LATE);
             looking.in_vain();
-            assert_eq!(looking.how_long(), time);
+            assert_eq!(looking.how_long(WORK), time);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::time::Time;
 use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
 
 /// A turn of the loop may work so long before the rest counts as a stall, in microseconds.
 const TURN_US: u64 = 100_000;
@@ -81,8 +82,8 @@ impl LogClock {
         }
     }
 
-    /// Takes in that a turn began at `began` and is over.
-    pub fn worked(&mut self, began: Time) {
+    /// Takes in that a turn began at `began` and is over; gives how long it took.
+    pub fn worked(&mut self, began: Time) -> Duration {
         let took = self.now().us_since(began);
         self.longest_turn_us = self.longest_turn_us.max(took);
         if took > LONG_TURN_US {
@@ -93,6 +94,7 @@ impl LogClock {
         if over > 0 && !crate::bug::planted("stall_in_a_turn_counts") {
             self.stall(over);
         }
+        Duration::from_micros(took)
     }
 
     /// Stalls of 10 ms or more so far.

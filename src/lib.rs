@@ -136,6 +136,7 @@ pub mod outcome;
 pub mod proof;
 pub mod record;
 pub mod recovery;
+mod rising;
 pub mod segment;
 pub mod server;
 pub mod snapshot;

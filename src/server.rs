@@ -337,7 +337,7 @@ impl Server {
         if timeout == Some(Duration::ZERO) || by_itself && self.turn.node.awaits_log() {
             return self.poll_for(timeout);
         }
-        let time = self.looking.how_long();
+        let time = self.looking.how_long(self.turn.took);
         if time.is_zero() {
             let began = Instant::now();
             self.poll_for(timeout)?;

@@ -22,6 +22,7 @@ use crate::state::Parts;
 use crate::time::Time;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// What the socket's receive buffer should hold: some 10,000 small datagrams, so that a stall of a second with a thousand
 /// clients loses no heartbeat. (The default of 212,992 bytes holds 256.)
@@ -101,6 +102,8 @@ pub struct Turn {
     pub safe: Record,
     /// The last command that had work for the files.
     pub last_file_op: Op,
+    /// How long the last turn took.
+    pub took: Duration,
     /// How much of the socket's buffer was read since it was last found empty, at least.
     read_since_empty: usize,
     backlog: Backlog,
@@ -122,6 +125,7 @@ impl Turn {
             readable: false,
             safe: Record::default(),
             last_file_op,
+            took: Duration::ZERO,
             read_since_empty: 0,
             backlog: Backlog::default(),
             pace: Pace::default(),
@@ -168,7 +172,7 @@ impl Turn {
         self.hand_over(outside)?;
         self.send(outside)?;
         outside.flush();
-        self.clock.worked(began);
+        self.took = self.clock.worked(began);
         Ok(())
     }
 

@@ -154,7 +154,7 @@ impl Node {
         if self.answer_from_state(now, from, place, session, id, fingerprint) {
             return;
         }
-        let flight = self.in_flight.get(&session).and_then(|flights| flights.requests.get(&id));
+        let flight = self.in_flight.get(&session).and_then(|flights| flights.requests.get(id));
         if let Some(flight) = flight {
             if flight.fingerprint != fingerprint {
                 return self.resolve_with(place, |out, reply_id| encode_error(out, reply_id, &reused(id)));
@@ -328,7 +328,7 @@ impl Node {
             Call::Acquire { wait, .. } | Call::Convert { wait, .. } => *wait != Patience::Try,
             Call::CancelWait { wait } => {
                 let under_way =
-                    self.in_flight.get(&session).is_some_and(|flights| flights.requests.contains_key(wait));
+                    self.in_flight.get(&session).is_some_and(|flights| flights.requests.contains(*wait));
                 !under_way && self.state.session(session).is_some_and(|session| session.is_unseen(*wait))
             }
             Call::Release { .. }

@@ -131,7 +131,7 @@ impl Node {
         let Entry::Occupied(mut flights) = self.in_flight.entry(session) else {
             panic!("request {id} of {session:?} landed and was not in flight");
         };
-        let flight = flights.get_mut().requests.remove(&id).expect("a request lands once");
+        let flight = flights.get_mut().requests.remove(id).expect("a request lands once");
         flights.get_mut().waits -= u64::from(flight.may_wait);
         if flights.get().requests.is_empty() {
             flights.remove();

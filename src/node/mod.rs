@@ -40,6 +40,7 @@ use crate::map::HashMap;
 use crate::name::Name;
 use crate::outcome::{Effect, FileEffect};
 use crate::proof::{Secrets, is_loopback};
+use crate::rising::Rising;
 use crate::state::State;
 use crate::time::Time;
 use crate::wire::{self, Element, Id, Method, encode_error, encode_result};
@@ -138,7 +139,7 @@ struct Peer {
 /// Requests of one session between their arrival and their outcome.
 #[derive(Debug, Default)]
 struct InFlight {
-    requests: BTreeMap<u64, Flight>,
+    requests: Rising<Flight>,
     waits: u64,
 }
 

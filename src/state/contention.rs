@@ -29,8 +29,18 @@ const SMOOTHING: u64 = 8;
 #[derive(Debug, Default)]
 pub(super) struct Contention {
     names: BTreeMap<Name, Figures>,
-    /// Names that nobody waited for lately, the oldest first, and how long they are usually held, in microseconds.
-    holds: VecDeque<(Name, u64)>,
+    /// Names that nobody waited for lately, the oldest first.
+    holds: VecDeque<Hold>,
+}
+
+/// How long a lock is usually held.
+#[derive(Debug)]
+struct Hold {
+    /// The checksum of the name: one comparison tells most names apart, also those that begin alike.
+    sum: u32,
+    name: Name,
+    /// In microseconds.
+    usual_us: u64,
 }
 
 /// What is known of a lock that is or was waited for.
@@ -85,8 +95,8 @@ impl Contention {
     pub(super) fn wait_began(&mut self, key: &Name, queue: usize, at: Time) {
         let hour = hour_of(at);
         if !self.names.contains_key(key) {
-            let hold = self.holds.iter().position(|(name, _)| name == key);
-            let hold_us = hold.and_then(|index| self.holds.remove(index)).map(|(_, hold_us)| hold_us);
+            let hold = self.hold(key).and_then(|index| self.holds.remove(index));
+            let hold_us = hold.map(|hold| hold.usual_us);
             let weight = self.make_room(hour);
             self.names.insert(key.clone(), Figures::new(weight, hour, at, hold_us));
         }
@@ -113,10 +123,16 @@ impl Contention {
             figures.hold_us = Some(figures.hold_us.map_or(held_us, |usual| smoothed(usual, held_us)));
             return;
         }
-        match self.holds.iter_mut().find(|(name, _)| name == key) {
-            Some((_, usual)) => *usual = smoothed(*usual, held_us),
+        match self.hold(key) {
+            Some(index) => self.holds[index].usual_us = smoothed(self.holds[index].usual_us, held_us),
             None => self.remember(key.clone(), held_us),
         }
+    }
+
+    /// Where it stands how long the lock is usually held, if nobody waited for it lately.
+    fn hold(&self, key: &str) -> Option<usize> {
+        let sum = checksum(key);
+        self.holds.iter().position(|hold| hold.sum == sum && *hold.name == *key)
     }
 
     /// What is known of a lock.
@@ -128,7 +144,7 @@ impl Contention {
     fn hold_us(&self, key: &str) -> Option<u64> {
         match self.names.get(key) {
             Some(figures) => figures.hold_us,
-            None => self.holds.iter().find(|(name, _)| **name == *key).map(|(_, hold_us)| *hold_us),
+            None => self.hold(key).map(|index| self.holds[index].usual_us),
         }
     }
 
@@ -164,7 +180,8 @@ impl Contention {
     }
 
     pub(super) fn hold_parts(&self) -> Vec<HoldPart> {
-        self.holds.iter().map(|(key, hold_us)| HoldPart { key: key.clone(), hold_us: *hold_us }).collect()
+        let part = |hold: &Hold| HoldPart { key: hold.name.clone(), hold_us: hold.usual_us };
+        self.holds.iter().map(part).collect()
     }
 
     pub(super) fn from_parts(names: Vec<ContentionPart>, holds: Vec<HoldPart>) -> Result<Contention, String> {
@@ -198,7 +215,7 @@ impl Contention {
             if known || hold_us > INTEGER_MAX {
                 return Err(format!("how long lock {key:?} is held stands twice, or is too long"));
             }
-            contention.holds.push_back((key, hold_us));
+            contention.remember(key, hold_us);
         }
         Ok(contention)
     }
@@ -207,8 +224,12 @@ impl Contention {
         if self.holds.len() >= HOLDS_KEPT {
             self.holds.pop_front();
         }
-        self.holds.push_back((name, hold_us));
+        self.holds.push_back(Hold { sum: checksum(&name), name, usual_us: hold_us });
     }
+}
+
+fn checksum(name: &str) -> u32 {
+    crc32c::crc32c(name.as_bytes())
 }
 
 fn hour_of(at: Time) -> u64 {

@@ -215,13 +215,15 @@ impl State {
 
     /// Takes a grant's hold from one of its locks.
     pub(super) fn let_go(&mut self, key: &Name, mode: Mode, token: Token) {
-        let lock = self.locks.get_mut(key).expect("a held lock has an entry");
-        let alone = lock.is_plain();
+        let Entry::Occupied(mut entry) = self.locks.entry(key.clone()) else {
+            panic!("a held lock has an entry");
+        };
+        let alone = entry.get().is_plain();
         if alone {
-            assert!(lock.holders() == [token], "a grant holds each of its locks");
-            self.locks.remove(key);
+            assert!(entry.get().holders() == [token], "a grant holds each of its locks");
+            entry.remove();
         } else {
-            let lock = lock.contended();
+            let lock = entry.get_mut().contended();
             let place = lock.holders.binary_search(&token).expect("a grant holds each of its locks");
             lock.holders.remove(place);
             lock.held.remove(mode);

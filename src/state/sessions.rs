@@ -8,6 +8,7 @@ use crate::kind::{Detail, Kind, Refusal};
 use crate::limits::{AFTERLIFE_MS, LOSSES_KEPT, Limits, SWEEP_MAX};
 use crate::name::Name;
 use crate::outcome::{Effect, Loss, Outcome};
+use crate::rising::Rising;
 use crate::state::parts::{ReplyPart, SessionPart, WaitReplyPart};
 use crate::time::Time;
 use arcstr::ArcStr;
@@ -35,7 +36,7 @@ pub struct Session {
     floor: u64,
     /// Whether its client has ever sent `ack`. If not, the window of kept replies slides by itself.
     acks: bool,
-    replies: BTreeMap<u64, Kept>,
+    replies: Rising<Kept>,
     /// Weight of the kept replies.
     reply_bytes: u64,
     waits: BTreeMap<u64, WaitReply>,
@@ -156,7 +157,7 @@ impl Session {
 
     /// Where request `id` with that fingerprint stands.
     pub fn standing(&self, id: u64, fingerprint: u64) -> Standing<'_> {
-        if let Some(kept) = self.replies.get(&id) {
+        if let Some(kept) = self.replies.get(id) {
             return if kept.fingerprint == fingerprint {
                 Standing::Kept(&kept.outcome)
             } else {
@@ -203,7 +204,7 @@ impl Session {
             _ => None,
         };
         full(self.replies.len() as u64, self.reply_bytes)?;
-        let left = self.replies.range(ack..);
+        let left = self.replies.from(ack);
         let (count, bytes) =
             left.fold((0, 0), |(count, bytes), (_, kept)| (count + 1, bytes + kept.outcome.weight()));
         full(count, bytes)
@@ -225,8 +226,8 @@ impl Session {
             self.acks = true;
             self.floor = self.floor.max(ack);
             let gone = ack + u64::from(crate::bug::planted("ack_takes_one_too_many"));
-            while let Some(oldest) = self.replies.first_entry().filter(|entry| *entry.key() < gone) {
-                self.reply_bytes -= oldest.remove().outcome.weight();
+            while let Some((_, oldest)) = self.replies.pop_first_if(|id| id < gone) {
+                self.reply_bytes -= oldest.outcome.weight();
             }
         }
         if ack > 0 || !got.is_empty() {
@@ -245,7 +246,8 @@ impl Session {
         while !self.acks
             && (self.replies.len() as u64 > limits.replies || self.reply_bytes > limits.reply_bytes)
         {
-            let (oldest, kept) = self.replies.pop_first().expect("the window is over its cap, so not empty");
+            let (oldest, kept) =
+                self.replies.pop_first_if(|_| true).expect("the window is over its cap, so not empty");
             self.reply_bytes -= kept.outcome.weight();
             self.floor = self.floor.max(oldest + 1);
         }
@@ -310,7 +312,7 @@ impl Session {
 
     /// Where request `id` stands, whatever it asked.
     pub(super) fn record(&self, id: u64) -> Standing<'_> {
-        match self.replies.get(&id) {
+        match self.replies.get(id) {
             Some(kept) => Standing::Kept(&kept.outcome),
             None => match self.wait_standing(id) {
                 Standing::New if id < self.floor => Standing::Stale,
@@ -347,7 +349,7 @@ impl Session {
                 .replies
                 .iter()
                 .map(|(id, kept)| ReplyPart {
-                    id: *id,
+                    id,
                     fingerprint: kept.fingerprint,
                     outcome: kept.outcome.clone(),
                 })
@@ -427,7 +429,7 @@ impl State {
                 ended: None,
                 floor: 1,
                 acks: false,
-                replies: BTreeMap::new(),
+                replies: Rising::default(),
                 reply_bytes: 0,
                 waits: BTreeMap::new(),
                 waiting: BTreeMap::new(),
@@ -559,7 +561,7 @@ impl State {
             ended: part.ended,
             floor: part.floor,
             acks: part.acks,
-            replies: BTreeMap::new(),
+            replies: Rising::default(),
             reply_bytes: 0,
             waits: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -579,7 +581,7 @@ impl State {
         for wait in part.waits {
             let reply =
                 WaitReply { fingerprint: wait.fingerprint, outcome: wait.outcome, op: 0, got: wait.got };
-            if session.waits.insert(wait.id, reply).is_some() || session.replies.contains_key(&wait.id) {
+            if session.waits.insert(wait.id, reply).is_some() || session.replies.contains(wait.id) {
                 return Err(fault(&format!("request {} has two records", wait.id)));
             }
         }
