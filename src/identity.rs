@@ -54,30 +54,29 @@ pub const INTEGER_MAX: u64 = (1 << 53) - 1;
 /// `os` or `none`, and by a restore. More than a server could have told and lost.
 pub const RAISE: u64 = 1 << 32;
 
-/// What each byte is as a hex digit; 16 and more are none.
-const DIGITS: [u8; 256] = {
-    let mut digits = [0xff; 256];
-    let mut digit = 0;
-    while digit < 16 {
-        digits[b"0123456789abcdef"[digit] as usize] = digit as u8;
-        digits[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
-        digit += 1;
+/// The number that 8 hex digits are, all of them looked at together: each byte of a word is one of them.
+fn hex_8(digits: [u8; 8]) -> Option<u32> {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let word = u64::from_be_bytes(digits);
+    // Letters have a bit that digits lack, and count from 9 on.
+    let letters = word >> 6 & ONES;
+    let values = (word & (ONES * 0x0f)) + letters * 9;
+    // Whatever is no digit does not come back from its value.
+    let above_9 = (values + ONES * 6) >> 4 & ONES;
+    let lower_case = values + ONES * u64::from(b'0') + above_9 * u64::from(b'a' - b'0' - 10);
+    if values & (ONES * 0xf0) != 0 || lower_case != word | letters << 5 {
+        return None;
     }
-    digits
-};
+    let by_two = (values | values >> 4) & 0x00ff_00ff_00ff_00ff;
+    let by_four = (by_two | by_two >> 8) & 0x0000_ffff_0000_ffff;
+    Some((by_four | by_four >> 16) as u32)
+}
 
 /// The number that exactly 32 hex digits are.
 fn hex(text: &[u8]) -> Option<u128> {
     let digits: &[u8; 32] = text.try_into().ok()?;
-    let half = |digits: &[u8]| {
-        let read = |(number, seen), &byte: &u8| {
-            let digit = DIGITS[usize::from(byte)];
-            (number << 4 | u64::from(digit & 15), seen | digit)
-        };
-        let (number, seen) = digits.iter().fold((0_u64, 0), read);
-        (seen < 16).then_some(number)
-    };
-    Some(u128::from(half(&digits[..16])?) << 64 | u128::from(half(&digits[16..])?))
+    let (eights, _) = digits.as_chunks::<8>();
+    eights.iter().try_fold(0, |number, eight| Some(number << 32 | u128::from(hex_8(*eight)?)))
 }
 
 macro_rules! hex_id {
@@ -166,6 +165,24 @@ mod tests {
         let bytes = postcard::to_stdvec(&id).unwrap();
         assert_eq!(bytes.len(), 16);
         assert_eq!(postcard::from_bytes::<SessionId>(&bytes).unwrap(), id);
+    }
+
+    /// Each byte in each place, and what the standard library says of it.
+    #[test]
+    fn an_id_is_32_hex_digits_of_either_case() {
+        let digits = *b"0123456789abcdefFEDCBA9876543210";
+        for place in 0..32 {
+            for byte in 0..128 {
+                let mut text = digits;
+                text[place] = byte;
+                let text = std::str::from_utf8(&text).unwrap();
+                let known = u128::from_str_radix(text, 16).ok().filter(|_| !text.contains('+'));
+                assert_eq!(text.parse::<SessionId>().ok().map(|id| id.0), known, "{text:?}");
+            }
+        }
+        for text in ["ÿ".repeat(16), "\u{10ffff}".repeat(8)] {
+            assert!(text.parse::<SessionId>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

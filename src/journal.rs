@@ -68,6 +68,10 @@ const SEAL_ROOM: u64 = 4_096;
 /// the loop wakes this thread for each batch, which costs both more than the batch does.
 const LINGER: Duration = Duration::from_millis(5);
 
+/// Commands of batches that nobody waits for between two moments at which others may have the core: the loop on the same one
+/// has clients that wait.
+const POLITE: usize = 64;
+
 /// After so long without a batch the last one is sealed.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
 /// Under `os` and `none`, at most one sync in this time while all is quiet or busy.
@@ -731,8 +735,13 @@ impl Writer {
 
     /// Writes batches, makes them as durable as configured, and tells.
     fn write(&mut self, batches: &[(Arc<Batch>, bool)]) -> Result<(), DiskError> {
-        let (mut out, mut body, mut done) = (Vec::new(), Vec::new(), 0);
-        for (index, (batch, _)) in batches.iter().enumerate() {
+        let (mut out, mut body, mut done, mut since_polite) = (Vec::new(), Vec::new(), 0, 0);
+        for (index, (batch, told)) in batches.iter().enumerate() {
+            since_polite += batch.entries.len();
+            if *told && since_polite > POLITE {
+                since_polite = 0;
+                thread::yield_now();
+            }
             let expected = next_op(self.at.last_op, &batch.entries[0].command);
             assert_eq!(batch.first_op, expected, "ops follow one another, op {} here", self.at.last_op);
             body.clear();

@@ -118,7 +118,12 @@ pub fn next_op(last: Op, command: &Command) -> Op {
 
 /// At least as many bytes as a batch of these entries takes in the log.
 pub fn bytes_of(entries: &[Entry]) -> usize {
-    256 + entries.iter().map(|entry| 64 + entry.command.weight()).sum::<usize>()
+    256 + entries.iter().map(|entry| bytes_of_weight(entry.command.weight())).sum::<usize>()
+}
+
+/// What a command of that [weight](crate::command::Command::weight) adds to them.
+pub fn bytes_of_weight(weight: usize) -> usize {
+    64 + weight
 }
 
 #[cfg(test)]

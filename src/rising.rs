@@ -26,9 +26,10 @@ impl<V> Rising<V> {
 
     /// Where an id is, or would be.
     fn place(&self, id: u64) -> Result<usize, usize> {
-        match self.0.back() {
-            Some((last, _)) if *last >= id => self.0.binary_search_by_key(&id, |(known, _)| *known),
-            Some(_) | None => Err(self.0.len()),
+        match (self.0.front(), self.0.back()) {
+            (Some((first, _)), _) if *first == id => Ok(0),
+            (_, Some((last, _))) if *last >= id => self.0.binary_search_by_key(&id, |(known, _)| *known),
+            _ => Err(self.0.len()),
         }
     }
 

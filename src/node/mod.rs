@@ -35,7 +35,7 @@ use crate::identity::{Op, SessionId};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::lease::LeaseTable;
 use crate::limits::Limits;
-use crate::log::{Batch, Room, bytes_of, next_op};
+use crate::log::{Batch, Room, bytes_of, bytes_of_weight, next_op};
 use crate::map::HashMap;
 use crate::name::Name;
 use crate::outcome::{Effect, FileEffect};
@@ -158,6 +158,8 @@ struct Flight {
 struct Gathered {
     entry: Entry,
     tag: Tag,
+    /// [`Command::weight`] of it.
+    weight: usize,
 }
 
 /// Who is to be told the outcome of a command.
@@ -375,9 +377,9 @@ impl Node {
             .into_iter()
             .partition(|gathered| without_room(gathered).is_some_and(|key| keys.contains(&key)));
         self.gathered = kept;
-        for Gathered { entry, tag } in refused {
+        for Gathered { entry, tag, weight } in refused {
             let place = tag.place.expect("only what has a place is refused");
-            self.gathered_bytes -= entry.command.weight();
+            self.gathered_bytes -= weight;
             if let Command::Request(Request { call: Call::RepairFile { file, .. }, .. }) = &entry.command {
                 self.repairing.remove(file);
             }
@@ -630,7 +632,7 @@ impl Node {
         let room = self.gathered.len().min(BATCH_COMMANDS_MAX);
         let (mut entries, mut tags) = (Vec::with_capacity(room), Vec::with_capacity(room));
         while let Some(next) = self.gathered.front() {
-            let more = bytes_of(std::slice::from_ref(&next.entry)) - bytes_of(&[]);
+            let more = bytes_of_weight(next.weight);
             let behind = next.tag.place.map_or(0, |place| self.assemblies.reads_behind(place.key));
             let full = bytes + more > self.batch_bytes_max
                 || reads + behind > READS_BEHIND_MAX
@@ -640,8 +642,8 @@ impl Node {
             }
             bytes += more;
             reads += behind;
-            self.gathered_bytes -= next.entry.command.weight();
-            let Gathered { entry, tag } = self.gathered.pop_front().expect("it was looked at");
+            self.gathered_bytes -= next.weight;
+            let Gathered { entry, tag, .. } = self.gathered.pop_front().expect("it was looked at");
             entries.push(entry);
             tags.push(tag);
         }
@@ -724,8 +726,9 @@ impl Node {
 
     fn gather(&mut self, now: Time, command: Command, tag: Tag) {
         self.last_at = self.last_at.max(now);
-        self.gathered_bytes += command.weight();
-        self.gathered.push_back(Gathered { entry: Entry { at: self.last_at, command }, tag });
+        let weight = command.weight();
+        self.gathered_bytes += weight;
+        self.gathered.push_back(Gathered { entry: Entry { at: self.last_at, command }, tag, weight });
     }
 
     /// Answers an address that has not shown that it receives: `ping` as asked, everything else with the cookie to show,

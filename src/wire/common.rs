@@ -23,7 +23,8 @@ pub(super) fn decode(message: &[u8]) -> Option<Message> {
     let read = match scan.next()? {
         b'{' => Message { elements: vec![scan.element()?], batch: false },
         b'[' => {
-            let mut elements = Vec::new();
+            // As many as there would be of a short one.
+            let mut elements = Vec::with_capacity(BATCH_ELEMENTS_MAX.min(text.len() / 64));
             scan.list(BATCH_ELEMENTS_MAX, |scan| {
                 scan.open(b'{')?;
                 elements.push(scan.element()?);
@@ -171,22 +172,32 @@ impl<'a> Scan<'a> {
         self.takes("\"").then(|| &self.text[from..to])
     }
 
+    /// The id of a session: a string of 32 bytes.
+    fn session(&mut self) -> Option<SessionId> {
+        self.open(b'"')?;
+        let session = self.text.get(self.at..self.at + 32)?.parse().ok()?;
+        self.at += 32;
+        self.takes("\"").then_some(session)
+    }
+
     /// An integer from 0 to [`INTEGER_MAX`], written as one.
     fn integer(&mut self) -> Option<u64> {
         self.skip_space();
-        let from = self.at;
-        let mut number = 0_u64;
-        while let Some(digit @ b'0'..=b'9') = self.text.as_bytes().get(self.at) {
-            // One digit more than `INTEGER_MAX` has is too large, and still fits.
-            if self.at - from > INTEGER_DIGITS {
-                return None;
+        let rest = &self.text.as_bytes()[self.at..];
+        let (mut number, mut digits) = (0_u64, 0);
+        let behind = loop {
+            match rest.get(digits) {
+                // What has more digits than the largest of all would not fit.
+                Some(digit @ b'0'..=b'9') if digits < INTEGER_DIGITS => {
+                    number = 10 * number + u64::from(digit - b'0');
+                    digits += 1;
+                }
+                behind => break behind,
             }
-            number = 10 * number + u64::from(digit - b'0');
-            self.at += 1;
-        }
-        let digits = &self.text.as_bytes()[from..self.at];
-        let is_one = !digits.is_empty() && (digits.len() == 1 || digits[0] != b'0');
-        let goes_on = matches!(self.text.as_bytes().get(self.at), Some(b'.' | b'e' | b'E'));
+        };
+        self.at += digits;
+        let is_one = digits == 1 || digits > 1 && rest[0] != b'0';
+        let goes_on = matches!(behind, Some(b'0'..=b'9' | b'.' | b'e' | b'E'));
         (is_one && !goes_on && number <= INTEGER_MAX).then_some(number)
     }
 
@@ -257,7 +268,7 @@ impl<'a> Scan<'a> {
         let mut plain = Plain::default();
         self.members(|scan, name| {
             match name {
-                "session" if plain.gives(SESSION) => plain.session = Some(scan.string()?.parse().ok()?),
+                "session" if plain.gives(SESSION) => plain.session = Some(scan.session()?),
                 "ack" if plain.gives(ACK) => plain.ack = scan.integer()?,
                 "got" if plain.gives(GOT) => {
                     scan.open(b'[')?;
