@@ -544,6 +544,20 @@ mod tests {
         assert_ne!(release(1).fingerprint(), Call::Abandon { token: 1, holder: None }.fingerprint());
     }
 
+    /// Snapshots hold them: a later version must get the same ones.
+    #[test]
+    fn a_fingerprint_is_that_of_the_bytes_together() {
+        for length in [1, 100, 128, 200, 5_000] {
+            let value = "x".repeat(length).into();
+            let (key, life) = (Name::new("key").unwrap(), Life::default());
+            let call = Call::Set { key, value, if_version: Some(7), life, token: None, holder: None };
+            let mut hasher = SipHasher13::new();
+            hasher.write(&postcard::to_stdvec(&call).unwrap());
+            assert_eq!(call.fingerprint(), hasher.finish() & INTEGER_MAX);
+        }
+        assert_eq!(Call::Release { token: 1, holder: None }.fingerprint(), 5_071_037_530_574_111);
+    }
+
     #[test]
     fn an_entry_survives_its_record() {
         let entry = Entry {

@@ -93,6 +93,13 @@ const ALWAYS: u32 = SESSION | ACK | GOT;
 /// How most requests go on behind their brace.
 const BEGINNING: &str = r#""jsonrpc":"2.0","#;
 
+/// The members of most requests behind that, in their order, as they are written and by their names.
+const MEMBERS: [(&str, &str); 3] =
+    [(r#""id":"#, "id"), (r#""method":"#, "method"), (r#""params":"#, "params")];
+
+/// The first parameters of most requests.
+const FIRST_PARAMS: [(&str, &str); 2] = [(r#""session":"#, "session"), (r#""ack":"#, "ack")];
+
 /// The digits of [`INTEGER_MAX`].
 const INTEGER_DIGITS: usize = 16;
 
@@ -145,15 +152,26 @@ impl<'a> Scan<'a> {
         None
     }
 
-    /// What follows an opening brace: each member's name is given, its value is to be read.
-    fn members(&mut self, mut member: impl FnMut(&mut Scan<'a>, &'a str) -> Option<()>) -> Option<()> {
+    /// What follows an opening brace: each member's name is given, its value is to be read. What is `usual` is known at a glance.
+    fn members(
+        &mut self,
+        usual: &[(&str, &'static str)],
+        mut member: impl FnMut(&mut Scan<'a>, &'a str) -> Option<()>,
+    ) -> Option<()> {
+        let mut usual = usual.iter();
         if self.peek()? == b'}' {
             self.at += 1;
             return Some(());
         }
         loop {
-            let name = self.string()?;
-            self.open(b':')?;
+            let name = match usual.next() {
+                Some((written, name)) if self.takes(written) => name,
+                Some(_) | None => {
+                    let name = self.string()?;
+                    self.open(b':')?;
+                    name
+                }
+            };
             member(self, name)?;
             match self.next()? {
                 b',' => {}
@@ -219,11 +237,12 @@ impl<'a> Scan<'a> {
 
     /// A request, whose brace is passed over.
     fn element(&mut self) -> Option<Element> {
-        let (mut version, mut id, mut method, mut plain) = (None, None, None, None);
+        let (mut version, mut id, mut method, mut params) = (None, None, None, false);
+        let mut plain = Plain::default();
         if self.takes(BEGINNING) {
             version = Some("2.0");
         }
-        self.members(|scan, name| match name {
+        self.members(&MEMBERS, |scan, name| match name {
             "jsonrpc" if version.is_none() => {
                 version = Some(scan.string()?);
                 Some(())
@@ -247,14 +266,14 @@ impl<'a> Scan<'a> {
                 method = Some(scan.string()?);
                 Some(())
             }
-            "params" if plain.is_none() => {
+            "params" if !params => {
+                params = true;
                 scan.open(b'{')?;
-                plain = Some(scan.params()?);
-                Some(())
+                scan.params(&mut plain)
             }
             _ => None,
         })?;
-        let ((id, number), plain) = (id?, plain.unwrap_or_default());
+        let (id, number) = id?;
         if version? != "2.0" {
             return None;
         }
@@ -264,9 +283,8 @@ impl<'a> Scan<'a> {
         Some(Element { id: Id(CompactString::new(id)), cookie: None, request })
     }
 
-    fn params(&mut self) -> Option<Plain<'a>> {
-        let mut plain = Plain::default();
-        self.members(|scan, name| {
+    fn params(&mut self, plain: &mut Plain<'a>) -> Option<()> {
+        self.members(&FIRST_PARAMS, |scan, name| {
             match name {
                 "session" if plain.gives(SESSION) => plain.session = Some(scan.session()?),
                 "ack" if plain.gives(ACK) => plain.ack = scan.integer()?,
@@ -302,8 +320,7 @@ impl<'a> Scan<'a> {
                 _ => return None,
             }
             Some(())
-        })?;
-        Some(plain)
+        })
     }
 
     /// Several locks, each by its name or with a mode.
@@ -313,7 +330,7 @@ impl<'a> Scan<'a> {
         self.list(ASKS_MAX, |scan| {
             scan.open(b'{')?;
             let (mut key, mut mode) = (None, None);
-            scan.members(|scan, name| {
+            scan.members(&[], |scan, name| {
                 let place = match name {
                     "key" => &mut key,
                     "mode" => &mut mode,
