@@ -97,7 +97,7 @@ impl From<String> for Absent {
 }
 
 /// Every measurement, in the order in which they are taken: what is compared stands side by side.
-const MEASUREMENTS: [&str; 35] = [
+const MEASUREMENTS: [&str; 36] = [
     "redis-cycle-64",
     "none-cycle-64",
     "redis-cycle-1",
@@ -126,6 +126,7 @@ const MEASUREMENTS: [&str; 35] = [
     "sync-put-1",
     "disk-64",
     "sync-append",
+    "sync-append-agent",
     "redis-keep-alive",
     "none-keep-alive",
     "none-keep-sessions",
@@ -207,6 +208,7 @@ impl Setting {
             "put-1" => &["--workload", "put", "--clients", "1"],
             "get" => &["--workload", "get"],
             "append" => &["--workload", "append"],
+            "append-agent" => &["--workload", "append", "--sockets", "one", "--batch", "64"],
             "keep-alive" => &[
                 "--workload",
                 "heartbeat",

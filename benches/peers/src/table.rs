@@ -56,7 +56,7 @@ const fn beside(
 }
 
 /// All rows, in the order of the table.
-pub const ROWS: [Row; 26] = [
+pub const ROWS: [Row; 27] = [
     row(
         "cycles/s, 64 clients on 64 sockets, `none`",
         ("none-cycle-64", "Redis without persistence", "redis-cycle-64"),
@@ -186,6 +186,11 @@ pub const ROWS: [Row; 26] = [
         ("sync-append", "group commit of the disk: 64 records a sync", "disk-64"),
         Compare::Rate,
         (0.5, 0.8),
+    ),
+    beside(
+        "the same, the clients behind one socket",
+        ("sync-append-agent", "group commit of the disk: 64 records a sync", "disk-64"),
+        Compare::Rate,
     ),
     beside(
         "writes/s and syncs, one at a time, `sync`",
