@@ -872,6 +872,30 @@ mod tests {
         assert_eq!(sets, 100);
     }
 
+    /// A batch is heard for each session that it names, whoever stands before it.
+    #[test]
+    fn every_session_of_a_batch_is_heard() {
+        let mut rig = Rig::new();
+        let first = std::mem::replace(&mut rig.session, Value::Null);
+        let opened = rig.call("open_session", json!({"nonce": "1".repeat(32)}));
+        let second = opened.unwrap()["result"]["session"].clone();
+        let heartbeat = |session: &Value| json!({"jsonrpc": "2.0", "id": 0, "method": "heartbeat", "params": {"session": session}});
+        let nobody = json!("f".repeat(32));
+        let batch = json!([&nobody, &first, &first, &second].map(heartbeat)).to_string();
+        let from = SocketAddr::from(([127, 0, 0, 1], 7));
+        let ttl_ms = Limits::default().default_ttl_ms;
+        let heard = Time::from_millis(ttl_ms - 1);
+        rig.node.handle_datagram(heard, from, batch.as_bytes());
+        let mut live_at = |now| {
+            rig.node.handle_timeout(now);
+            while let Some(batch) = rig.node.poll_batch() {
+                rig.node.handle_committed(now, batch.seq);
+            }
+            rig.node.state().live_sessions(0).count()
+        };
+        assert_eq!((live_at(heard.after_ms(ttl_ms - 1)), live_at(heard.after_ms(ttl_ms))), (2, 0));
+    }
+
     #[test]
     fn reads_of_files_that_wait_for_a_slow_disk_have_a_cap() {
         let mut rig = Rig::new();
