@@ -169,13 +169,11 @@ fn pass_signals_on(client: &Client, running: &Running) -> Result<()> {
             while woken.read_exact(&mut [0]).is_ok() {
                 // A terminal sends Ctrl-C to the command by itself.
                 let by_terminal = number == SIGINT && io::stdin().is_terminal();
-                let stage = running.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Stage::Before = *stage {
-                    // Unanswered, the TTL ends the session. No command begins meanwhile: `stage` is locked.
+                if let Stage::Before = *running.lock().unwrap_or_else(PoisonError::into_inner) {
+                    // Unanswered, the TTL ends the session. No command begins meanwhile: `running` is locked.
                     let _ = client.close();
                     std::process::exit(128 + number);
                 }
-                drop(stage);
                 if !by_terminal {
                     signal(&running, name);
                 }

@@ -161,7 +161,7 @@ impl Node {
             }
             self.counts.count(Count::Duplicates);
             let first = flight.message;
-            return self.assemblies.is_copy_of(place, first, from);
+            return self.assemblies.answer_with(place, first, from);
         }
         if let Some(refusal) = refusal {
             self.counts.count(Count::Refused);

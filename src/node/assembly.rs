@@ -181,8 +181,8 @@ impl Assemblies {
         self.put(place, Slot::Silent);
     }
 
-    /// Takes an element for a copy of a request under way, whose replies go to `to` from here on.
-    pub(super) fn is_copy_of(&mut self, place: Place, first: MessageKey, to: SocketAddr) {
+    /// Leaves an element to the message that will answer the same request, and that goes to `to` from here on.
+    pub(super) fn answer_with(&mut self, place: Place, first: MessageKey, to: SocketAddr) {
         if let Some(first) = self.get_mut(first) {
             first.to = to;
         }

@@ -93,12 +93,11 @@ const ALWAYS: u32 = SESSION | ACK | GOT;
 /// How most requests go on behind their brace.
 const BEGINNING: &str = r#""jsonrpc":"2.0","#;
 
-/// The members of most requests behind that, in their order, as they are written and by their names.
-const MEMBERS: [(&str, &str); 3] =
-    [(r#""id":"#, "id"), (r#""method":"#, "method"), (r#""params":"#, "params")];
+/// The members of most requests behind that in their order, as their names are written.
+const MEMBERS: [&str; 3] = [r#""id":"#, r#""method":"#, r#""params":"#];
 
 /// The first parameters of most requests.
-const FIRST_PARAMS: [(&str, &str); 2] = [(r#""session":"#, "session"), (r#""ack":"#, "ack")];
+const FIRST_PARAMS: [&str; 2] = [r#""session":"#, r#""ack":"#];
 
 /// The digits of [`INTEGER_MAX`].
 const INTEGER_DIGITS: usize = 16;
@@ -155,7 +154,7 @@ impl<'a> Scan<'a> {
     /// What follows an opening brace: each member's name is given, its value is to be read. What is `usual` is known at a glance.
     fn members(
         &mut self,
-        usual: &[(&str, &'static str)],
+        usual: &[&'static str],
         mut member: impl FnMut(&mut Scan<'a>, &'a str) -> Option<()>,
     ) -> Option<()> {
         let mut usual = usual.iter();
@@ -165,7 +164,7 @@ impl<'a> Scan<'a> {
         }
         loop {
             let name = match usual.next() {
-                Some((written, name)) if self.takes(written) => name,
+                Some(written) if self.takes(written) => &written[1..written.len() - 2],
                 Some(_) | None => {
                     let name = self.string()?;
                     self.open(b':')?;

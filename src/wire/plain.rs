@@ -6,7 +6,6 @@ use serde::Serialize;
 pub(super) fn plain_bytes(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
-    let ends = |byte: u8| matches!(byte, b'"' | b'\\' | ..b' ');
     let mut at = 0;
     while let Some(chunk) = bytes[at..].first_chunk() {
         let word = u64::from_le_bytes(*chunk);
@@ -19,7 +18,8 @@ pub(super) fn plain_bytes(bytes: &[u8]) -> usize {
         }
         at += 8;
     }
-    at + bytes[at..].iter().position(|&byte| ends(byte)).unwrap_or(bytes.len() - at)
+    let ends = bytes[at..].iter().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '));
+    ends.map_or(bytes.len(), |ends| at + ends)
 }
 
 /// Appends a number.
