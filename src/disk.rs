@@ -7,10 +7,11 @@
 //! this is no more than the system calls.
 
 use rustix::fd::AsFd;
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{Advice, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -284,6 +285,62 @@ pub(crate) fn write_counted(fd: impl AsFd + Copy, bytes: &[u8], offset: u64) -> 
         }
     }
     (done, Ok(()))
+}
+
+/// Direct writes begin and end at multiples of this, in the file and in memory: it is a multiple of the logical block of
+/// every disk in use, which has 512 or 4,096 bytes.
+pub(crate) const PAGE: usize = 4_096;
+
+/// Whether a direct write that is to be durable ([`write_durably`]) is known to be that when it returns. ext4 and XFS hand such a
+/// write to the disk with the order to keep it, or let it be followed by one to the disk to keep everything, as they do for
+/// `fdatasync`. (Others may well do so, too. FUSE leaves it to a program; on Btrfs it is no cheaper, since it never writes in
+/// place.)
+pub(crate) fn honours_direct_syncs(fd: impl AsFd) -> bool {
+    // statfs(2): EXT4_SUPER_MAGIC, which ext2 and ext3 have as well, and XFS_SUPER_MAGIC.
+    const EXT4: u64 = 0xef53;
+    const XFS: u64 = 0x5846_5342;
+    rustix::fs::fstatfs(fd).is_ok_and(|found| matches!(found.f_type as u64, EXT4 | XFS))
+}
+
+/// Lets writes to a file go past the page cache, or through it.
+///
+/// # Errors
+/// The file system cannot; nothing has changed.
+pub(crate) fn set_direct(fd: impl AsFd + Copy, direct: bool) -> rustix::io::Result<()> {
+    let mut flags = rustix::fs::fcntl_getfl(fd)?;
+    flags.set(OFlags::DIRECT, direct);
+    rustix::fs::fcntl_setfl(fd, flags)
+}
+
+/// Writes whole pages at the offset, however many calls it takes; they are durable when this returns.
+///
+/// # Errors
+/// `EINVAL`: nothing was written, since the file system takes no such pages, or not from such memory. After any other, what is
+/// on the disk is not known.
+pub(crate) fn write_durably(fd: impl AsFd + Copy, pages: &[u8], offset: u64) -> io::Result<()> {
+    assert_eq!((pages.len() % PAGE, offset % PAGE as u64), (0, 0), "whole pages are written");
+    if witness().is_some() {
+        write_at(fd, pages, offset)?;
+        return Ok(sync_data(fd)?);
+    }
+    let mut done = 0;
+    while done < pages.len() {
+        let rest = [IoSlice::new(&pages[done..])];
+        match rustix::io::pwritev2(fd, &rest, offset + done as u64, ReadWriteFlags::DSYNC) {
+            // Less than a page: to go on behind it is not to be had.
+            Ok(..PAGE) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(more) => done += more / PAGE * PAGE,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Lets the page cache forget what it has of a file and is synced.
+pub(crate) fn forget_cached(file: &File) {
+    // It is advice: where it is not taken, memory is used for longer.
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
 }
 
 /// Gives a file its blocks.

@@ -7,6 +7,8 @@
 //!                                └───── fold:   segments into the next snapshot, low in priority
 //! ```
 //!
+//! (Where it can be had, the write and the sync of a batch are one call: see `journal/segment_file.rs`.)
+//!
 //! One write and one sync are in flight at a time; the batches that come meanwhile go together into the next. Any error
 //! of a write or a sync is the end: [`LogEvent::Failed`], nothing is tried again, since the kernel may call pages clean
 //! that it could not write. Only the lack of space for *another* file is no failure: it shows as [`Room`].
@@ -22,27 +24,30 @@
 //! The batch with `new_term` is synced whatever the durability: it is what tells the next start that this one was not a
 //! clean stop, before anything is answered.
 
+mod opened;
+mod pages;
+mod segment_file;
 mod stepped;
 
 pub use stepped::Stepped;
 
 use crate::batch::{self, SegmentId};
 use crate::command::{Command, Durability};
-use crate::disk::{self, write_at};
 use crate::fold::{self, Done, Order};
 use crate::identity::Op;
 use crate::image::record::Record;
 use crate::log::{Batch, Log, LogEvent, Room, bytes_of, next_op};
 use crate::record;
 use crate::recovery::{Known, Tail, random};
-use crate::segment::{self, Segment};
+use crate::segment;
 use crate::snapshot::ServerId;
 use crate::state::Parts;
 use crate::storage::{DataDir, DiskError, SNAPSHOT, Zeros, point};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
+use opened::{Opened, seal};
+use segment_file::SegmentFile;
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::path::PathBuf;
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -95,6 +100,30 @@ pub struct JournalConfig {
     pub fold_ops: u64,
     /// ... or so many bytes of segments.
     pub fold_bytes: u64,
+    /// How what is synced at once gets to the disk.
+    pub way: Way,
+}
+
+/// How what is synced at once gets to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Directly, where the file system is known to honour that; else through the page cache.
+    BestKnown,
+    /// Into the page cache, with a sync of its own.
+    Cached,
+    /// In whole pages that are durable when their write returns; past the page cache where that can be had. For tests: whether
+    /// the file system honours it is not asked.
+    Direct,
+}
+
+impl JournalConfig {
+    /// How batches get to the disk: what is synced later is better left in the page cache.
+    fn way(&self) -> Way {
+        match self.durability {
+            Durability::Sync => self.way,
+            Durability::Os | Durability::None => Way::Cached,
+        }
+    }
 }
 
 impl Default for JournalConfig {
@@ -104,6 +133,7 @@ impl Default for JournalConfig {
             segment_bytes: 16 << 20,
             fold_ops: 1_000_000,
             fold_bytes: 16 << 20,
+            way: Way::BestKnown,
         }
     }
 }
@@ -184,7 +214,7 @@ impl FileLog {
                 config.segment_bytes
             )));
         }
-        let opened = Opened::open(&dir, tail, config.segment_bytes)?;
+        let opened = Opened::open(&dir, tail, config)?;
         let (inbox, messages) = unbounded();
         let (events_in, events) = unbounded();
         let helpers = Helpers::start(&dir, config, &inbox)?;
@@ -352,169 +382,15 @@ impl Gauge {
     }
 }
 
-/// The segment that is written.
-struct Opened {
-    file: File,
-    path: PathBuf,
-    number: u64,
-    id: SegmentId,
-    /// Where the next batch goes, in bytes.
-    offset: u64,
-    size: u64,
-    /// The last batch written, and the last one synced.
-    seq: u64,
-    synced: u64,
-    last_op: Op,
-    /// The segments before it.
-    closed: VecDeque<Known>,
-    /// Whether the disk was found full.
-    short: bool,
-}
-
-impl Opened {
-    /// Opens the journal for writing: everything that is in it is synced then, in a file whose pages were never part of
-    /// a failed write.
-    fn open(dir: &DataDir, tail: &Tail, segment_bytes: u64) -> Result<Opened, DiskError> {
-        match tail.segments.last() {
-            Some(last) if tail.keep => Opened::renew(dir, tail, *last, segment_bytes),
-            last => {
-                let number = last.map_or(1, |last| last.number + 1);
-                // Nothing in them is needed: the snapshot has it all. But only that of a clean stop may stand without any
-                // journal. (That one can be ahead of the journal, too: then no segment can be begun behind the last.)
-                let follows = last.is_some_and(|last| last.last_op == tail.last_op);
-                let begun = match follows.then(|| Opened::begin(dir, tail, number, segment_bytes)) {
-                    Some(Err(error)) if error.no_space => None,
-                    begun => begun.transpose()?,
-                };
-                for known in &tail.segments {
-                    dir.remove_segment(known.number)?;
-                }
-                begun.map_or_else(|| Opened::begin(dir, tail, number, segment_bytes), Ok)
-            }
-        }
-    }
-
-    /// Begins an empty segment.
-    fn begin(dir: &DataDir, tail: &Tail, number: u64, size: u64) -> Result<Opened, DiskError> {
-        if !dir.has_spare(size)? {
-            dir.make_spare(size, Zeros::Written, &AtomicBool::new(false))?;
-        }
-        let id = SegmentId(random()?);
-        let header = segment::Header::new(tail.server, number, id, tail.next_seq, tail.last_op, size);
-        let file = dir.begin_segment(number, &header.encode())?;
-        let offset = segment::HEADER_BYTES as u64;
-        Ok(Opened::at(dir, tail, file, number, id, offset, size, tail.next_seq.saturating_sub(1)))
-    }
-
-    /// Writes the last segment anew: its whole batches and a seal.
-    fn renew(dir: &DataDir, tail: &Tail, last: Known, segment_bytes: u64) -> Result<Opened, DiskError> {
-        let path = dir.segment(last.number);
-        let bytes = dir.read_segment(last.number)?;
-        let old = Segment::read(&bytes).map_err(|fault| crate::recovery::damaged(&path, &fault))?;
-        if old.end as u64 != last.end || old.next_seq() != tail.next_seq {
-            return Err(DiskError::new(format!("{} changed while it was read; try again", path.display())));
-        }
-        let id = SegmentId(random()?);
-        let (content, seq) = sealed_copy(&old, &bytes, id, segment_bytes);
-        let size = segment_bytes.max((content.len() as u64).next_multiple_of(4_096));
-        let mut content = content;
-        let header = segment::Header { id, size, ..old.header };
-        content[..segment::HEADER_BYTES].copy_from_slice(&header.encode());
-        match dir.replace_segment(last.number, &content, size) {
-            Ok(file) => Ok(Opened::at(dir, tail, file, last.number, id, content.len() as u64, size, seq)),
-            Err(error) if error.no_space => {
-                ::log::warn!("{error}; the tail of the journal is rewritten in its place");
-                let end = old.end.min(bytes.len());
-                let file = dir.rewrite_segment(last.number, &bytes[..end])?;
-                let size = file.metadata().map_err(|error| DiskError::io("look at", &path, &error))?.len();
-                let offset = end as u64;
-                let seq = tail.next_seq.saturating_sub(1);
-                let at = Opened::at(dir, tail, file, last.number, old.header.id, offset, size, seq);
-                Ok(Opened { short: true, ..at })
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the fields of a struct, once")]
-    fn at(
-        dir: &DataDir,
-        tail: &Tail,
-        file: File,
-        number: u64,
-        id: SegmentId,
-        offset: u64,
-        size: u64,
-        seq: u64,
-    ) -> Opened {
-        let closed = if tail.keep {
-            tail.segments.iter().copied().filter(|known| known.number != number).collect()
-        } else {
-            VecDeque::new()
-        };
-        let path = dir.segment(number);
-        Opened {
-            file,
-            path,
-            number,
-            id,
-            offset,
-            size,
-            seq,
-            synced: seq,
-            last_op: tail.last_op,
-            closed,
-            short: false,
-        }
-    }
-
-    /// Bytes behind the last batch.
-    fn left(&self) -> u64 {
-        self.size - self.offset
-    }
-}
-
-/// The whole batches of a segment under another id, with a seal behind them if there is room; and the number of the
-/// last one.
-fn sealed_copy(old: &Segment, bytes: &[u8], id: SegmentId, size: u64) -> (Vec<u8>, u64) {
-    let mut out = old.header.encode().to_vec();
-    for placed in &old.batches {
-        let start = placed.offset + batch::HEADER_BYTES;
-        let body = &bytes[start..start + placed.header.body_bytes as usize];
-        batch::encode(id, &placed.header, body, &mut out);
-    }
-    let mut seq = old.next_seq().saturating_sub(1);
-    let sealed = old.batches.last().is_none_or(|last| last.header.count == 0);
-    if !sealed && out.len() as u64 + batch::bytes(0) as u64 <= size {
-        batch::encode(id, &seal(seq + 1, old.last_op(), (0, 0)), &[], &mut out);
-        seq += 1;
-    }
-    (out, seq)
-}
-
-/// The header of a seal: all before it is synced.
-fn seal(seq: u64, last_op: Op, digest: (Op, u32)) -> batch::Header {
-    batch::Header {
-        seq,
-        first_op: last_op + 1,
-        count: 0,
-        synced: seq - 1,
-        digest_op: digest.0,
-        digest: digest.1,
-        body_bytes: 0,
-        body_crc: 0,
-    }
-}
-
 /// Writes bytes; where failpoints are compiled in, in two parts with one of them between.
-fn write_in_halves(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+fn append_in_halves(file: &mut SegmentFile, bytes: &[u8]) -> std::io::Result<()> {
     if cfg!(any(debug_assertions, feature = "failpoints")) {
         let (first, second) = bytes.split_at(bytes.len() / 2);
-        write_at(file, first, offset)?;
+        file.append(first)?;
         crate::failpoint::hit("journal.half_write")?;
-        write_at(file, second, offset + first.len() as u64)
+        file.append(second)
     } else {
-        write_at(file, bytes, offset)
+        file.append(bytes)
     }
 }
 
@@ -580,7 +456,7 @@ impl Writer {
         now: Instant,
     ) -> Writer {
         let gauge = Arc::new(Gauge::default());
-        gauge.left.store(opened.left(), Ordering::Release);
+        gauge.left.store(opened.file.left(), Ordering::Release);
         gauge.short.store(opened.short, Ordering::Release);
         helpers.keep(Keep::Spare);
         helpers.keep(Keep::Reserve(reserve_for(snapshot_bytes(&dir))));
@@ -775,7 +651,7 @@ impl Writer {
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        bytes as u64 <= self.at.left()
+        bytes as u64 <= self.at.file.left()
     }
 
     /// Hands bytes to the kernel.
@@ -783,13 +659,12 @@ impl Writer {
         if out.is_empty() {
             return Ok(());
         }
-        point("journal.before_write", &self.at.path)?;
-        write_in_halves(&self.at.file, out, self.at.offset)
-            .map_err(|error| DiskError::io("write", &self.at.path, &error))?;
-        point("journal.after_write", &self.at.path)?;
-        self.at.offset += out.len() as u64;
+        point("journal.before_write", self.at.file.path())?;
+        append_in_halves(&mut self.at.file, out)
+            .map_err(|error| DiskError::io("write", self.at.file.path(), &error))?;
+        point("journal.after_write", self.at.file.path())?;
         self.fold_bytes += out.len() as u64;
-        self.gauge.left.store(self.at.left(), Ordering::Release);
+        self.gauge.left.store(self.at.file.left(), Ordering::Release);
         (self.dirty, self.sealed, self.last_write) = (true, false, self.now());
         out.clear();
         Ok(())
@@ -829,13 +704,12 @@ impl Writer {
         if !self.dirty {
             return Ok(());
         }
-        point("journal.before_sync", &self.at.path)?;
-        let synced = disk::sync_data(&self.at.file)
-            .map_err(|error| DiskError::io("sync", &self.at.path, &error.into()));
+        point("journal.before_sync", self.at.file.path())?;
+        let synced = self.at.file.sync().map_err(|error| DiskError::io("sync", self.at.file.path(), &error));
         if !crate::bug::planted("error_of_a_sync_ignored") {
             synced?;
         }
-        point("journal.after_sync", &self.at.path)?;
+        point("journal.after_sync", self.at.file.path())?;
         (self.dirty, self.last_sync, self.at.synced) = (false, self.now(), self.at.seq);
         Ok(())
     }
@@ -862,16 +736,17 @@ impl Writer {
         let (number, size) = (self.at.number + 1, self.config.segment_bytes);
         let id = SegmentId(random()?);
         let header = segment::Header::new(self.server, number, id, self.at.seq + 1, self.at.last_op, size);
-        let file = self.dir.begin_segment(number, &header.encode())?;
-        self.at.closed.push_back(Known { number: number - 1, last_op: self.at.last_op, end: self.at.offset });
-        self.at.file = file;
-        self.at.path = self.dir.segment(number);
+        let file = SegmentFile::begin(&self.dir, &header, self.config.way())?;
+        self.at.closed.push_back(Known {
+            number: number - 1,
+            last_op: self.at.last_op,
+            end: self.at.file.end(),
+        });
         // A segment counts whole: what no batch fits into, and the header of the next.
-        self.fold_bytes += self.at.left() + segment::HEADER_BYTES as u64;
-        (self.at.number, self.at.id, self.at.size) = (number, id, size);
-        self.at.offset = segment::HEADER_BYTES as u64;
+        self.fold_bytes += self.at.file.left() + segment::HEADER_BYTES as u64;
+        (self.at.file, self.at.number, self.at.id) = (file, number, id);
         self.gauge.spare.store(false, Ordering::Release);
-        self.gauge.left.store(self.at.left(), Ordering::Release);
+        self.gauge.left.store(self.at.file.left(), Ordering::Release);
         self.sealed = true;
         self.helpers.keep(Keep::Spare);
         Ok(())
@@ -960,7 +835,7 @@ impl Writer {
             return Ok(());
         }
         self.sync()?;
-        let current = Known { number: self.at.number, last_op: self.at.last_op, end: self.at.offset };
+        let current = Known { number: self.at.number, last_op: self.at.last_op, end: self.at.file.end() };
         let segments = self.at.closed.iter().copied().chain([current]).collect();
         if crate::bug::planted("segments_deleted_before_the_snapshot") {
             self.remove_covered(self.at.last_op);

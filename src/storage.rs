@@ -600,7 +600,11 @@ fn allocate(path: &Path, size: u64, zeros: Zeros, stop: &AtomicBool) -> Result<F
     };
     let made = reserve(&file, size).and_then(zeroed).and_then(|()| Ok(disk::sync_all(&file)?));
     match made {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            // A direct write would have to throw out what is there of its pages.
+            disk::forget_cached(&file);
+            Ok(file)
+        }
         Err(error) => {
             remove(path)?;
             Err(DiskError::io("allocate", path, &error))

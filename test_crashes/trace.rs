@@ -110,6 +110,8 @@ struct Seen {
     renames: usize,
     unlinks: usize,
     syncs_of_directories: usize,
+    /// Writes that were synced when they returned.
+    durable_writes: usize,
     /// Segments that a record was written to.
     segments: usize,
     /// Segments that were deleted.
@@ -147,6 +149,8 @@ struct Reader {
     begun: BTreeMap<String, (String, usize)>,
     /// By file: what was written to it and is not synced, each with its line.
     unsynced: BTreeMap<String, Vec<(usize, Vec<u8>)>>,
+    /// By file: what was written directly.
+    durable: BTreeMap<String, Vec<u8>>,
     /// Words in the journal that are safe.
     safe: BTreeSet<String>,
     /// The line of the last write to the journal whose sync has returned.
@@ -197,15 +201,15 @@ impl Reader {
                     self.sends(&datagram, to);
                 }
             }
-            "sendmsg" | "writev" | "pwritev" | "pwritev2" | "recvmsg" => {
+            "sendmsg" | "writev" | "pwritev" | "recvmsg" => {
                 panic!("line {}: this test cannot read {name} yet", self.line)
             }
             "rename" | "renameat" | "renameat2" | "unlink" | "unlinkat" | "rmdir" | "link" | "linkat" => {
                 self.relies_on_names(thread, name, &arguments);
             }
-            "pwrite64" | "write" => {
+            "pwrite64" | "write" | "pwritev2" => {
                 let file = file_of(arguments.first());
-                let content = bytes(arguments.get(1));
+                let content = written(name, &arguments);
                 if file.starts_with(&format!("{}/files/", self.directory)) {
                     for word in words(&content) {
                         self.must_be_safe(&word, &format!("its bytes reach {file}"));
@@ -236,14 +240,19 @@ impl Reader {
                     self.receives(&datagram, from);
                 }
             }
-            "pwrite64" | "write" | "ftruncate" | "fallocate" => {
+            "pwrite64" | "write" | "pwritev2" | "ftruncate" | "fallocate" => {
                 let file = file_of(arguments.first());
                 if file.starts_with(&self.directory) {
-                    let content = if name.contains("write") { bytes(arguments.get(1)) } else { Vec::new() };
+                    let content = written(name, &arguments);
                     if file.ends_with(".seg") {
                         self.segments.insert(file.clone());
                     }
-                    self.unsynced.entry(file).or_default().push((self.line, content));
+                    if arguments.get(4) == Some(&"RWF_DSYNC") {
+                        let offset = arguments.get(3).and_then(|offset| offset.parse().ok()).unwrap();
+                        self.written_durably(&file, offset, &content);
+                    } else {
+                        self.unsynced.entry(file).or_default().push((self.line, content));
+                    }
                 }
             }
             "fdatasync" | "fsync" => self.synced(&file_of(arguments.first()), begun),
@@ -354,6 +363,19 @@ impl Reader {
         }
     }
 
+    /// A direct write to the journal has returned, which is durable then.
+    fn written_durably(&mut self, path: &str, offset: usize, pages: &[u8]) {
+        assert!(path.ends_with(".seg"), "line {}: {path} is written like the journal", self.line);
+        self.seen.durable_writes += 1;
+        let content = self.durable.entry(path.to_owned()).or_default();
+        content.resize(content.len().max(offset + pages.len()), 0);
+        content[offset..offset + pages.len()].copy_from_slice(pages);
+        // A word may begin in the page before.
+        let words = words(&content[offset.saturating_sub(64)..]);
+        self.safe_up_to = self.line;
+        self.safe.extend(words);
+    }
+
     fn changed(&mut self, thread: &str, what: &str, path: &str, create: bool) {
         if !path.starts_with(&self.directory) || path.ends_with(".tmp") {
             return;
@@ -460,6 +482,20 @@ fn bytes(argument: Option<&&str>) -> Vec<u8> {
     out
 }
 
+/// What a call writes.
+fn written(name: &str, arguments: &[&str]) -> Vec<u8> {
+    match name {
+        "pwrite64" | "write" => bytes(arguments.get(1)),
+        "pwritev2" => {
+            let (_, content) = arguments[1].split_once("iov_base=").expect("a vector has content");
+            let (content, _) = content.split_once(", iov_len=").expect("and a length");
+            assert!(!content.contains("iov_base="), "one vector is written at a time");
+            bytes(Some(&content))
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The datagrams of a call for many of them, each with its address.
 fn datagrams<'a>(argument: Option<&&'a str>) -> Vec<(Vec<u8>, &'a str)> {
     let each = argument.map_or("", |text| text).split("{msg_hdr={").skip(1);
@@ -538,6 +574,31 @@ mod tests {
     fn a_reply_behind_its_sync_is_in_order() {
         read(&[ASKED, WRITTEN, SYNC, TOLD]);
         read(&[ASKED_TOGETHER, WRITTEN, SYNC, TOLD_TOGETHER]);
+    }
+
+    const WRITTEN_DURABLY: &str = r##"2 pwritev2(8</d/journal/1.seg>, [{iov_base="\x01\x23\x73\x65\x74\x2d\x31\x23", iov_len=8}], 1, 4096, RWF_DSYNC) = 8"##;
+
+    #[test]
+    fn a_reply_behind_a_durable_write_is_in_order() {
+        read(&[ASKED, WRITTEN_DURABLY, TOLD]);
+        let halves = [("\\x01\\x23\\x73\\x65", 4096), ("\\x74\\x2d\\x31\\x23", 4100)].map(|(half, at)| {
+            format!(r##"2 pwritev2(8</d/journal/1.seg>, [{{iov_base="{half}", iov_len=4}}], 1, {at}, RWF_DSYNC) = 4"##)
+        });
+        read(&[ASKED, &halves[0], &halves[1], TOLD]);
+    }
+
+    #[test]
+    #[should_panic(expected = "nothing written after that is synced")]
+    fn a_reply_before_a_durable_write_has_returned_is_found() {
+        let (begun, _) = WRITTEN_DURABLY.split_once(", RWF").unwrap();
+        let begun = format!("{begun} <unfinished ...>");
+        read(&[ASKED, &begun, TOLD, "2 <... pwritev2 resumed>, RWF_DSYNC) = 8"]);
+    }
+
+    #[test]
+    #[should_panic(expected = "nothing written after that is synced")]
+    fn a_reply_behind_a_write_of_that_kind_that_is_not_durable_is_found() {
+        read(&[ASKED, &WRITTEN_DURABLY.replace("RWF_DSYNC", "0"), TOLD]);
     }
 
     #[test]

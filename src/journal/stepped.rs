@@ -45,7 +45,7 @@ impl Stepped {
         config: &JournalConfig,
         now: Instant,
     ) -> Result<(FileLog, Stepped), DiskError> {
-        let opened = Opened::open(&dir, tail, config.segment_bytes)?;
+        let opened = Opened::open(&dir, tail, config)?;
         let (inbox, messages) = unbounded();
         let (events_in, written) = unbounded();
         let (outbox, events) = unbounded();

@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::command::Entry;
-use crate::disk::{Change, Step, Witness};
+use crate::disk::{self, Change, PAGE, Step, Witness};
 use crate::limits::Limits;
 use crate::recovery::tests::{SmallDisk, fill};
 use crate::recovery::walk;
+use crate::segment::Segment;
 use crate::time::Time;
 use rustix::io::Errno;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
@@ -541,49 +542,99 @@ fn the_largest_batch_is_a_mebibyte_or_half_a_segment_less_room_for_a_seal() {
 
 #[test]
 fn one_write_takes_batches_until_they_are_4_mib() {
-    let (_path, dir) = fresh();
-    let mut steps = Steps::start(&dir, &JournalConfig::default());
-    let text = (1 << 20) - bytes_of(&batch(1, 1, 1, 0).entries);
-    for bytes in [text, text, text, text, 1, 1] {
-        steps.submit(bytes);
+    for way in [Way::Cached, Way::Direct] {
+        let (_path, dir) = fresh();
+        let mut steps = Steps::start(&dir, &JournalConfig { way, ..JournalConfig::default() });
+        let text = (1 << 20) - bytes_of(&batch(1, 1, 1, 0).entries);
+        for bytes in [text, text, text, text, 1, 1] {
+            steps.submit(bytes);
+        }
+        let count = |told: Vec<LogEvent>| {
+            told.iter().filter(|event| matches!(event, LogEvent::Committed { .. })).count()
+        };
+        assert_eq!(count(steps.turn()), 4);
+        assert_eq!(count(steps.turn()), 2);
+        assert_eq!(entries(&dir).len(), 6, "{way:?}");
     }
-    let count =
-        |told: Vec<LogEvent>| told.iter().filter(|event| matches!(event, LogEvent::Committed { .. })).count();
-    assert_eq!(count(steps.turn()), 4);
-    assert_eq!(count(steps.turn()), 2);
 }
 
 #[test]
 fn a_write_goes_in_two_halves_so_that_a_crash_can_come_between() {
-    let (_path, dir) = fresh();
-    let mut steps = Steps::start(&dir, &config(Durability::Sync));
-    let watched = Watched::begin();
-    steps.write(1_000);
-    let ends: Vec<u64> = watched
-        .steps()
-        .iter()
-        .filter_map(|step| match step {
-            Step::Write { end, .. } => Some(*end),
-            _ => None,
-        })
-        .collect();
-    let (start, end) = (segment::HEADER_BYTES as u64, steps.end());
-    assert_eq!(ends, [start + (end - start) / 2, end]);
+    for way in [Way::Cached, Way::Direct] {
+        let (_path, dir) = fresh();
+        let mut steps = Steps::start(&dir, &JournalConfig { way, ..config(Durability::Sync) });
+        let watched = Watched::begin();
+        steps.write(1_000);
+        let ends: Vec<u64> = watched
+            .steps()
+            .iter()
+            .filter_map(|step| match step {
+                Step::Write { end, .. } => Some(*end),
+                _ => None,
+            })
+            .collect();
+        let (start, end) = (segment::HEADER_BYTES as u64, steps.end());
+        match way {
+            Way::Direct => assert_eq!(ends, [PAGE as u64; 2]),
+            Way::Cached | Way::BestKnown => assert_eq!(ends, [start + (end - start) / 2, end]),
+        }
+    }
 }
 
 #[test]
 fn a_batch_is_synced_before_it_is_told_and_a_sync_that_fails_is_the_end() {
+    for (way, syncs) in [(Way::Cached, 1), (Way::Direct, 2)] {
+        let (_path, dir) = fresh();
+        let mut steps = Steps::start(&dir, &JournalConfig { way, ..config(Durability::Sync) });
+        let watched = Watched::begin();
+        steps.write(10);
+        assert_eq!(watched.syncs(), syncs, "each direct write is one, and there are two halves");
+        watched.refuse(|step| matches!(step, Step::Sync { .. }).then_some(Errno::IO));
+        steps.submit(10);
+        assert!(steps.journal.write(steps.now).is_err());
+        steps.journal.tell_written();
+        let told: Vec<_> = std::iter::from_fn(|| steps.log.poll()).collect();
+        assert!(matches!(told.as_slice(), [LogEvent::Failed { .. }]), "{told:?}");
+    }
+}
+
+#[test]
+fn what_is_written_directly_goes_through_the_page_cache_where_the_file_system_takes_no_such_pages() {
+    for refused in [1, 2, 4] {
+        let (_path, dir) = fresh();
+        let mut steps = Steps::start(&dir, &JournalConfig { way: Way::Direct, ..config(Durability::Sync) });
+        let watched = Watched::begin();
+        let count = Cell::new(0);
+        watched.refuse(move |step| {
+            count.set(count.get() + u32::from(matches!(step, Step::Write { .. })));
+            let refused = matches!(step, Step::Write { .. }) && count.get() == refused;
+            refused.then_some(Errno::INVAL)
+        });
+        for _ in 0..3 {
+            steps.write(3_000);
+        }
+        let steps_done = watched.steps();
+        assert!(matches!(steps_done.last(), Some(Step::Sync { .. })), "{steps_done:?}");
+        let pages = steps_done
+            .iter()
+            .filter(|step| matches!(step, Step::Write { end, .. } if end % PAGE as u64 == 0));
+        assert_eq!(pages.count(), refused as usize, "no page is written behind the one that was refused");
+        assert_eq!(entries(&dir).len(), 3);
+    }
+}
+
+#[test]
+fn what_is_written_directly_goes_on_behind_what_a_start_found() {
     let (_path, dir) = fresh();
-    let mut steps = Steps::start(&dir, &config(Durability::Sync));
-    let watched = Watched::begin();
-    steps.write(10);
-    assert_eq!(watched.syncs(), 1);
-    watched.refuse(|step| matches!(step, Step::Sync { .. }).then_some(Errno::IO));
-    steps.submit(10);
-    assert!(steps.journal.write(steps.now).is_err());
-    steps.journal.tell_written();
-    let told: Vec<_> = std::iter::from_fn(|| steps.log.poll()).collect();
-    assert!(matches!(told.as_slice(), [LogEvent::Failed { .. }]), "{told:?}");
+    let mut written = 0;
+    for way in [Way::Direct, Way::Cached, Way::Direct, Way::Direct] {
+        let mut steps = Steps::start(&dir, &JournalConfig { way, ..config(Durability::Sync) });
+        for bytes in [10, 5_000, 4_096, 1] {
+            steps.write(bytes);
+            written += 1;
+        }
+        assert_eq!(entries(&dir).len(), written, "{way:?}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::server::Settings;
 use fastrand::Rng;
 use tenure::command::Durability;
+use tenure::journal::Way;
 use tenure::limits::Limits;
 use tenure::turn::Pace;
 
@@ -77,6 +78,7 @@ impl Plan {
         let settings = Settings {
             limits,
             durability: Durability::Sync,
+            way: Way::Cached,
             segment_bytes,
             fold_ops: [5, 20, 100, 500][rng.usize(0..4)],
             buffer: [92, 256, 4_096][rng.usize(0..3)],
@@ -125,6 +127,7 @@ impl Plan {
         let few = [1, 3, 1_024];
         let (datagrams, commands) = (few[beside.usize(0..3)], few[beside.usize(0..3)]);
         plan.settings.pace = Pace { datagrams, commands, copied: [0, 20, 4_096][beside.usize(0..3)] };
+        plan.settings.way = [Way::Cached, Way::Direct][beside.usize(0..2)];
         plan
     }
 }

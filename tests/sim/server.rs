@@ -15,7 +15,7 @@ use tenure::clock::LogClock;
 use tenure::command::Durability;
 use tenure::image::record::Record;
 use tenure::image::{self, Image};
-use tenure::journal::{self, FileLog, JournalConfig};
+use tenure::journal::{self, FileLog, JournalConfig, Way};
 use tenure::limits::Limits;
 use tenure::log::{Batch, Log, LogEvent, Room};
 use tenure::node::{Node, Transmit};
@@ -31,6 +31,7 @@ use tenure::turn::{Outside, Pace, Turn};
 pub(crate) struct Settings {
     pub(crate) limits: Limits,
     pub(crate) durability: Durability,
+    pub(crate) way: Way,
     pub(crate) segment_bytes: u64,
     pub(crate) fold_ops: u64,
     pub(crate) buffer: usize,
@@ -210,6 +211,7 @@ impl Server {
             segment_bytes: settings.segment_bytes,
             fold_ops: settings.fold_ops,
             fold_bytes: 4 * settings.segment_bytes,
+            way: settings.way,
         };
         let now = origin + Duration::from_micros(clock.now.get());
         let (log, journal) =
