@@ -51,18 +51,12 @@ pub(crate) fn lower_priority() {
     }
 }
 
-/// How long after a fold its memory is given back, if no other fold has begun: what mimalloc lets pass before it takes memory for
-/// idle (version 3: `arena_purge_mult` times `purge_delay`, 1 s), and half of that.
+/// How long after a fold, or a start, its memory is given back, if no other fold has begun: folds that follow one another use the
+/// same.
 pub(crate) const MEMORY_IDLE: Duration = Duration::from_millis(1_500);
 
-/// Lets the allocator give back what a fold has used. A fold has a state of its own for a while; mimalloc returns what was
-/// freed to the system only when, after that time, something large is freed, and a server may do without for hours. Each time
-/// that gives back what is free of one arena (1 GiB of addresses), if there are fewer than four.
-pub(crate) fn give_memory_back() {
-    for _ in 0..8 {
-        drop(std::hint::black_box(Vec::<u8>::with_capacity(8 << 20)));
-    }
-}
+/// How long after that what was freed meanwhile is given back: what a million locks took that have gone, for one.
+pub(crate) const MEMORY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Writes the next snapshot: the copy of the state that the order has, or what its segments give.
 ///

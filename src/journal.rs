@@ -90,7 +90,7 @@ const _: () =
     assert!(SEGMENT_BYTES_MIN / 2 > 2 * (48 * 1024 + 1_024), "an append and its seal fit half a segment");
 
 /// How the journal is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct JournalConfig {
     /// What acknowledged means.
     pub durability: Durability,
@@ -102,6 +102,8 @@ pub struct JournalConfig {
     pub fold_bytes: u64,
     /// How what is synced at once gets to the disk.
     pub way: Way,
+    /// Gives back what a start or a fold has used; see [`Config`](crate::server::Config).
+    pub give_memory_back: fn(),
 }
 
 /// How what is synced at once gets to the disk.
@@ -134,6 +136,7 @@ impl Default for JournalConfig {
             fold_ops: 1_000_000,
             fold_bytes: 16 << 20,
             way: Way::BestKnown,
+            give_memory_back: || (),
         }
     }
 }
@@ -929,21 +932,25 @@ impl Helpers {
         };
         let keeper = spawn("keeper", move || keeper.run(&jobs))?;
         let (dir, halt, inbox) = (dir.clone(), stop.clone(), inbox.clone());
+        let give_memory_back = config.give_memory_back;
         let folder = spawn("snapshot", move || {
             fold::lower_priority();
-            let mut next = orders.recv().ok();
-            while let Some(order) = next {
-                if inbox.send(Message::Folded(fold::fold(&dir, order, &halt))).is_err() {
-                    return;
-                }
-                next = match orders.recv_timeout(fold::MEMORY_IDLE) {
-                    Ok(order) => Some(order),
-                    Err(RecvTimeoutError::Timeout) => {
-                        fold::give_memory_back();
-                        orders.recv().ok()
+            // The start has used memory, too.
+            let mut quiet = fold::MEMORY_IDLE;
+            loop {
+                match orders.recv_timeout(quiet) {
+                    Ok(order) => {
+                        if inbox.send(Message::Folded(fold::fold(&dir, order, &halt))).is_err() {
+                            return;
+                        }
+                        quiet = fold::MEMORY_IDLE;
                     }
-                    Err(RecvTimeoutError::Disconnected) => None,
-                };
+                    Err(RecvTimeoutError::Timeout) => {
+                        give_memory_back();
+                        quiet = fold::MEMORY_AGAIN;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
             }
         })?;
         Ok(Helpers { stop, keep: Some(keep), fold: Some(fold), threads: vec![keeper, folder] })

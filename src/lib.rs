@@ -101,6 +101,8 @@
 //! anybody writes key N. A file takes appends only under an exclusive grant of its name. Keys, the history of events and
 //! what is staged live in memory, and have caps.
 
+#![forbid(unsafe_code)]
+
 /// The README's example of the library, compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

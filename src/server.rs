@@ -68,6 +68,10 @@ pub struct Config {
     pub fold_segments: u64,
     /// For how long the loop looks for something to do before it sleeps.
     pub busy_poll: BusyPoll,
+    /// Gives free memory back to the system, as far as the program's allocator does not do so by itself at any moment, also in
+    /// the middle of a turn of the loop. It is called on a thread that nobody waits for, when nothing is allocated in great
+    /// numbers.
+    pub give_memory_back: fn(),
 }
 
 /// Runs a server until SIGTERM or SIGINT; `on_ready` is called once, with the address, when it answers.
@@ -238,6 +242,7 @@ impl Server {
             durability: config.durability,
             segment_bytes: config.segment_bytes,
             fold_bytes: config.fold_segments.max(1).saturating_mul(config.segment_bytes),
+            give_memory_back: config.give_memory_back,
             ..JournalConfig::default()
         };
         // The journal's tail is made durable before files are written from it.

@@ -100,6 +100,7 @@ pub(crate) fn serve_if_asked() -> Result<()> {
         segment_bytes: 1 << 20,
         fold_segments: 1,
         busy_poll: tenure::busy_poll::BusyPoll::Auto,
+        give_memory_back: || (),
     };
     server::run(&config, &mut |addr| {
         let mut out = io::stdout();

@@ -3,6 +3,7 @@
 use super::duration::parse_bytes;
 use super::exit::{Failure, REFUSED, Result, USAGE};
 use super::parse_ttl;
+use crate::memory;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -169,6 +170,7 @@ fn parse_segment(text: &str) -> std::result::Result<u64, String> {
 
 /// `tenure serve`
 pub(crate) fn serve(args: &Serve) -> Result<()> {
+    memory::keep_freed();
     let config = args.config()?;
     // A huge page is zeroed at once, in the turn of the loop that touches it first: 6 to 10 ms were measured on a virtual machine
     // (docs/performance.md, "Steps"). Small ones cost as much together, and no turn much.
@@ -213,6 +215,7 @@ impl Serve {
             segment_bytes: self.segment_bytes,
             fold_segments: self.snapshot_segments,
             busy_poll: self.busy_poll,
+            give_memory_back: memory::give_back,
         })
     }
 }

@@ -212,6 +212,7 @@ impl Server {
             fold_ops: settings.fold_ops,
             fold_bytes: 4 * settings.segment_bytes,
             way: settings.way,
+            give_memory_back: || (),
         };
         let now = origin + Duration::from_micros(clock.now.get());
         let (log, journal) =
