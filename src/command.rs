@@ -14,15 +14,25 @@ use std::sync::Arc;
 
 /// The number of the rules that [`State::apply`](crate::state::State::apply) follows. It rises with every change that
 /// lets the same commands give another state or outcome; a journal written under other rules is not replayed.
-pub const RULES: u32 = 2;
+pub const RULES: u32 = 3;
 
 /// A command with the moment it was given: what the log orders and the journal keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The log time at which it was submitted; never smaller than that of the entry before.
     pub at: Time,
+    /// How far the clock was ahead of log time then, in microseconds: while requests that were read wait, log time waits with
+    /// them (`src/turn.rs`). What is over is judged by log time, what begins is counted by the clock.
+    pub ahead_us: u64,
     /// The command.
     pub command: Command,
+}
+
+impl Entry {
+    /// What the clock showed when it was submitted, as log time.
+    pub fn clock(&self) -> Time {
+        self.at.after_us(self.ahead_us)
+    }
 }
 
 /// A command. New variants go to the end: the journal names them by number.
@@ -562,6 +572,7 @@ mod tests {
     fn an_entry_survives_its_record() {
         let entry = Entry {
             at: Time::from_micros(77),
+            ahead_us: 300_000,
             command: Command::Request(Request {
                 session: SessionId(5),
                 id: 9,

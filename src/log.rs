@@ -170,7 +170,7 @@ mod tests {
             }),
         ];
         for command in commands {
-            let entries = vec![Entry { at: Time::from_micros(max), command }; 3];
+            let entries = vec![Entry { at: Time::from_micros(max), ahead_us: max, command }; 3];
             let mut body = Vec::new();
             entries.iter().for_each(|entry| crate::record::encode(entry, &mut body));
             assert!(crate::batch::bytes(body.len()) <= bytes_of(&entries), "{:?}", entries[0]);

@@ -101,7 +101,7 @@ mod tests {
             }),
         ]
         .into_iter()
-        .map(|command| Entry { at: Time::from_millis(12), command })
+        .map(|command| Entry { at: Time::from_millis(12), ahead_us: 500, command })
         .collect()
     }
 
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn bytes_behind_the_command_are_refused() {
         let mut bytes = Vec::new();
-        encode(&Entry { at: Time::ZERO, command: Command::Tick }, &mut bytes);
+        encode(&Entry { at: Time::ZERO, ahead_us: 0, command: Command::Tick }, &mut bytes);
         bytes.push(0);
         bytes[0] += 1;
         assert!(decode(&bytes).unwrap_err().contains("too many"));

@@ -433,7 +433,7 @@ impl Replay {
         {
             return Err(format!("op {op} begins term {term} in term {}", self.state.head().term));
         }
-        self.state.apply(op, entry.at, &entry.command, &mut self.effects);
+        self.state.apply_entry(op, entry, &mut self.effects);
         for effect in self.effects.drain(..) {
             if let Effect::File(work) = effect {
                 self.redo.push(work);
@@ -536,14 +536,15 @@ pub(crate) mod tests {
         pub(crate) fn run(&mut self, commands: Vec<Command>) {
             let first_op = next_op(self.state.op(), &commands[0]);
             let at = self.state.at().after_us(1);
-            let entries: Vec<Entry> = commands.into_iter().map(|command| Entry { at, command }).collect();
+            let entries: Vec<Entry> =
+                commands.into_iter().map(|command| Entry { at, ahead_us: 0, command }).collect();
             self.seq += 1;
             let (digest_op, digest) = (self.state.op(), self.state.digest());
             let batch = Batch { seq: self.seq, first_op, entries, digest_op, digest };
             self.log.submit(Arc::new(batch.clone()));
             self.until(|event| *event == LogEvent::Committed { seq: batch.seq });
             for (op, entry) in (first_op..).zip(&batch.entries) {
-                self.state.apply(op, entry.at, &entry.command, &mut self.effects);
+                self.state.apply_entry(op, entry, &mut self.effects);
             }
         }
 
@@ -908,7 +909,7 @@ pub(crate) mod tests {
 
     #[test]
     fn outcomes_that_differ_from_what_was_told_are_noticed() {
-        let tick = |state: &State| Entry { at: state.at(), command: Command::Tick };
+        let tick = |state: &State| Entry { at: state.at(), ahead_us: 0, command: Command::Tick };
         for back in [0, 2] {
             let sentence = refusal_of(tick, |state| (state.op() - back, state.digest() ^ 1));
             assert!(sentence.contains("had digest"), "{sentence}");
@@ -920,13 +921,14 @@ pub(crate) mod tests {
     #[test]
     fn time_and_terms_that_go_back_are_refused() {
         let told = |state: &State| (state.op(), state.digest());
-        let early = |state: &State| Entry { at: state.at().just_before(), command: Command::Tick };
+        let early =
+            |state: &State| Entry { at: state.at().just_before(), ahead_us: 0, command: Command::Tick };
         let sentence = refusal_of(early, told);
         assert!(sentence.contains("op 4 was given at"), "{sentence}");
         let again = |state: &State| {
             let (term, limits) = (state.head().term, Limits::default());
             let command = Command::NewTerm { term, limits, durability: Durability::Sync, raised: false };
-            Entry { at: state.at(), command }
+            Entry { at: state.at(), ahead_us: 0, command }
         };
         let sentence = refusal_of(again, told);
         assert!(sentence.contains("op 4 begins term 1 in term 1"), "{sentence}");

@@ -300,7 +300,7 @@ pub(crate) mod tests {
             let mut body = Vec::new();
             for tick in 0..count {
                 let at = Time::from_micros(op + u64::from(tick));
-                record::encode(&Entry { at, command: Command::Tick }, &mut body);
+                record::encode(&Entry { at, ahead_us: 0, command: Command::Tick }, &mut body);
             }
             let header = batch::Header {
                 seq: index as u64 + 1,

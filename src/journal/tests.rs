@@ -80,7 +80,7 @@ fn command(bytes: usize) -> Command {
 }
 
 fn batch(seq: u64, first_op: Op, count: u64, bytes: usize) -> Arc<Batch> {
-    let entry = |op| Entry { at: Time::from_micros(op), command: command(bytes) };
+    let entry = |op| Entry { at: Time::from_micros(op), ahead_us: 0, command: command(bytes) };
     let entries = (first_op..first_op + count).map(entry).collect();
     Arc::new(Batch { seq, first_op, entries, digest_op: 0, digest: 0 })
 }
@@ -222,7 +222,7 @@ fn a_batch_that_begins_a_term_is_synced_before_it_is_told_in_every_durability() 
     let mut log = start(&dir, Durability::None);
     let command =
         Command::NewTerm { term: 1, limits: Limits::default(), durability: Durability::None, raised: false };
-    let entries = vec![Entry { at: Time::ZERO, command }];
+    let entries = vec![Entry { at: Time::ZERO, ahead_us: 0, command }];
     log.submit(Arc::new(Batch { seq: 1, first_op: 1, entries, digest_op: 0, digest: 0 }));
     log.submit(batch(2, 2, 1, 10));
     assert_eq!(log.committed, 0, "neither it nor what stands behind it is told at once");
@@ -661,7 +661,7 @@ fn under_os_a_busy_journal_syncs_once_a_second_and_whenever_it_is_asked() {
     // The batch that begins a term.
     let command =
         Command::NewTerm { term: 1, limits: Limits::default(), durability: Durability::Os, raised: false };
-    let entries = vec![Entry { at: Time::from_micros(steps.op + 1), command }];
+    let entries = vec![Entry { at: Time::from_micros(steps.op + 1), ahead_us: 0, command }];
     let batch = Batch { seq: steps.seq + 1, first_op: steps.op + 1, entries, digest_op: 0, digest: 0 };
     steps.log.submit(Arc::new(batch));
     steps.turn();

@@ -227,6 +227,8 @@ pub struct Node {
     serving_since: Time,
     /// When the datagram that is taken in was read, or the commit heard of.
     heard: Time,
+    /// The latest of those moments: a client that counts from when it sent began no later.
+    clock: Time,
     /// When it was last looked at what is due.
     looked: Time,
     /// Without any room: the first end of a session's lease behind that.
@@ -287,6 +289,7 @@ impl Node {
             serving: false,
             serving_since: now,
             heard: now,
+            clock: now,
             looked: now,
             lapse_without_room: None,
             draining: false,
@@ -397,9 +400,10 @@ impl Node {
     }
 
     /// Says when the datagrams taken in from here on were read, or commits heard of, if that is later than the `now` at which
-    /// they are judged: a session's lease runs from there.
+    /// they are judged: a session's lease runs from there, and what a command begins is counted from the latest of these moments.
     pub fn set_heard(&mut self, heard: Time) {
         self.heard = heard;
+        self.clock = self.clock.max(heard);
     }
 
     /// From when a sign of life counts that is judged at `now`.
@@ -517,7 +521,8 @@ impl Node {
             Asked::Request { fingerprint, .. } => Some(fingerprint),
             Asked::Nobody | Asked::Outcome | Asked::Close | Asked::Kill => None,
         };
-        let outcome = self.state.apply_known(op, entry.at, &entry.command, fingerprint, effects);
+        let outcome =
+            self.state.apply_known(op, (entry.at, entry.clock()), &entry.command, fingerprint, effects);
         for line in event.iter().flat_map(|event| event.lines(&self.state, &outcome, effects)) {
             log::debug!(target: event::TARGET, "{line}");
         }
@@ -726,9 +731,11 @@ impl Node {
 
     fn gather(&mut self, now: Time, command: Command, tag: Tag) {
         self.last_at = self.last_at.max(now);
+        let ahead_us = self.clock.us_since(self.last_at);
         let weight = command.weight();
         self.gathered_bytes += weight;
-        self.gathered.push_back(Gathered { entry: Entry { at: self.last_at, command }, tag, weight });
+        let entry = Entry { at: self.last_at, ahead_us, command };
+        self.gathered.push_back(Gathered { entry, tag, weight });
     }
 
     /// Answers an address that has not shown that it receives: `ping` as asked, everything else with the cookie to show,
@@ -894,6 +901,28 @@ mod tests {
             rig.node.state().live_sessions(0).count()
         };
         assert_eq!((live_at(heard.after_ms(ttl_ms - 1)), live_at(heard.after_ms(ttl_ms))), (2, 0));
+    }
+
+    /// The heartbeat's reply says that what gets a later place in the log came later. So a grant does that got one then, whenever
+    /// its request was read.
+    #[test]
+    fn a_command_is_given_with_the_latest_moment_that_was_heard_of() {
+        let mut rig = Rig::new();
+        let mut ahead_after = |heard: u64, now: u64| {
+            rig.node.set_heard(Time::from_millis(heard));
+            let set = json!({"jsonrpc": "2.0", "id": heard, "method": "set",
+                "params": {"session": rig.session, "key": "k", "value": 1}});
+            let from = SocketAddr::from(([127, 0, 0, 1], 7));
+            rig.node.handle_datagram(Time::from_millis(now), from, set.to_string().as_bytes());
+            let batch = rig.node.poll_batch().unwrap();
+            rig.node.handle_committed(Time::from_millis(now), batch.seq);
+            let entry = &batch.entries[0];
+            (entry.at.as_micros() / 1_000, entry.ahead_us / 1_000)
+        };
+        assert_eq!(ahead_after(300, 10), (10, 290));
+        assert_eq!(ahead_after(20, 10), (10, 290), "it was read before, and waited");
+        assert_eq!(ahead_after(301, 301), (301, 0), "log time has caught up");
+        assert_eq!(ahead_after(302, 400), (400, 0));
     }
 
     #[test]

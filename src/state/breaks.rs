@@ -46,7 +46,7 @@ impl State {
         let asked = Asked {
             client: self.sessions[&session].client,
             reason: reason.into(),
-            deadline: deadline_ms.map(|ms| self.head.at.after_ms(ms)),
+            deadline: deadline_ms.map(|ms| self.clock.after_ms(ms)),
             op: self.head.op,
         };
         if let Some(deadline) = asked.deadline {

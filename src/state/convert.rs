@@ -81,7 +81,7 @@ impl State {
             Patience::Try => {
                 return Ok(Outcome::NotGranted(Box::new(self.why_not_converted(token, &asks, now))));
             }
-            Patience::Millis(ms) => Some(now.after_ms(ms)),
+            Patience::Millis(ms) => Some(self.clock.after_ms(ms)),
             Patience::Forever => None,
         };
         let terms = self.grants[token].terms().clone();

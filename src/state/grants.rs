@@ -214,13 +214,13 @@ impl State {
         asks: &[Ask],
     ) -> (Token, Outcome) {
         self.head.last_token += 1;
-        let (token, at) = (self.head.last_token, self.head.at);
+        let (token, at, clock) = (self.head.last_token, self.head.at, self.clock);
         let rare = (*terms != Terms::PLAIN).then(|| {
             let hold_ms = terms.max_hold_ms.filter(|_| !crate::bug::planted("tenure_without_bound"));
             Box::new(Rare {
                 terms: terms.clone(),
-                deadline: terms.lease_ms.map(|ms| at.after_ms(ms)),
-                hold_deadline: hold_ms.map(|ms| at.after_ms(ms)),
+                deadline: terms.lease_ms.map(|ms| clock.after_ms(ms)),
+                hold_deadline: hold_ms.map(|ms| clock.after_ms(ms)),
                 ..Rare::NONE
             })
         });
@@ -248,8 +248,8 @@ impl State {
                 .rare()
                 .deadline
                 .filter(|_| again)
-                .map(|deadline| deadline.ms_until(self.head.at)),
-            hold_left_ms: grant.hold_deadline().map(|deadline| deadline.ms_until(self.head.at)),
+                .map(|deadline| deadline.ms_until(self.clock)),
+            hold_left_ms: grant.hold_deadline().map(|deadline| deadline.ms_until(self.clock)),
             atomic: false,
         }
     }
@@ -392,7 +392,7 @@ impl State {
         lease_ms: u64,
     ) -> Result<Outcome, Refusal> {
         self.grant_of(session, holder, token)?;
-        let deadline = self.head.at.after_ms(lease_ms);
+        let deadline = self.clock.after_ms(lease_ms);
         let grant = self.grants.get_mut(token).expect("it was found");
         if crate::bug::planted("renewal_forgotten") {
             return Ok(Outcome::Renewed { lease_left_ms: lease_ms });
@@ -403,7 +403,7 @@ impl State {
         }
         rare.terms.lease_ms = Some(lease_ms);
         // A bound on the whole tenure stands where it is.
-        let left = grant.lease_left_ms(self.head.at).expect("it has a lease now");
+        let left = grant.lease_left_ms(self.clock).expect("it has a lease now");
         self.due.insert((deadline, Due::Lease(token)));
         Ok(Outcome::Renewed { lease_left_ms: left })
     }

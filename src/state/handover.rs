@@ -62,13 +62,13 @@ impl State {
         }
         self.lose_grant(token, LossReason::TakenOver, ArcStr::new(), effects);
         self.record_end(token, Some(LossReason::TakenOver.into()));
-        let now = self.head.at;
+        let clock = self.clock;
         let token = self.retoken(token, |grant| {
             grant.session = session;
             grant.owner = owner.into();
             let rare = grant.rare_mut();
             rare.terms.label = label.into();
-            rare.deadline = rare.terms.lease_ms.map(|ms| now.after_ms(ms));
+            rare.deadline = rare.terms.lease_ms.map(|ms| clock.after_ms(ms));
         });
         self.record_grant(token);
         let grant = &self.grants[token];

@@ -200,7 +200,7 @@ impl State {
     /// Sets or deletes a key; `client` is the number of the session that it is bound to, if it asks for that. Gives the
     /// version that the key had. The caller has checked everything.
     pub(super) fn apply_change(&mut self, change: &Change, client: u64) -> Option<Op> {
-        let (name, at) = (&change.key, self.head.at);
+        let (name, clock) = (&change.key, self.clock);
         if let Some(old) = self.keys.get(name)
             && !self.key_lives(name, old)
         {
@@ -218,7 +218,7 @@ impl State {
                         .life
                         .ttl_ms
                         .filter(|_| !crate::bug::planted("key_without_end"))
-                        .map(|ms| at.after_ms(ms)),
+                        .map(|ms| clock.after_ms(ms)),
                     bound: change.life.bound.then_some(client),
                 },
             ),

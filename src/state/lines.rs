@@ -308,7 +308,7 @@ impl State {
         if crate::bug::planted("no_lock_delay") {
             return;
         }
-        let until = self.head.at.after_ms(delay_ms);
+        let until = self.clock.after_ms(delay_ms);
         let lock = self.locks.entry(key.clone()).or_default().contended();
         let before = lock.closed_until;
         if before.is_some_and(|before| before >= until) {

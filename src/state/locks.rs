@@ -123,7 +123,7 @@ impl State {
             Patience::Try => {
                 return Ok(Outcome::NotGranted(Box::new(self.why_not(wanted.asks, now))));
             }
-            Patience::Millis(ms) => Some(now.after_ms(ms)),
+            Patience::Millis(ms) => Some(self.clock.after_ms(ms)),
             Patience::Forever => None,
         };
         self.refuse_deadlock(wanted, None)?;

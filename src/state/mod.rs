@@ -54,7 +54,7 @@ use sessions::KeptReplies;
 pub use sessions::{Session, Standing, Window};
 pub use waits::Wait;
 
-use crate::command::{Call, Change, Command, Durability, Life, Request};
+use crate::command::{Call, Change, Command, Durability, Entry, Life, Request};
 use crate::identity::{Nonce, Op, RAISE, SessionId, Term, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{Limits, SWEEP_MAX};
@@ -99,6 +99,8 @@ pub struct State {
     leaving: BTreeSet<u64>,
     /// Which locks are waited for most.
     contention: contention::Contention,
+    /// What the clock showed when the last command was given: what it begins is counted from there.
+    clock: Time,
     /// Steps of all looks for deadlocks. Work done, not something that was decided: no part of a snapshot.
     deadlock_steps: u64,
     /// An outcome as bytes, while it is taken into the digest.
@@ -163,24 +165,35 @@ impl State {
             unserved: BTreeSet::new(),
             leaving: BTreeSet::new(),
             contention: contention::Contention::default(),
+            clock: Time::ZERO,
             deadlock_steps: 0,
             scratch: Vec::new(),
         }
     }
 
-    /// Applies command `op`, given at `at`; what it causes beside its outcome is added to `effects`.
+    /// Applies command `op`, given at `at` by a clock that showed the same; what it causes beside its outcome is added to
+    /// `effects`.
     ///
     /// # Panics
     /// If `op` does not rise or `at` goes back: the log has an order, and breaking it would corrupt the state.
     pub fn apply(&mut self, op: Op, at: Time, command: &Command, effects: &mut Vec<Effect>) -> Outcome {
-        self.apply_known(op, at, command, None, effects)
+        self.apply_known(op, (at, at), command, None, effects)
     }
 
-    /// [`State::apply`] for whoever has the fingerprint of the request, if it is one, already.
+    /// Applies an entry of the log, which has the place `op`.
+    ///
+    /// # Panics
+    /// As [`State::apply`].
+    pub fn apply_entry(&mut self, op: Op, entry: &Entry, effects: &mut Vec<Effect>) -> Outcome {
+        self.apply_known(op, (entry.at, entry.clock()), &entry.command, None, effects)
+    }
+
+    /// The same, for whoever has the fingerprint of the request, if it is one, already. `at`: log time, and what the clock
+    /// showed.
     pub(crate) fn apply_known(
         &mut self,
         op: Op,
-        at: Time,
+        (at, clock): (Time, Time),
         command: &Command,
         fingerprint: Option<u64>,
         effects: &mut Vec<Effect>,
@@ -189,6 +202,7 @@ impl State {
         assert!(at >= self.head.at, "log time {at} of command {op} after {}", self.head.at);
         self.head.op = op;
         self.head.at = at;
+        self.clock = clock;
         let outcome = match command {
             Command::NewTerm { term, limits, durability, raised } => {
                 self.new_term(*term, limits, *durability, *raised, effects)

@@ -43,7 +43,7 @@ impl MemoryLog {
         let batch = self.in_flight.pop_front()?;
         for (index, entry) in batch.entries.iter().enumerate() {
             let op = batch.first_op + index as u64;
-            self.shadow.apply(op, entry.at, &entry.command, &mut Vec::new());
+            self.shadow.apply_entry(op, entry, &mut Vec::new());
             self.committed.push((op, entry.clone()));
         }
         Some(batch.seq)
@@ -78,7 +78,7 @@ impl MemoryLog {
 
     fn replay(&self, mut state: State, from: usize) -> State {
         for (op, entry) in &self.committed[from..] {
-            state.apply(*op, entry.at, &entry.command, &mut Vec::new());
+            state.apply_entry(*op, entry, &mut Vec::new());
         }
         state
     }

@@ -80,7 +80,7 @@ impl Oracle {
                 return;
             }
             self.commands += 1;
-            self.state.apply(op, entry.at, &entry.command, &mut self.effects);
+            self.state.apply_entry(op, &entry, &mut self.effects);
             self.effects.clear();
         }
     }
@@ -116,7 +116,7 @@ impl Oracle {
         }
         let mut expected = State::from_parts(self.state.parts()).expect("it is a state");
         for (of, entry) in self.entries.iter().take_while(|(of, _)| *of <= op) {
-            expected.apply(*of, entry.at, &entry.command, &mut Vec::new());
+            expected.apply_entry(*of, entry, &mut Vec::new());
         }
         (shown(state) != shown(&expected))
             .then(|| format!("the state recovered at op {op} is not what the commands up to there give"))
