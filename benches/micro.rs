@@ -224,7 +224,7 @@ mod keep {
 
     fn entry(call: Call) -> Entry {
         let request = Request { session: SESSION, id: 42, ack: 41, got: Vec::new(), call };
-        Entry { at: Time::from_millis(1), command: Command::Request(request) }
+        Entry { at: Time::from_millis(1), ahead_us: 0, command: Command::Request(request) }
     }
 
     #[divan::bench]

@@ -296,7 +296,7 @@ pub fn events(dir: &DataDir, most: usize, as_json: bool, out: &mut dyn Write) ->
                     continue;
                 }
                 let (event, mut effects) = (Event::of(state, op, &entry.command), Vec::new());
-                let outcome = state.apply_entry(op, &entry, &mut effects);
+                let outcome = state.apply_entry(op, entry, &mut effects);
                 for line in event.lines(state, &outcome, &effects) {
                     told.push_back((entry.at, op, line));
                     if told.len() > most {

@@ -106,7 +106,7 @@ fn seeds() {
             if count > 0 && (count == 1 + seed as u32 % 4 || op != before + 1) {
                 seal(&mut segment, id, &mut seq, before + 1 - u64::from(count), &mut count, &mut body);
             }
-            tenure::record::encode(&tenure::command::Entry { at, command }, &mut body);
+            tenure::record::encode(&tenure::command::Entry { at, ahead_us: 0, command }, &mut body);
             count += 1;
             if segment.is_empty() {
                 segment = segment::Header::new(server, 1, id, 1, op - 1, 1 << 16).encode().to_vec();

@@ -313,6 +313,10 @@ impl Checks {
         }
     }
 
+    pub(crate) fn lease(&mut self, ok: bool, fault: impl FnOnce() -> String) {
+        self.judge("leases have their length", ok, fault);
+    }
+
     pub(crate) fn floor(&self, key: Option<&str>) -> Floor {
         let key = key.and_then(|key| self.keys.get(key));
         Floor {

@@ -111,11 +111,21 @@ pub(crate) struct Line {
 }
 
 /// What is the same for all clients.
+/// The lease of a grant, from the send of the request that proves it.
+pub(crate) struct Proven {
+    pub(crate) token: u64,
+    /// Simulated time.
+    pub(crate) sent: u64,
+    pub(crate) lease_ms: u64,
+}
+
 pub(crate) struct Scene<'a> {
     pub(crate) now: u64,
     pub(crate) plan: &'a Plan,
     pub(crate) rough: bool,
     pub(crate) checks: &'a mut Checks,
+    /// Leases of grants that were proven to a client.
+    pub(crate) proven: &'a mut Vec<Proven>,
     pub(crate) counts: &'a mut BTreeMap<&'static str, u64>,
     pub(crate) history: Option<&'a mut Vec<Line>>,
 }
@@ -246,6 +256,19 @@ impl Client {
         (local.as_micros().saturating_sub(self.offset)).saturating_mul(1_000_000) / self.rate + 1
     }
 
+    /// What a client believes of the lease of a grant; none if it has none.
+    fn proven(&self, token: u64, span: tenure::client::Span) -> Option<Proven> {
+        // At risk from two thirds, lost from four fifths: between them lie two fifteenths.
+        let lease_us = span.lost.us_since(span.at_risk) * 15 / 2;
+        let sent = span
+            .lost
+            .as_micros()
+            .checked_sub(lease_us / 5 * 4)
+            .filter(|_| span != tenure::client::Span::ENDLESS)?;
+        let sent = self.simulated(Time::from_micros(sent));
+        Some(Proven { token, sent, lease_ms: (lease_us + 500) / 1_000 })
+    }
+
     fn engine(&mut self) -> &mut Engine {
         &mut self.engines.last_mut().expect("there is always one").1
     }
@@ -371,7 +394,10 @@ impl Client {
                             call.what.name(),
                             call.what.line(Some(("answer", value.clone()))),
                         );
-                        let granted = answered.granted.map(|granted| granted.token);
+                        let granted = answered.granted.map(|granted| {
+                            scene.proven.extend(self.proven(granted.token, granted.span));
+                            granted.token
+                        });
                         self.answered(scene, others, life, call, &value, granted);
                     }
                     Err(failure) => {
@@ -449,8 +475,8 @@ impl Client {
                     self.engines.iter().find(|(of, _)| *of == life).and_then(|(_, engine)| engine.session());
                 self.numbers.extend(opened.map(|(_, number, _)| number));
             }
+            Event::Lease { token, span } => scene.proven.extend(self.proven(token, span)),
             Event::Changed { .. }
-            | Event::Lease { .. }
             | Event::Asked(_)
             | Event::Offered(_)
             | Event::Released { .. }

@@ -3,7 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a trace is for whoever asked for it")]
 
 use crate::checks::{Checks, Oracle};
-use crate::client::{Client, Line, Scene};
+use crate::client::{Client, Line, Proven, Scene};
 use crate::disk::{Crash, Disk, DiskFaults};
 use crate::lives::Lives;
 use crate::plan::Plan;
@@ -544,15 +544,18 @@ impl World {
     fn run_client(&mut self, number: usize) {
         let mut client = self.clients.remove(number);
         self.checks.now(self.now.get(), self.oracle.borrow().passed_durably);
+        let mut proven = Vec::new();
         let mut scene = Scene {
             now: self.now.get(),
             plan: &self.plan,
             rough: self.rough,
             checks: &mut self.checks,
+            proven: &mut proven,
             counts: &mut self.counts,
             history: self.history.as_mut(),
         };
         let sent = client.turn(&mut scene, &self.clients);
+        proven.iter().for_each(|proven| self.judge_lease(proven));
         let (from, wake_at) = (client.address, client.wake_at);
         self.clients.insert(number, client);
         for bytes in sent {
@@ -561,6 +564,27 @@ impl World {
         if let Some(at) = wake_at {
             self.wake_client(number, at);
         }
+    }
+
+    /// A lease is as long on the server as it was told, counted from when the client sent what proves it. (The client gives it up
+    /// at four fifths, which is for clocks that differ; so a lease that is only a little short would show in no belief.)
+    fn judge_lease(&mut self, proven: &Proven) {
+        // While the server stands still its clock shows what it will take back.
+        let Some(server) = self.server.as_ref().filter(|_| self.stalled_until <= self.now.get()) else {
+            return;
+        };
+        let Some(grant) = server.turn.node.state().live_grant(proven.token) else { return };
+        let now = self.now.get();
+        // Another renewal may have been applied since.
+        if grant.terms().lease_ms != Some(proven.lease_ms) || grant.terms().max_hold_ms.is_some() {
+            return;
+        }
+        let left_ms = grant.lease_left_ms(server.turn.clock.now()).unwrap_or_default();
+        let passed_ms = now.saturating_sub(proven.sent) * self.server_rate / 1_000_000 / 1_000;
+        self.checks.lease(proven.lease_ms <= left_ms + passed_ms + 2, || {
+            let Proven { token, sent, lease_ms } = proven;
+            format!("grant {token}: of {lease_ms} ms from {sent} us on, {left_ms} ms are left at {now} us")
+        });
     }
 
     fn wake_client(&mut self, number: usize, at: u64) {
@@ -1014,6 +1038,7 @@ impl World {
                     plan: &plan,
                     rough: true,
                     checks: &mut self.checks,
+                    proven: &mut Vec::new(),
                     counts: &mut self.counts,
                     history: self.history.as_mut(),
                 };
