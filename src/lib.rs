@@ -147,4 +147,5 @@ pub mod state;
 pub mod storage;
 pub mod time;
 pub mod turn;
+mod turn_cpu;
 pub mod wire;

@@ -27,6 +27,7 @@ use crate::socket::Socket;
 use crate::storage::DataDir;
 use crate::time::Time;
 use crate::turn::{Outside, RECEIVE_BUFFER, Turn};
+use crate::turn_cpu::{self, TurnCpu};
 use mio::net::{UdpSocket, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -158,6 +159,7 @@ struct Server {
     stopping: Option<Instant>,
     /// Whether the loop looks for something to do before it sleeps.
     looking: Looking,
+    turn_cpu: TurnCpu,
 }
 
 /// What a turn works with: the socket, and the threads beside the loop.
@@ -285,6 +287,7 @@ impl Server {
             gauges_read: began,
             stopping: None,
             looking: Looking::new(config.busy_poll),
+            turn_cpu: TurnCpu::new(Instant::now(), turn_cpu::of_this_thread),
         })
     }
 
@@ -292,6 +295,7 @@ impl Server {
     fn turn(&mut self, read: bool) -> Result<(), String> {
         let asked = self.wait(read)?;
         self.turn.work(&mut self.outside, asked, read)?;
+        self.turn_cpu.worked(Instant::now(), self.turn.took);
         self.read_gauges();
         Ok(())
     }
@@ -388,6 +392,7 @@ impl Server {
         self.turn.node.set_gauge("stalled_ms", self.turn.clock.stalled_ms());
         self.turn.node.set_gauge("long_turns", self.turn.clock.long_turns());
         self.turn.node.set_gauge("longest_turn_us", self.turn.clock.longest_turn_us());
+        self.turn.node.set_gauge("longest_turn_cpu_us", self.turn_cpu.longest_us());
         self.turn.node.set_gauge("file_bytes_pending", self.outside.image.pending_bytes());
         self.turn.node.set_gauge("file_bytes_kept", self.outside.image.kept_bytes());
         self.turn.node.set_gauge("file_faults", self.outside.image.faults());

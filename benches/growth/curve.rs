@@ -39,8 +39,8 @@ pub(crate) struct Noticed {
     pub(crate) p99: f64,
     pub(crate) p999: f64,
     pub(crate) max: f64,
-    pub(crate) long_turns: u64,
     pub(crate) longest_turn_us: u64,
+    pub(crate) longest_turn_cpu_us: u64,
 }
 
 /// All figures there are.
