@@ -127,14 +127,38 @@ fn what_a_command_begins_is_counted_by_the_clock_and_not_by_log_time_that_is_beh
         16,
         Call::Set { key: name("k"), value: "1".into(), if_version: None, life, token: None, holder: None },
     );
+    let reason = String::new();
+    call(2, 17, Call::AskRelease { token: kept, reason, deadline_ms: Some(1_200) });
+    let ask = |mode| Call::Acquire {
+        asks: Ask { key: name("e"), mode }.into(),
+        wait: Patience::Try,
+        owner: String::new(),
+        terms: Terms::default(),
+    };
+    call(2, 18, ask(Mode::Shared));
+    let Outcome::Granted { token: shared, .. } = call(1, 19, ask(Mode::Shared)) else {
+        panic!("readers share");
+    };
+    let asks = Ask { key: name("e"), mode: Mode::Exclusive }.into();
+    call(1, 20, Call::Convert { token: shared, holder: None, asks, wait: Patience::Millis(800) });
+    let leased = acquire("f", Patience::Try, Terms { lease_ms: Some(1_700), ..Terms::default() });
+    let Outcome::Granted { token, .. } = call(1, 21, leased) else { panic!("f is free") };
+    let holder = Some(SessionId(1));
+    let (owner, label) = ("heir".into(), String::new());
+    let taken = call(3, 22, Call::TakeOver { token, holder, owner, label });
+    assert!(matches!(taken, Outcome::Granted { .. }), "{taken:?}");
+    let heir = state.head.last_token;
     let due: Vec<(u64, Due)> =
         state.due.iter().map(|(at, due)| ((at.as_micros() - AHEAD_US) / 1_000, due.clone())).collect();
-    let wait = state.op() - 1;
+    let wait = |id| *state.waits.iter().find(|(_, wait)| wait.id == id).expect("it waits").0;
     let expected = [
         (400, Due::LockDelay(name("d"))),
-        (700, Due::Wait(wait)),
+        (700, Due::Wait(wait(15))),
+        (800, Due::Wait(wait(20))),
         (900, Due::Key(name("k"))),
+        (1_200, Due::Break(kept)),
         (1_500, Due::Lease(kept)),
+        (1_700, Due::Lease(heir)),
         (2_000, Due::Hold(kept)),
     ];
     assert_eq!(due, expected);
