@@ -923,6 +923,15 @@ mod tests {
         assert_eq!(ahead_after(20, 10), (10, 290), "it was read before, and waited");
         assert_eq!(ahead_after(301, 301), (301, 0), "log time has caught up");
         assert_eq!(ahead_after(302, 400), (400, 0));
+        rig.node.set_heard(Time::from_millis(500));
+        let params = json!({"session": rig.session, "key": "l", "lease_ms": 1_000});
+        let acquire = json!({"jsonrpc": "2.0", "id": 500, "method": "acquire_lock", "params": params});
+        let now = Time::from_millis(420);
+        rig.node.handle_datagram(now, SocketAddr::from(([127, 0, 0, 1], 7)), acquire.to_string().as_bytes());
+        let batch = rig.node.poll_batch().unwrap();
+        rig.node.handle_committed(now, batch.seq);
+        let (_, grant) = rig.node.state().live_grants(0).next().unwrap();
+        assert_eq!(grant.lease_left_ms(now), Some(1_080), "so it is applied");
     }
 
     #[test]

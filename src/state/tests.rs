@@ -145,6 +145,8 @@ fn what_a_command_begins_is_counted_by_the_clock_and_not_by_log_time_that_is_beh
     let Outcome::Granted { token, .. } = call(1, 21, leased) else { panic!("f is free") };
     let holder = Some(SessionId(1));
     let (owner, label) = ("heir".into(), String::new());
+    let plain = acquire("g", Patience::Try, Terms { lease_ms: Some(1_900), ..Terms::default() });
+    let Outcome::Granted { token: plain, .. } = call(1, 23, plain) else { panic!("g is free") };
     let taken = call(3, 22, Call::TakeOver { token, holder, owner, label });
     assert!(matches!(taken, Outcome::Granted { .. }), "{taken:?}");
     let heir = state.head.last_token;
@@ -159,6 +161,7 @@ fn what_a_command_begins_is_counted_by_the_clock_and_not_by_log_time_that_is_beh
         (1_200, Due::Break(kept)),
         (1_500, Due::Lease(kept)),
         (1_700, Due::Lease(heir)),
+        (1_900, Due::Lease(plain)),
         (2_000, Due::Hold(kept)),
     ];
     assert_eq!(due, expected);
