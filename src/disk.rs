@@ -315,18 +315,23 @@ pub(crate) fn set_direct(fd: impl AsFd + Copy, direct: bool) -> rustix::io::Resu
 /// Writes whole pages at the offset, however many calls it takes; they are durable when this returns.
 ///
 /// # Errors
-/// `EINVAL`: nothing was written, since the file system takes no such pages, or not from such memory. After any other, what is
-/// on the disk is not known.
+/// [`is_refusal`] tells those after which the same bytes may be written in another way. After any other, what is on the disk is
+/// not known.
 pub(crate) fn write_durably(fd: impl AsFd + Copy, pages: &[u8], offset: u64) -> io::Result<()> {
     assert_eq!((pages.len() % PAGE, offset % PAGE as u64), (0, 0), "whole pages are written");
+    let durable = match crate::bug::planted("reply_before_sync") {
+        true => ReadWriteFlags::empty(),
+        false => ReadWriteFlags::DSYNC,
+    };
     if witness().is_some() {
         write_at(fd, pages, offset)?;
-        return Ok(sync_data(fd)?);
+        let synced = if durable.is_empty() { Ok(()) } else { sync_data(fd) };
+        return if crate::bug::planted("error_of_a_sync_ignored") { Ok(()) } else { Ok(synced?) };
     }
     let mut done = 0;
     while done < pages.len() {
         let rest = [IoSlice::new(&pages[done..])];
-        match rustix::io::pwritev2(fd, &rest, offset + done as u64, ReadWriteFlags::DSYNC) {
+        match rustix::io::pwritev2(fd, &rest, offset + done as u64, durable) {
             // Less than a page: to go on behind it is not to be had.
             Ok(..PAGE) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(more) => done += more / PAGE * PAGE,
@@ -335,6 +340,12 @@ pub(crate) fn write_durably(fd: impl AsFd + Copy, pages: &[u8], offset: u64) -> 
         }
     }
     Ok(())
+}
+
+/// Whether [`write_durably`] was refused, and nothing that was asked for was done: the file system takes no such pages (`EINVAL`),
+/// or the kernel no such call (`EOPNOTSUPP` before Linux 4.7, `ENOSYS` in some sandboxes).
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS))
 }
 
 /// Lets the page cache forget what it has of a file and is synced.

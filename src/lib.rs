@@ -57,6 +57,7 @@
 //! #     segment_bytes: 1 << 20,
 //! #     fold_segments: 1,
 //! #     busy_poll: tenure::busy_poll::BusyPoll::Auto,
+//! #     give_memory_back: || (),
 //! # };
 //! # let (tell, told) = std::sync::mpsc::channel();
 //! # std::thread::spawn(move || tenure::server::run(&config, &mut |addr| tell.send(addr).unwrap()).unwrap());

@@ -38,8 +38,8 @@ pub(crate) fn keep_freed() {
     }
 }
 
-/// Gives back to the system what is free, whichever thread has freed it: some 0.1 ms for each MiB, in which other threads go
-/// on.
+/// Gives back to the system what is free: some 0.1 ms for each MiB, in which other threads go on. Pages of a few objects that
+/// another thread's heap keeps for its next ones stay with it.
 pub(crate) fn give_back() {
     // SAFETY: it takes no pointer and frees nothing that is in use, and any thread may call it at any time (`mimalloc.h`).
     unsafe { mi_collect(true) }

@@ -885,8 +885,16 @@ pub(crate) mod tests {
         rig.set("k", 1);
         rig.stop();
         let bytes = dir.read_segment(1).unwrap();
-        let header = segment::Header { rules: RULES + 1, ..segment::Header::decode(&bytes).unwrap() };
-        fs::write(dir.segment(1), [&header.encode(), &bytes[segment::HEADER_BYTES..]].concat()).unwrap();
+        let old = Segment::read(&bytes).unwrap();
+        let header = segment::Header { rules: RULES + 1, ..old.header };
+        let mut foreign = header.encode().to_vec();
+        for placed in &old.batches {
+            let body: &[u8] = if placed.header.count == 0 { b"" } else { b"records of another layout" };
+            batch::encode(header.id, &placed.header, body, &mut foreign);
+        }
+        fs::write(dir.segment(1), &foreign).unwrap();
+        let mut told = Vec::new();
+        assert!(crate::inspect::check(&dir, &mut told).unwrap(), "{}", String::from_utf8_lossy(&told));
         let rig = Rig::start(&dir, Durability::Sync);
         let before = rig.shown();
         drop(rig);

@@ -70,8 +70,8 @@ pub struct Config {
     /// For how long the loop looks for something to do before it sleeps.
     pub busy_poll: BusyPoll,
     /// Gives free memory back to the system, as far as the program's allocator does not do so by itself at any moment, also in
-    /// the middle of a turn of the loop. It is called on a thread that nobody waits for, when nothing is allocated in great
-    /// numbers.
+    /// the middle of a turn of the loop. It is called on a thread that nobody waits for: some time after a start or a snapshot,
+    /// and each half minute.
     pub give_memory_back: fn(),
 }
 
@@ -294,8 +294,9 @@ impl Server {
     /// One turn of the loop. `read`: whether datagrams are read; before the term has begun they wait in the socket.
     fn turn(&mut self, read: bool) -> Result<(), String> {
         let asked = self.wait(read)?;
+        self.turn_cpu.begins(Instant::now());
         self.turn.work(&mut self.outside, asked, read)?;
-        self.turn_cpu.worked(Instant::now(), self.turn.took);
+        self.turn_cpu.worked(self.turn.took);
         self.read_gauges();
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! How much CPU time the loop's turns take: by the wall a turn seems long, too, when somebody else had the core meanwhile.
 //!
-//! To read the clock of a thread is a call to the kernel of half a microsecond and more, so it is read once a millisecond, and
-//! after each turn that lasted that long. Up to a millisecond of what came before a turn is therefore counted with it.
+//! To read the clock of a thread is a call to the kernel of half a microsecond and more, so it is read before a turn if that was
+//! not done for a millisecond, and after each turn that lasted that long. Up to a millisecond of what came before a turn is
+//! therefore counted with it.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
@@ -33,16 +34,18 @@ impl TurnCpu {
         TurnCpu { read, read_at: now, used: read(), longest: Duration::ZERO }
     }
 
-    /// Takes in that a turn is over that lasted so long by the wall.
-    pub(crate) fn worked(&mut self, now: Instant, took: Duration) {
-        if took < LOOK_AT && now.duration_since(self.read_at) < LOOK_AT {
-            return;
+    /// Takes in that a turn begins.
+    pub(crate) fn begins(&mut self, now: Instant) {
+        if now.duration_since(self.read_at) >= LOOK_AT {
+            (self.read_at, self.used) = (now, (self.read)());
         }
-        let used = (self.read)();
+    }
+
+    /// Takes in that it is over, and lasted so long by the wall.
+    pub(crate) fn worked(&mut self, took: Duration) {
         if took >= LOOK_AT {
-            self.longest = self.longest.max(took.min(used.saturating_sub(self.used)));
+            self.longest = self.longest.max(took.min((self.read)().saturating_sub(self.used)));
         }
-        (self.read_at, self.used) = (now, used);
     }
 
     /// The most so far, in microseconds; 0 if none lasted a millisecond.
@@ -66,9 +69,13 @@ mod tests {
         let mut now = Instant::now();
         let mut cpu = TurnCpu::new(now, || USED.get());
         let mut turn = |took: Duration, of_it: Duration| {
+            // Before each the loop looks for work, which is none.
+            USED.set(USED.get() + ms(50));
+            now += ms(50);
+            cpu.begins(now);
             USED.set(USED.get() + of_it);
             now += took;
-            cpu.worked(now, took);
+            cpu.worked(took);
             cpu.longest_us()
         };
         assert_eq!(turn(ms(40), ms(2)), 2_000, "it had the core for two of 40");

@@ -59,6 +59,10 @@ fn no_reply_and_no_name_is_ahead_of_the_sync_that_covers_it() {
     assert!(seen.replies >= CLIENTS * ROUNDS * 4, "not every reply was looked at");
     assert!(seen.values >= CLIENTS * ROUNDS, "hardly a value was looked at");
     assert!(seen.renames >= 10 && seen.unlinks >= 2 && seen.creates >= CLIENTS, "hardly a name changed");
+    // Where the journal is written directly (`disk::honours_direct_syncs`): EXT4_SUPER_MAGIC and XFS_SUPER_MAGIC of statfs(2).
+    let kind = rustix::fs::statfs(&directory).unwrap().f_type as u64;
+    let direct = [0xef53, 0x5846_5342].contains(&kind);
+    assert_eq!(seen.durable_writes > 0, direct, "file system {kind:x}");
     assert!(seen.segments >= 3 && seen.segments_deleted >= 1, "the journal did not go on in new segments");
 }
 

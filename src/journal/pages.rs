@@ -22,7 +22,7 @@ impl Pages {
     /// Those of a file that ends with `last`: what its last page holds if that is not full, else nothing.
     pub(super) fn new(last: &[u8]) -> Pages {
         assert!(last.len() < PAGE, "{} bytes are the content of a page that is not full", last.len());
-        // Zeros that nobody has touched take no memory.
+        // Fresh zeros take memory only where they are touched, and most writes are of some KiB.
         let memory = vec![0; ROOM + PAGE];
         let start = memory.as_ptr().align_offset(PAGE);
         assert!(start < PAGE, "an address can be rounded up to a multiple of {PAGE}");

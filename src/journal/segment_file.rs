@@ -10,7 +10,6 @@ use super::pages::Pages;
 use crate::disk::{self, PAGE};
 use crate::segment::Header;
 use crate::storage::{DataDir, DiskError};
-use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,12 +43,16 @@ impl SegmentFile {
                 Way::Cached => false,
                 Way::BestKnown => disk::honours_direct_syncs(&file) && disk::set_direct(&file, true).is_ok(),
                 Way::Direct => {
-                    if let Err(error) = disk::set_direct(&file, true) {
-                        log::debug!("{} is written through the page cache: {error}", path.display());
-                    }
+                    // Where the page cache cannot be passed by, the pages are durable all the same.
+                    let _ = disk::set_direct(&file, true);
                     true
                 }
             };
+        log::debug!(
+            "{} is written {}",
+            path.display(),
+            if direct { "directly" } else { "through the page cache" }
+        );
         let last = &content[content.len() / PAGE * PAGE..];
         SegmentFile { file, path, end: content.len() as u64, size, direct: direct.then(|| Pages::new(last)) }
     }
@@ -82,8 +85,7 @@ impl SegmentFile {
             let taken = pages.take(rest);
             match disk::write_durably(&self.file, pages.whole(), offset) {
                 Ok(()) => pages.forget_full(),
-                // It wants larger pages or other memory than all that were known. Nothing was written.
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+                Err(error) if disk::is_refusal(&error) => {
                     log::info!("{} is written through the page cache: {error}", self.path.display());
                     disk::set_direct(&self.file, false)?;
                     self.direct = None;

@@ -930,8 +930,20 @@ mod tests {
         rig.node.handle_datagram(now, SocketAddr::from(([127, 0, 0, 1], 7)), acquire.to_string().as_bytes());
         let batch = rig.node.poll_batch().unwrap();
         rig.node.handle_committed(now, batch.seq);
-        let (_, grant) = rig.node.state().live_grants(0).next().unwrap();
+        let (token, grant) = rig.node.state().live_grants(0).next().unwrap();
         assert_eq!(grant.lease_left_ms(now), Some(1_080), "so it is applied");
+        // What is told of it is what is left from when the question was read.
+        while rig.node.poll_transmit().is_some() {}
+        rig.session = Value::Null;
+        let opened = rig.call("open_session", json!({"nonce": "1".repeat(32)}));
+        let other = opened.unwrap()["result"]["session"].clone();
+        let ask = json!({"jsonrpc": "2.0", "id": 501, "method": "ask_release",
+            "params": {"session": other, "token": token, "reason": "why", "deadline_ms": 2_000}});
+        rig.node.handle_datagram(now, SocketAddr::from(([127, 0, 0, 1], 7)), ask.to_string().as_bytes());
+        let batch = rig.node.poll_batch().unwrap();
+        rig.node.handle_committed(now, batch.seq);
+        rig.node.set_heard(Time::from_millis(700));
+        assert_eq!(rig.node.asked_shown(now, token).unwrap().left_ms, Some(1_800));
     }
 
     #[test]

@@ -244,7 +244,7 @@ impl Node {
             keys: grant.asks.iter().map(|ask| ask.key.to_string()).collect(),
             client: asked.client,
             reason: asked.reason.to_string(),
-            left_ms: asked.deadline.map(|deadline| deadline.ms_until(now)),
+            left_ms: asked.deadline.map(|deadline| deadline.ms_until(self.heard_at(now))),
         })
     }
 
@@ -261,7 +261,7 @@ impl Node {
             owner: grant.owner.to_string(),
             label: grant.terms().label.to_string(),
             lease_ms: grant.terms().lease_ms,
-            hold_left_ms: grant.hold_deadline().map(|deadline| deadline.ms_until(now)),
+            hold_left_ms: grant.hold_deadline().map(|deadline| deadline.ms_until(self.heard_at(now))),
         })
     }
 
@@ -334,7 +334,7 @@ impl Node {
                 mode: wire::mode_shown(wait.mode_of(key)),
                 wait: wait.id,
                 waited_ms: now.ms_since(wait.since),
-                wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
+                wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(self.heard_at(now))),
                 reason: Some(blocked.reason),
                 key: blocked.key.filter(|in_the_way| in_the_way != key).map(|key| key.to_string()),
                 converts: wait.converts,
@@ -365,7 +365,7 @@ impl Node {
             .map(|holder| {
                 let mut shown = holder_shown(holder);
                 let session = self.state.session_of(holder.client).expect("a holder has a session");
-                let left = self.leases.left_ms(session, now);
+                let left = self.leases.left_ms(session, self.heard_at(now));
                 shown.lease_left_ms = [shown.lease_left_ms, left].into_iter().flatten().min();
                 if let Some(grant) = self.state.live_grant(holder.token) {
                     self.show_ends(now, grant, &mut shown);
@@ -387,7 +387,7 @@ impl Node {
 
     fn grant_item(&self, now: Time, token: u64, grant: &Grant) -> GrantItem {
         let mut holder = holder_shown(&self.state.holder(token, grant, &grant.asks[0].key, now));
-        let left = self.leases.left_ms(grant.session, now);
+        let left = self.leases.left_ms(grant.session, self.heard_at(now));
         holder.lease_left_ms = [holder.lease_left_ms, left].into_iter().flatten().min();
         self.show_ends(now, grant, &mut holder);
         GrantItem { keys: wire::keys_shown(&grant.asks), holder }
@@ -395,6 +395,7 @@ impl Node {
 
     /// What may end a grant beside its lease, and who may take it over: for people who look.
     fn show_ends(&self, now: Time, grant: &Grant, shown: &mut wire::HolderShown) {
+        let now = self.heard_at(now);
         shown.hold_left_ms = grant.hold_deadline().map(|deadline| deadline.ms_until(now));
         shown.asked = grant.asked().map(|asked| AskerShown {
             client: asked.client,
@@ -414,7 +415,7 @@ impl Node {
             name: session.name.to_string(),
             label: session.label.to_string(),
             ttl_ms: session.ttl_ms,
-            lease_left_ms: self.leases.left_ms(id, now).unwrap_or(0),
+            lease_left_ms: self.leases.left_ms(id, self.heard_at(now)).unwrap_or(0),
             open_ms: now.ms_since(session.opened),
             held: self.state.held_by(id),
             waiting: session.waiting(),

@@ -238,17 +238,15 @@ impl State {
 
     /// The answer to whoever has that grant now.
     pub(super) fn granted(&self, token: Token, grant: &Grant, again: bool) -> Outcome {
+        let lease_ms = grant.terms().lease_ms;
+        let left = grant.rare().deadline.map(|deadline| deadline.ms_until(self.clock));
         Outcome::Granted {
             token,
             asks: grant.asks.clone(),
             op: grant.op,
-            lease_ms: grant.terms().lease_ms,
+            lease_ms,
             again,
-            lease_left_ms: grant
-                .rare()
-                .deadline
-                .filter(|_| again)
-                .map(|deadline| deadline.ms_until(self.clock)),
+            lease_left_ms: left.filter(|_| again || left != lease_ms),
             hold_left_ms: grant.hold_deadline().map(|deadline| deadline.ms_until(self.clock)),
             atomic: false,
         }

@@ -454,7 +454,8 @@ impl State {
         if term != self.head.term {
             return Outcome::Void;
         }
-        let at = self.head.at;
+        // Copies are answered for so long from here, as those who ask count.
+        let at = self.clock;
         let Some(session) = self.sessions.get_mut(&id).filter(|session| session.is_live()) else {
             return Outcome::Void;
         };

@@ -513,13 +513,14 @@ impl Model {
 
     pub(crate) fn converted(&self, token: u64, again: bool) -> Out {
         let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("it was converted");
+        let left = grant.lease_until.map(|until| (until - self.at).div_ceil(1_000));
         Out::Granted {
             token,
             asks: grant.asks.clone(),
             op: grant.op,
             lease_ms: grant.terms.lease_ms,
             again,
-            lease_left_ms: grant.lease_until.filter(|_| again).map(|until| (until - self.at).div_ceil(1_000)),
+            lease_left_ms: left.filter(|_| again || left != grant.terms.lease_ms),
             hold_left_ms: grant.hold_until.map(|until| (until - self.at).div_ceil(1_000)),
             atomic: false,
         }

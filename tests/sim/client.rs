@@ -110,7 +110,6 @@ pub(crate) struct Line {
     pub(crate) value: Value,
 }
 
-/// What is the same for all clients.
 /// The lease of a grant, from the send of the request that proves it.
 pub(crate) struct Proven {
     pub(crate) token: u64,
@@ -119,6 +118,7 @@ pub(crate) struct Proven {
     pub(crate) lease_ms: u64,
 }
 
+/// What is the same for all clients.
 pub(crate) struct Scene<'a> {
     pub(crate) now: u64,
     pub(crate) plan: &'a Plan,
