@@ -110,14 +110,11 @@ fn seeds() {
         for number in 0..60 * seed {
             let before = run.op;
             run.step(number);
-            let (op, at, command) = run.last_command.clone().unwrap();
+            let (op, entry) = run.last_command.clone().unwrap();
             if count > 0 && (count == 1 + seed as u32 % 4 || op != before + 1) {
                 seal(&mut segment, id, &mut seq, before + 1 - u64::from(count), &mut count, &mut body);
             }
-            tenure::record::encode(
-                &tenure::command::Entry { at, ahead_us: number * 1_000 % 7_000_000, command },
-                &mut body,
-            );
+            tenure::record::encode(&entry, &mut body);
             count += 1;
             if segment.is_empty() {
                 segment = segment::Header::new(server, 1, id, 1, op - 1, 1 << 16).encode().to_vec();

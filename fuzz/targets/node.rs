@@ -401,7 +401,7 @@ impl World {
     fn commit(&mut self) -> bool {
         let Some(batch) = self.in_flight.pop_front() else { return false };
         for (op, entry) in (batch.first_op..).zip(&batch.entries) {
-            self.shadow.apply(op, entry.at, &entry.command);
+            self.shadow.apply(op, entry);
         }
         self.node.handle_committed(self.now, batch.seq);
         let (node, shadow) = (self.node.state(), &self.shadow.state);

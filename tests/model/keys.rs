@@ -256,7 +256,7 @@ impl Model {
     fn put(&self, view: &mut View, what: &What, version: u64, client: u64) {
         match what {
             What::Set { key, value, life } => {
-                let until = life.ttl_ms.map(|ms| self.at + ms * 1_000);
+                let until = life.ttl_ms.map(|ms| self.clock + ms * 1_000);
                 let bound = life.bound.then_some(client);
                 let value = value.clone();
                 view.keys.insert(key.clone(), MKey { value, version, until, bound, gone: false });

@@ -338,7 +338,7 @@ impl Model {
     fn wait_or_not(&mut self, request: &Request, mut asker: MWait, patience: Patience) -> Said {
         asker.deadline = match patience {
             Patience::Try => return Ok(Out::NotGranted(self.why(&asker))),
-            Patience::Millis(ms) => Some(self.at + ms * 1_000),
+            Patience::Millis(ms) => Some(self.clock + ms * 1_000),
             Patience::Forever => None,
         };
         let mut world = self.lines.clone();
@@ -454,8 +454,8 @@ impl Model {
             asks: wait.asks.clone(),
             op: self.op,
             terms: wait.terms.clone(),
-            lease_until: lease_ms.map(|ms| self.at + ms * 1_000),
-            hold_until: wait.terms.max_hold_ms.map(|ms| self.at + ms * 1_000),
+            lease_until: lease_ms.map(|ms| self.clock + ms * 1_000),
+            hold_until: wait.terms.max_hold_ms.map(|ms| self.clock + ms * 1_000),
             asked: None,
             offered: None,
             section: Vec::new(),
@@ -513,7 +513,7 @@ impl Model {
 
     pub(crate) fn converted(&self, token: u64, again: bool) -> Out {
         let grant = self.lines.grants.iter().find(|grant| grant.token == token).expect("it was converted");
-        let left = grant.lease_until.map(|until| (until - self.at).div_ceil(1_000));
+        let left = grant.lease_until.map(|until| until.saturating_sub(self.clock).div_ceil(1_000));
         Out::Granted {
             token,
             asks: grant.asks.clone(),
@@ -521,7 +521,7 @@ impl Model {
             lease_ms: grant.terms.lease_ms,
             again,
             lease_left_ms: left.filter(|_| again || left != grant.terms.lease_ms),
-            hold_left_ms: grant.hold_until.map(|until| (until - self.at).div_ceil(1_000)),
+            hold_left_ms: grant.hold_until.map(|until| until.saturating_sub(self.clock).div_ceil(1_000)),
             atomic: false,
         }
     }
@@ -641,7 +641,7 @@ impl Model {
         let exclusive = grant.asks.iter().filter(|ask| ask.mode == Mode::Exclusive).cloned();
         self.change_hands(&exclusive.collect::<Vec<_>>());
         if why.is_some() && grant.terms.lock_delay_ms > 0 {
-            let until = self.at + grant.terms.lock_delay_ms * 1_000;
+            let until = self.clock + grant.terms.lock_delay_ms * 1_000;
             for ask in &grant.asks {
                 let closed = self.lines.closed.entry(ask.key.to_string()).or_default();
                 *closed = until.max(*closed);

@@ -10,7 +10,7 @@
 use super::keys::{MFile, MKey};
 use super::lines::Lines;
 use std::collections::{BTreeMap, VecDeque};
-use tenure::command::{Ask, Call, Command, EndReason, Request};
+use tenure::command::{Ask, Call, Command, EndReason, Entry, Request};
 use tenure::identity::{Nonce, SessionId};
 use tenure::kind::{CycleStep, Detail};
 use tenure::limits::Limits;
@@ -248,6 +248,8 @@ impl Seen {
 pub(crate) struct Model {
     pub(crate) op: u64,
     pub(crate) at: u64,
+    /// What the clock showed when the command was given: what it begins is counted from there.
+    pub(crate) clock: u64,
     term: u64,
     limits: Option<Limits>,
     pub(crate) last_token: u64,
@@ -300,8 +302,10 @@ pub(crate) fn refused(kind: &str, detail: impl Into<String>) -> Out {
 }
 
 impl Model {
-    pub(crate) fn apply(&mut self, op: u64, at: u64, command: &Command, seen: Seen) -> Out {
-        (self.op, self.at, self.seen) = (op, at, seen);
+    pub(crate) fn apply(&mut self, op: u64, entry: &Entry, seen: Seen) -> Out {
+        let command = &entry.command;
+        (self.op, self.seen) = (op, seen);
+        (self.at, self.clock) = (entry.at.as_micros(), entry.clock().as_micros());
         self.settled.clear();
         self.let_keys_go();
         let out = match command {
@@ -393,7 +397,7 @@ impl Model {
         if term != self.term || !self.is_live(id) {
             return Out::Void;
         }
-        self.sessions.get_mut(&id).expect("it is live").ended = Some(self.at);
+        self.sessions.get_mut(&id).expect("it is live").ended = Some(self.clock);
         while let Some(wait) = self.lines.waits.iter().find(|wait| wait.session == id) {
             self.leave_line(wait.op, Reason::SessionEnded);
         }
@@ -475,10 +479,10 @@ impl Model {
             }
             Call::RenewLease { token, holder, lease_ms } => {
                 self.mine(me, *holder, *token)?;
-                let (at, until) = (self.at, self.at + lease_ms * 1_000);
+                let (clock, until) = (self.clock, self.clock + lease_ms * 1_000);
                 let grant = self.grant_mut(*token);
                 (grant.terms.lease_ms, grant.lease_until) = (Some(*lease_ms), Some(until));
-                let hold_left = grant.hold_until.map(|until| (until - at).div_ceil(1_000));
+                let hold_left = grant.hold_until.map(|until| until.saturating_sub(clock).div_ceil(1_000));
                 Ok(Out::Renewed { left_ms: hold_left.map_or(*lease_ms, |left| left.min(*lease_ms)) })
             }
             Call::HandOver { token, holder, client } => {
@@ -503,7 +507,7 @@ impl Model {
             Call::AskRelease { token, reason, deadline_ms } => {
                 self.live_grant(*token)?;
                 let client = self.sessions[&me].client;
-                let deadline = deadline_ms.map(|ms| Time::from_micros(self.at + ms * 1_000));
+                let deadline = deadline_ms.map(|ms| Time::from_micros(self.clock + ms * 1_000));
                 let asked = Asked { client, reason: reason.as_str().into(), deadline, op: self.op };
                 self.grant_mut(*token).asked = Some(asked);
                 Ok(Out::ReleaseAsked { deadline_ms: *deadline_ms })
@@ -564,10 +568,10 @@ impl Model {
         for Ask { key, mode } in &grant.asks {
             self.happened(key, What::LockGranted { token: new, client: after, mode: *mode });
         }
-        let at = self.at;
+        let clock = self.clock;
         let grant = self.grant_mut(new);
         (grant.session, grant.owner, grant.terms.label) = (me, owner.into(), label.into());
-        grant.lease_until = grant.terms.lease_ms.map(|ms| at + ms * 1_000);
+        grant.lease_until = grant.terms.lease_ms.map(|ms| clock + ms * 1_000);
         let mut out = self.converted(new, false);
         if let Out::Granted { atomic, .. } = &mut out {
             *atomic = self.grant_mut(new).terms.atomic;

@@ -4,7 +4,7 @@ use super::keys;
 use super::model::{self, Model, Seen, Why, told};
 use super::random::{self, Draw};
 use std::collections::{BTreeMap, VecDeque};
-use tenure::command::{Command, Request};
+use tenure::command::{Command, Entry, Request};
 use tenure::identity::{Op, Position, SessionId};
 use tenure::outcome::{Effect, FileAct};
 use tenure::state::{KeySeen, Parts, Standing, State, What};
@@ -23,10 +23,10 @@ pub(crate) struct Run {
     twin: State,
     /// A snapshot, and what was applied since.
     snapshot: Parts,
-    behind: Vec<(Op, Time, Command)>,
+    behind: Vec<(Op, Entry)>,
     pub(crate) op: Op,
     /// What was applied last.
-    pub(crate) last_command: Option<(Op, Time, Command)>,
+    pub(crate) last_command: Option<(Op, Entry)>,
     at: Time,
     /// The files as their effects make them.
     pub(crate) image: BTreeMap<String, Vec<u8>>,
@@ -58,7 +58,10 @@ impl Run {
     pub(crate) fn step(&mut self, number: u64) {
         let at = self.draw.time(self.at, self.state.next_due());
         let command = self.draw.command(&self.model);
-        self.apply(tenure::log::next_op(self.op, &command), at, &command);
+        let op = tenure::log::next_op(self.op, &command);
+        // One in three is given while log time is behind the clock.
+        let ahead_us = if op.is_multiple_of(3) { op * 7_919 % 400_000 } else { 0 };
+        self.apply(op, &Entry { at, ahead_us, command });
         if number.is_multiple_of(CHECK_EVERY) {
             self.check_all();
         }
@@ -66,9 +69,10 @@ impl Run {
     }
 
     /// Applies a command, and compares what it did.
-    pub(crate) fn apply(&mut self, op: Op, at: Time, command: &Command) {
-        (self.op, self.at) = (op, at);
-        self.last_command = Some((op, at, command.clone()));
+    pub(crate) fn apply(&mut self, op: Op, entry: &Entry) {
+        let Entry { at, command, .. } = entry;
+        (self.op, self.at) = (op, *at);
+        self.last_command = Some((op, entry.clone()));
         if self.last.len() == 30 {
             self.last.pop_front();
         }
@@ -76,11 +80,11 @@ impl Run {
 
         let mut effects = Vec::new();
         let forgotten = self.state.head().history_after;
-        let outcome = self.state.apply(op, at, command, &mut effects);
-        let twin = self.twin.apply(op, at, command, &mut Vec::new());
-        self.behind.push((op, at, command.clone()));
+        let outcome = self.state.apply_entry(op, entry, &mut effects);
+        let twin = self.twin.apply_entry(op, entry, &mut Vec::new());
+        self.behind.push((op, entry.clone()));
         let seen = Seen::new(&self.state, &outcome, &effects);
-        let expected = self.model.apply(op, at.as_micros(), command, seen);
+        let expected = self.model.apply(op, entry, seen);
         let faults = std::mem::take(&mut self.model.faults);
         self.check(faults.is_empty(), || format!("{outcome:?}\n{faults:#?}"));
         self.check(told(&outcome) == expected, || format!("{outcome:?}\nbut the model says {expected:?}"));
@@ -106,8 +110,8 @@ impl Run {
         }
         if self.draw.random.one_in(100) {
             let mut recovered = self.rebuilt(self.snapshot.clone());
-            for (op, at, command) in &self.behind {
-                recovered.apply(*op, *at, command, &mut Vec::new());
+            for (op, entry) in &self.behind {
+                recovered.apply_entry(*op, entry, &mut Vec::new());
             }
             self.check(recovered.digest() == self.state.digest(), || "a recovery has another digest".into());
             self.check_same(&recovered, &self.state, "a recovery");
