@@ -42,6 +42,7 @@ pub const BUGS: &[(&str, &str)] = &[
     ("quarter_ttl_after_restart", "after a restart a session gets a quarter of its TTL"),
     ("expire_while_stalled", "a sleep past the wake-up counts as time"),
     ("stall_in_a_turn_counts", "a turn that stands still counts as time"),
+    ("lease_by_log_time", "what a command begins is counted from log time that is behind the clock"),
     ("renewal_forgotten", "a renewed lease ends when the old one did"),
     ("tenure_without_bound", "the longest tenure of a grant is forgotten"),
     // Watches.
