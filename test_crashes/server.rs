@@ -1051,7 +1051,7 @@ fn missing_mixed_and_foreign_segments_are_refused_by_name() {
     // The journal of an earlier time under the snapshot of a later one, which is not that of a clean stop.
     let mut later = server.copy();
     later.must_launch();
-    poll_until("a snapshot", || later.stderr().contains("is written").then_some(()));
+    poll_until("a snapshot", || later.stderr().contains("a snapshot of op").then_some(()));
     later.kill();
     for path in later.segments() {
         fs::remove_file(path).unwrap();

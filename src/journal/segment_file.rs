@@ -49,7 +49,7 @@ impl SegmentFile {
                 }
             };
         log::debug!(
-            "{} is written {}",
+            "{}: writes go {}",
             path.display(),
             if direct { "directly" } else { "through the page cache" }
         );
@@ -86,7 +86,10 @@ impl SegmentFile {
             match disk::write_durably(&self.file, pages.whole(), offset) {
                 Ok(()) => pages.forget_full(),
                 Err(error) if disk::is_refusal(&error) => {
-                    log::info!("{} is written through the page cache: {error}", self.path.display());
+                    log::info!(
+                        "{}: writes go through the page cache from here on: {error}",
+                        self.path.display()
+                    );
                     disk::set_direct(&self.file, false)?;
                     self.direct = None;
                     return self.append_cached(rest);
