@@ -61,8 +61,8 @@ const LOOK_US: u64 = 1_000;
 /// How long it applies what is committed.
 const APPLY_US: u64 = 1_500;
 
-/// Commands applied between two looks at the clock.
-const COMMANDS_A_LOOK: usize = 32;
+/// Commands applied between two looks at the clock: with 100 locks each they take some 200 us.
+const COMMANDS_A_LOOK: usize = 8;
 
 /// What a turn works with.
 pub trait Outside {
