@@ -3,6 +3,7 @@
 use super::JournalConfig;
 use super::segment_file::SegmentFile;
 use crate::batch::{self, SegmentId};
+use crate::disk::PAGE;
 use crate::identity::Op;
 use crate::recovery::{Known, Tail, random};
 use crate::segment::{self, Segment};
@@ -70,7 +71,7 @@ impl Opened {
         }
         let id = SegmentId(random()?);
         let (content, seq) = sealed_copy(&old, &bytes, id, config.segment_bytes);
-        let size = config.segment_bytes.max((content.len() as u64).next_multiple_of(4_096));
+        let size = config.segment_bytes.max((content.len() as u64).next_multiple_of(PAGE as u64));
         let mut content = content;
         let header = segment::Header { id, size, ..old.header };
         content[..segment::HEADER_BYTES].copy_from_slice(&header.encode());

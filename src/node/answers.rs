@@ -49,12 +49,12 @@ impl Node {
                 }
             }
             Effect::Asked { session, token } => {
-                if let Some(asked) = self.asked_shown(now, token) {
+                if let Some(asked) = self.asked_shown(self.heard_at(now), token) {
                     self.notify(session, "asked", &asked);
                 }
             }
             Effect::Offered { session, token } => {
-                if let Some(offered) = self.offered_shown(now, token) {
+                if let Some(offered) = self.offered_shown(self.heard_at(now), token) {
                     self.notify(session, "offered", &offered);
                 }
             }

@@ -50,7 +50,7 @@ impl Node {
             key: blocked.key.as_ref().map(|key| key.to_string()),
             waits_for: self.waits_for(&wait.asks, &blocked),
             waited_ms: now.ms_since(wait.since),
-            wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(self.heard_at(now))),
+            wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
             estimate_ms: blocked.estimate_ms,
         }
     }

@@ -937,7 +937,7 @@ mod tests {
         assert_eq!(grant.lease_left_ms(now), Some(1_080), "so it is applied");
         // What is told of it is what is left from when the question was read.
         while rig.node.poll_transmit().is_some() {}
-        rig.session = Value::Null;
+        let holder = std::mem::replace(&mut rig.session, Value::Null);
         let opened = rig.call("open_session", json!({"nonce": "1".repeat(32)}));
         let other = opened.unwrap()["result"]["session"].clone();
         let ask = json!({"jsonrpc": "2.0", "id": 501, "method": "ask_release",
@@ -945,8 +945,12 @@ mod tests {
         rig.node.handle_datagram(now, SocketAddr::from(([127, 0, 0, 1], 7)), ask.to_string().as_bytes());
         let batch = rig.node.poll_batch().unwrap();
         rig.node.handle_committed(now, batch.seq);
+        while rig.node.poll_transmit().is_some() {}
         rig.node.set_heard(Time::from_millis(700));
-        assert_eq!(rig.node.asked_shown(now, token).unwrap().left_ms, Some(1_800));
+        let beat = json!({"jsonrpc": "2.0", "id": 502, "method": "heartbeat", "params": {"session": holder}});
+        rig.node.handle_datagram(now, SocketAddr::from(([127, 0, 0, 1], 7)), beat.to_string().as_bytes());
+        let told: Value = serde_json::from_slice(&rig.node.poll_transmit().unwrap().bytes).unwrap();
+        assert_eq!(told["result"]["asked"][0]["left_ms"], 1_800, "{told}");
     }
 
     #[test]

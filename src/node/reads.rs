@@ -52,13 +52,16 @@ impl Node {
         session: Option<SessionId>,
         method: Method,
     ) {
+        // What is left of something is told from when it was asked, as the client counts it; whether something is over the state
+        // judges by its own time, and the lease table by `judged`.
+        let (judged, now) = (now, self.heard_at(now));
         match method {
             Method::Ping => self.reply(place, &ping()),
             Method::Status => {
                 let status = self.status(now);
                 self.reply(place, &status);
             }
-            Method::Heartbeat { after } => self.heartbeat(now, place, session, after),
+            Method::Heartbeat { after } => self.heartbeat(judged, place, session, after),
             Method::IsLocked { key } => {
                 let locked = self.state.lock(&key, now).is_some_and(|lock| lock.holders_total > 0);
                 self.reply(place, &wire::Locked { locked });
@@ -183,7 +186,7 @@ impl Node {
         if self.leases.is_lapsing(id, now) {
             return self.assemblies.silence(place);
         }
-        let news = self.news(now, id, after);
+        let news = self.news(self.heard_at(now), id, after);
         self.reply(place, &news);
     }
 
@@ -244,7 +247,7 @@ impl Node {
             keys: grant.asks.iter().map(|ask| ask.key.to_string()).collect(),
             client: asked.client,
             reason: asked.reason.to_string(),
-            left_ms: asked.deadline.map(|deadline| deadline.ms_until(self.heard_at(now))),
+            left_ms: asked.deadline.map(|deadline| deadline.ms_until(now)),
         })
     }
 
@@ -261,7 +264,7 @@ impl Node {
             owner: grant.owner.to_string(),
             label: grant.terms().label.to_string(),
             lease_ms: grant.terms().lease_ms,
-            hold_left_ms: grant.hold_deadline().map(|deadline| deadline.ms_until(self.heard_at(now))),
+            hold_left_ms: grant.hold_deadline().map(|deadline| deadline.ms_until(now)),
         })
     }
 
@@ -334,7 +337,7 @@ impl Node {
                 mode: wire::mode_shown(wait.mode_of(key)),
                 wait: wait.id,
                 waited_ms: now.ms_since(wait.since),
-                wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(self.heard_at(now))),
+                wait_left_ms: wait.deadline.map(|deadline| deadline.ms_until(now)),
                 reason: Some(blocked.reason),
                 key: blocked.key.filter(|in_the_way| in_the_way != key).map(|key| key.to_string()),
                 converts: wait.converts,
@@ -365,7 +368,7 @@ impl Node {
             .map(|holder| {
                 let mut shown = holder_shown(holder);
                 let session = self.state.session_of(holder.client).expect("a holder has a session");
-                let left = self.leases.left_ms(session, self.heard_at(now));
+                let left = self.leases.left_ms(session, now);
                 shown.lease_left_ms = [shown.lease_left_ms, left].into_iter().flatten().min();
                 if let Some(grant) = self.state.live_grant(holder.token) {
                     self.show_ends(now, grant, &mut shown);
@@ -387,7 +390,7 @@ impl Node {
 
     fn grant_item(&self, now: Time, token: u64, grant: &Grant) -> GrantItem {
         let mut holder = holder_shown(&self.state.holder(token, grant, &grant.asks[0].key, now));
-        let left = self.leases.left_ms(grant.session, self.heard_at(now));
+        let left = self.leases.left_ms(grant.session, now);
         holder.lease_left_ms = [holder.lease_left_ms, left].into_iter().flatten().min();
         self.show_ends(now, grant, &mut holder);
         GrantItem { keys: wire::keys_shown(&grant.asks), holder }
@@ -395,7 +398,6 @@ impl Node {
 
     /// What may end a grant beside its lease, and who may take it over: for people who look.
     fn show_ends(&self, now: Time, grant: &Grant, shown: &mut wire::HolderShown) {
-        let now = self.heard_at(now);
         shown.hold_left_ms = grant.hold_deadline().map(|deadline| deadline.ms_until(now));
         shown.asked = grant.asked().map(|asked| AskerShown {
             client: asked.client,
@@ -415,7 +417,7 @@ impl Node {
             name: session.name.to_string(),
             label: session.label.to_string(),
             ttl_ms: session.ttl_ms,
-            lease_left_ms: self.leases.left_ms(id, self.heard_at(now)).unwrap_or(0),
+            lease_left_ms: self.leases.left_ms(id, now).unwrap_or(0),
             open_ms: now.ms_since(session.opened),
             held: self.state.held_by(id),
             waiting: session.waiting(),

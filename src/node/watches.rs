@@ -180,7 +180,7 @@ impl Node {
             let detail = Detail::LimitAgain { limit: limit.into(), max: max as u64 };
             return self.refuse(place, &Refusal::new(Kind::Limit, text).with(detail));
         }
-        let (sealed, deadline) = (self.assemblies.is_sealed(place), self.heard_at(now).after_ms(ask.wait_ms));
+        let (sealed, deadline) = (self.assemblies.is_sealed(place), now.after_ms(ask.wait_ms));
         self.watches.park(Parked { to, sealed, id, ask, deadline });
         self.assemblies.silence(place);
     }
