@@ -36,7 +36,7 @@ use crate::command::{Command, Durability};
 use crate::fold::{self, Done, Order};
 use crate::identity::Op;
 use crate::image::record::Record;
-use crate::log::{Batch, Log, LogEvent, Room, bytes_of, next_op};
+use crate::log::{Batch, Log, LogEvent, Room, next_op};
 use crate::record;
 use crate::recovery::{Known, Tail, random};
 use crate::segment;
@@ -287,7 +287,7 @@ impl Log for FileLog {
     fn submit(&mut self, batch: Arc<Batch>) {
         assert!(!batch.entries.is_empty(), "a batch has at least one entry");
         assert_eq!(batch.seq, self.submitted + 1, "tags rise by one");
-        let bytes = bytes_of(&batch.entries);
+        let bytes = batch.bytes;
         assert!(
             bytes <= self.batch_bytes_max,
             "a batch of {bytes} bytes is larger than {}",
@@ -588,7 +588,7 @@ impl Writer {
 
     /// The batch with those that came behind it meanwhile.
     fn gather(&mut self, batch: Arc<Batch>, told: bool) -> Vec<(Arc<Batch>, bool)> {
-        let mut bytes = bytes_of(&batch.entries);
+        let mut bytes = batch.bytes;
         let mut batches = vec![(batch, told)];
         while bytes < MERGE_BYTES_MAX {
             let next = match self.backlog.pop_front() {
@@ -600,7 +600,7 @@ impl Writer {
             };
             match next {
                 Message::Batch(batch, told) => {
-                    bytes += bytes_of(&batch.entries);
+                    bytes += batch.bytes;
                     batches.push((batch, told));
                 }
                 other => {
@@ -626,7 +626,7 @@ impl Writer {
             body.clear();
             batch.entries.iter().for_each(|entry| record::encode(entry, &mut body));
             let bytes = batch::bytes(body.len());
-            assert!(bytes <= bytes_of(&batch.entries), "a batch is not larger than it was counted");
+            assert!(bytes <= batch.bytes, "a batch is not larger than it was counted");
             if !self.has_room(out.len() + bytes) {
                 self.put(&mut out)?;
                 self.commit(&batches[done..index])?;
@@ -683,7 +683,7 @@ impl Writer {
         if (term || self.config.durability == Durability::Sync) && !late {
             self.sync()?;
         }
-        let bytes: usize = batches.iter().map(|(batch, _)| bytes_of(&batch.entries)).sum();
+        let bytes: usize = batches.iter().map(|(batch, _)| batch.bytes).sum();
         self.gauge.written_bytes.fetch_add(bytes as u64, Ordering::AcqRel);
         // While room is short, what is written makes room in the eyes of the loop.
         let mut news = self.gauge.short.load(Ordering::Acquire);

@@ -27,6 +27,8 @@ pub struct Batch {
     pub digest_op: Op,
     /// The digest of all outcomes up to it.
     pub digest: u32,
+    /// [`bytes_of`] the entries.
+    pub bytes: usize,
 }
 
 /// What became of what was submitted, and how the disk is.

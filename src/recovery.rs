@@ -478,7 +478,7 @@ pub(crate) mod tests {
     use crate::image::record::{Kept, Record};
     use crate::journal::{FileLog, JournalConfig, SEGMENT_BYTES_MIN};
     use crate::limits::Limits;
-    use crate::log::{Batch, Log, LogEvent};
+    use crate::log::{Batch, Log, LogEvent, bytes_of};
     use crate::name::Name;
     use crate::segment;
     use crate::state::Parts;
@@ -540,7 +540,8 @@ pub(crate) mod tests {
                 commands.into_iter().map(|command| Entry { at, ahead_us: 0, command }).collect();
             self.seq += 1;
             let (digest_op, digest) = (self.state.op(), self.state.digest());
-            let batch = Batch { seq: self.seq, first_op, entries, digest_op, digest };
+            let batch =
+                Batch { seq: self.seq, first_op, bytes: bytes_of(&entries), entries, digest_op, digest };
             self.log.submit(Arc::new(batch.clone()));
             self.until(|event| *event == LogEvent::Committed { seq: batch.seq });
             for (op, entry) in (first_op..).zip(&batch.entries) {
@@ -909,7 +910,14 @@ pub(crate) mod tests {
         rig.set("k", 1);
         let (digest_op, digest) = digest(&rig.state);
         let (first_op, entries) = (rig.state.op() + 1, vec![entry(&rig.state)]);
-        rig.log.submit(Arc::new(Batch { seq: rig.seq + 1, first_op, entries, digest_op, digest }));
+        rig.log.submit(Arc::new(Batch {
+            seq: rig.seq + 1,
+            first_op,
+            bytes: bytes_of(&entries),
+            entries,
+            digest_op,
+            digest,
+        }));
         rig.log.close().unwrap();
         drop(rig);
         refusal(&dir)

@@ -4,6 +4,7 @@ use super::*;
 use crate::command::Entry;
 use crate::disk::{self, Change, PAGE, Step, Witness};
 use crate::limits::Limits;
+use crate::log::bytes_of;
 use crate::recovery::tests::{SmallDisk, fill};
 use crate::recovery::walk;
 use crate::segment::Segment;
@@ -81,8 +82,8 @@ fn command(bytes: usize) -> Command {
 
 fn batch(seq: u64, first_op: Op, count: u64, bytes: usize) -> Arc<Batch> {
     let entry = |op| Entry { at: Time::from_micros(op), ahead_us: 0, command: command(bytes) };
-    let entries = (first_op..first_op + count).map(entry).collect();
-    Arc::new(Batch { seq, first_op, entries, digest_op: 0, digest: 0 })
+    let entries: Vec<_> = (first_op..first_op + count).map(entry).collect();
+    Arc::new(Batch { seq, first_op, bytes: bytes_of(&entries), entries, digest_op: 0, digest: 0 })
 }
 
 fn fresh() -> (tempfile::TempDir, Arc<DataDir>) {
@@ -223,7 +224,14 @@ fn a_batch_that_begins_a_term_is_synced_before_it_is_told_in_every_durability() 
     let command =
         Command::NewTerm { term: 1, limits: Limits::default(), durability: Durability::None, raised: false };
     let entries = vec![Entry { at: Time::ZERO, ahead_us: 0, command }];
-    log.submit(Arc::new(Batch { seq: 1, first_op: 1, entries, digest_op: 0, digest: 0 }));
+    log.submit(Arc::new(Batch {
+        seq: 1,
+        first_op: 1,
+        bytes: bytes_of(&entries),
+        entries,
+        digest_op: 0,
+        digest: 0,
+    }));
     log.submit(batch(2, 2, 1, 10));
     assert_eq!(log.committed, 0, "neither it nor what stands behind it is told at once");
     committed(&mut log, 2);
@@ -240,7 +248,7 @@ fn without_durability_a_slow_disk_slows_what_is_submitted_before_it_fills_the_me
     let mut slowed = 0;
     for seq in 1..=count {
         let batch = batch(seq, seq, 1, bytes);
-        let own = bytes_of(&batch.entries) as u64;
+        let own = batch.bytes as u64;
         log.submit(batch);
         // Looked at afterwards, with the batch itself: what the journal has written meanwhile only makes it less.
         let unwritten = log.unwritten();
@@ -535,7 +543,7 @@ fn the_largest_batch_is_a_mebibyte_or_half_a_segment_less_room_for_a_seal() {
         let (_path, dir) = fresh();
         let mut steps = Steps::start(&dir, &JournalConfig { segment_bytes, ..config(Durability::Sync) });
         assert_eq!(steps.log.batch_bytes_max(), most);
-        steps.write(most - bytes_of(&batch(1, 1, 1, 0).entries));
+        steps.write(most - batch(1, 1, 1, 0).bytes);
         assert_eq!(entries(&dir).len(), 1);
     }
 }
@@ -545,7 +553,7 @@ fn one_write_takes_batches_until_they_are_4_mib() {
     for way in [Way::Cached, Way::Direct] {
         let (_path, dir) = fresh();
         let mut steps = Steps::start(&dir, &JournalConfig { way, ..JournalConfig::default() });
-        let text = (1 << 20) - bytes_of(&batch(1, 1, 1, 0).entries);
+        let text = (1 << 20) - batch(1, 1, 1, 0).bytes;
         for bytes in [text, text, text, text, 1, 1] {
             steps.submit(bytes);
         }
@@ -662,7 +670,14 @@ fn under_os_a_busy_journal_syncs_once_a_second_and_whenever_it_is_asked() {
     let command =
         Command::NewTerm { term: 1, limits: Limits::default(), durability: Durability::Os, raised: false };
     let entries = vec![Entry { at: Time::from_micros(steps.op + 1), ahead_us: 0, command }];
-    let batch = Batch { seq: steps.seq + 1, first_op: steps.op + 1, entries, digest_op: 0, digest: 0 };
+    let batch = Batch {
+        seq: steps.seq + 1,
+        first_op: steps.op + 1,
+        bytes: bytes_of(&entries),
+        entries,
+        digest_op: 0,
+        digest: 0,
+    };
     steps.log.submit(Arc::new(batch));
     steps.turn();
     assert_eq!(watched.syncs(), 1);

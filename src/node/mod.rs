@@ -658,6 +658,7 @@ impl Node {
             seq: self.last_seq,
             first_op,
             entries,
+            bytes,
             digest_op: self.state.op(),
             digest: self.state.digest(),
         });

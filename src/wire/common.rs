@@ -5,7 +5,7 @@
 //! here and the general reader's: it is the norm, and this must say what it says or nothing (`wire/tests.rs` and the fuzz
 //! target `datagram` compare them).
 
-use super::plain::plain_bytes;
+use super::plain::{leading_number, plain_bytes};
 use super::{Element, Id, Message, Method, Request, Under};
 use crate::asks::Asks;
 use crate::command::{Ask, Call, Life, Mode, Patience, Terms};
@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// Reads a message all of whose elements are plain; `None`: the general reader reads it.
 pub(super) fn decode(message: &[u8]) -> Option<Message> {
     let text = std::str::from_utf8(message).ok()?;
-    let mut scan = Scan { text, at: 0 };
+    let mut scan = Scan { text, at: 0, last: None };
     let read = match scan.next()? {
         b'{' => Message { elements: vec![scan.element()?], batch: false },
         b'[' => {
@@ -42,6 +42,8 @@ pub(super) fn decode(message: &[u8]) -> Option<Message> {
 struct Scan<'a> {
     text: &'a str,
     at: usize,
+    /// The session that was read last: the requests of a batch mostly have one.
+    last: Option<(&'a str, SessionId)>,
 }
 
 /// The parameters that are plain, as far as they are given.
@@ -90,18 +92,6 @@ const DATA: u32 = 1 << 15;
 /// What every method takes.
 const ALWAYS: u32 = SESSION | ACK | GOT;
 
-/// How most requests go on behind their brace.
-const BEGINNING: &str = r#""jsonrpc":"2.0","#;
-
-/// The members of most requests behind that in their order, as their names are written.
-const MEMBERS: [&str; 3] = [r#""id":"#, r#""method":"#, r#""params":"#];
-
-/// The first parameters of most requests.
-const FIRST_PARAMS: [&str; 2] = [r#""session":"#, r#""ack":"#];
-
-/// The digits of [`INTEGER_MAX`].
-const INTEGER_DIGITS: usize = 16;
-
 impl<'a> Scan<'a> {
     fn skip_space(&mut self) {
         let bytes = self.text.as_bytes();
@@ -111,10 +101,11 @@ impl<'a> Scan<'a> {
     }
 
     /// Passes over this text if it comes next.
-    fn takes(&mut self, text: &str) -> bool {
+    #[inline(always)]
+    fn takes(&mut self, text: &str) -> Option<()> {
         let comes = self.text.as_bytes()[self.at..].starts_with(text.as_bytes());
         self.at += if comes { text.len() } else { 0 };
-        comes
+        comes.then_some(())
     }
 
     /// The next byte that is no space, passed over.
@@ -151,32 +142,28 @@ impl<'a> Scan<'a> {
         None
     }
 
-    /// What follows an opening brace: each member's name is given, its value is to be read. What is `usual` is known at a glance.
-    fn members(
-        &mut self,
-        usual: &[&'static str],
-        mut member: impl FnMut(&mut Scan<'a>, &'a str) -> Option<()>,
-    ) -> Option<()> {
-        let mut usual = usual.iter();
+    /// What follows an opening brace: each member's name is given, its value is to be read.
+    fn members(&mut self, mut member: impl FnMut(&mut Scan<'a>, &'a str) -> Option<()>) -> Option<()> {
         if self.peek()? == b'}' {
             self.at += 1;
             return Some(());
         }
         loop {
-            let name = match usual.next() {
-                Some(written) if self.takes(written) => &written[1..written.len() - 2],
-                Some(_) | None => {
-                    let name = self.string()?;
-                    self.open(b':')?;
-                    name
-                }
-            };
+            let name = self.string()?;
+            self.open(b':')?;
             member(self, name)?;
-            match self.next()? {
-                b',' => {}
-                b'}' => return Some(()),
-                _ => return None,
+            if self.ends()? {
+                return Some(());
             }
+        }
+    }
+
+    /// Whether the members end behind this one; another follows else.
+    fn ends(&mut self) -> Option<bool> {
+        match self.next()? {
+            b',' => Some(false),
+            b'}' => Some(true),
+            _ => None,
         }
     }
 
@@ -186,35 +173,31 @@ impl<'a> Scan<'a> {
         let from = self.at;
         let to = from + plain_bytes(&self.text.as_bytes()[from..]);
         self.at = to;
-        self.takes("\"").then(|| &self.text[from..to])
+        self.takes("\"").map(|()| &self.text[from..to])
     }
 
     /// The id of a session: a string of 32 bytes.
     fn session(&mut self) -> Option<SessionId> {
         self.open(b'"')?;
-        let session = self.text.get(self.at..self.at + 32)?.parse().ok()?;
+        let written = self.text.get(self.at..self.at + 32)?;
+        let session = match self.last {
+            Some((last, session)) if last == written => session,
+            _ => written.parse().ok()?,
+        };
+        self.last = Some((written, session));
         self.at += 32;
-        self.takes("\"").then_some(session)
+        self.takes("\"").map(|()| session)
     }
 
     /// An integer from 0 to [`INTEGER_MAX`], written as one.
     fn integer(&mut self) -> Option<u64> {
         self.skip_space();
         let rest = &self.text.as_bytes()[self.at..];
-        let (mut number, mut digits) = (0_u64, 0);
-        let behind = loop {
-            match rest.get(digits) {
-                // What has more digits than the largest of all would not fit.
-                Some(digit @ b'0'..=b'9') if digits < INTEGER_DIGITS => {
-                    number = 10 * number + u64::from(digit - b'0');
-                    digits += 1;
-                }
-                behind => break behind,
-            }
-        };
+        let (number, digits) = leading_number(rest);
         self.at += digits;
         let is_one = digits == 1 || digits > 1 && rest[0] != b'0';
-        let goes_on = matches!(behind, Some(b'0'..=b'9' | b'.' | b'e' | b'E'));
+        // What has more digits than were read is too large.
+        let goes_on = matches!(rest.get(digits), Some(b'0'..=b'9' | b'.' | b'e' | b'E'));
         (is_one && !goes_on && number <= INTEGER_MAX).then_some(number)
     }
 
@@ -235,13 +218,53 @@ impl<'a> Scan<'a> {
     }
 
     /// A request, whose brace is passed over.
+    #[inline(always)]
     fn element(&mut self) -> Option<Element> {
-        let (mut version, mut id, mut method, mut params) = (None, None, None, false);
+        let from = self.at;
         let mut plain = Plain::default();
-        if self.takes(BEGINNING) {
-            version = Some("2.0");
-        }
-        self.members(&MEMBERS, |scan, name| match name {
+        let (id, number, method) = match self.usual_head(&mut plain) {
+            Some((id, number, method)) => {
+                while !self.ends()? {
+                    let name = self.string()?;
+                    self.open(b':')?;
+                    self.param(&mut plain, name)?;
+                }
+                self.open(b'}')?;
+                (id, Some(number), method)
+            }
+            None => {
+                self.at = from;
+                plain = Plain::default();
+                self.any_members(&mut plain)?
+            }
+        };
+        let session = plain.session;
+        let (got, method) = plain.method(method, number)?;
+        let request = Ok(Request { session, got, method });
+        Some(Element { id: Id(CompactString::new(id)), cookie: None, request })
+    }
+
+    /// The id, as it stands in the text and as a number, and the method of a request that begins as most do: with all members in
+    /// their order, no spaces, and with the session and `ack` as its first parameters, up to which it is read.
+    fn usual_head(&mut self, plain: &mut Plain<'a>) -> Option<(&'a str, u64, &'a str)> {
+        self.takes(r#""jsonrpc":"2.0","id":"#)?;
+        let from = self.at;
+        let number = self.integer()?;
+        let id = &self.text[from..self.at];
+        self.takes(r#","method":"#)?;
+        let method = self.string()?;
+        self.takes(r#","params":{"session":"#)?;
+        plain.session = Some(self.session()?);
+        self.takes(r#","ack":"#)?;
+        plain.ack = self.integer()?;
+        plain.given = SESSION | ACK;
+        Some((id, number, method))
+    }
+
+    /// The id, as it stands in the text and as the number that it may be, and the method of a request with its members in any order.
+    fn any_members(&mut self, plain: &mut Plain<'a>) -> Option<(&'a str, Option<u64>, &'a str)> {
+        let (mut version, mut id, mut method, mut params) = (None, None, None, false);
+        self.members(|scan, name| match name {
             "jsonrpc" if version.is_none() => {
                 version = Some(scan.string()?);
                 Some(())
@@ -268,58 +291,50 @@ impl<'a> Scan<'a> {
             "params" if !params => {
                 params = true;
                 scan.open(b'{')?;
-                scan.params(&mut plain)
+                scan.members(|scan, name| scan.param(plain, name))
             }
             _ => None,
         })?;
         let (id, number) = id?;
-        if version? != "2.0" {
-            return None;
-        }
-        let session = plain.session;
-        let (got, method) = plain.method(method?, number)?;
-        let request = Ok(Request { session, got, method });
-        Some(Element { id: Id(CompactString::new(id)), cookie: None, request })
+        (version? == "2.0").then_some((id, number, method?))
     }
 
-    fn params(&mut self, plain: &mut Plain<'a>) -> Option<()> {
-        self.members(&FIRST_PARAMS, |scan, name| {
-            match name {
-                "session" if plain.gives(SESSION) => plain.session = Some(scan.session()?),
-                "ack" if plain.gives(ACK) => plain.ack = scan.integer()?,
-                "got" if plain.gives(GOT) => {
-                    scan.open(b'[')?;
-                    let got = &mut plain.got;
-                    scan.list(GOT_MAX, |scan| {
-                        got.push(scan.integer()?);
-                        Some(())
-                    })?;
-                }
-                "key" if plain.gives(KEY) => plain.key = scan.string()?,
-                "keys" if plain.gives(KEYS) => plain.keys = Some(scan.asks()?),
-                "mode" if plain.gives(MODE) => plain.mode = scan.string()?,
-                "wait_ms" if plain.gives(WAIT_MS) => {
-                    plain.wait_ms = match scan.peek()? {
-                        b'n' => {
-                            (scan.scalar()? == "null").then_some(())?;
-                            None
-                        }
-                        _ => Some(scan.integer()?),
-                    }
-                }
-                "lease_ms" if plain.gives(LEASE_MS) => plain.lease_ms = scan.integer()?,
-                "owner" if plain.gives(OWNER) => plain.owner = scan.string()?,
-                "wait" if plain.gives(WAIT) => plain.wait = scan.integer()?,
-                "token" if plain.gives(TOKEN) => plain.token = scan.integer()?,
-                "after" if plain.gives(AFTER) => plain.after = scan.integer()?,
-                "value" if plain.gives(VALUE) => plain.value = scan.scalar()?,
-                "if_version" if plain.gives(IF_VERSION) => plain.if_version = scan.integer()?,
-                "file" if plain.gives(FILE) => plain.file = scan.string()?,
-                "data" if plain.gives(DATA) => plain.data = scan.string()?,
-                _ => return None,
+    fn param(&mut self, plain: &mut Plain<'a>, name: &str) -> Option<()> {
+        match name {
+            "session" if plain.gives(SESSION) => plain.session = Some(self.session()?),
+            "ack" if plain.gives(ACK) => plain.ack = self.integer()?,
+            "got" if plain.gives(GOT) => {
+                self.open(b'[')?;
+                let got = &mut plain.got;
+                self.list(GOT_MAX, |scan| {
+                    got.push(scan.integer()?);
+                    Some(())
+                })?;
             }
-            Some(())
-        })
+            "key" if plain.gives(KEY) => plain.key = self.string()?,
+            "keys" if plain.gives(KEYS) => plain.keys = Some(self.asks()?),
+            "mode" if plain.gives(MODE) => plain.mode = self.string()?,
+            "wait_ms" if plain.gives(WAIT_MS) => {
+                plain.wait_ms = match self.peek()? {
+                    b'n' => {
+                        (self.scalar()? == "null").then_some(())?;
+                        None
+                    }
+                    _ => Some(self.integer()?),
+                }
+            }
+            "lease_ms" if plain.gives(LEASE_MS) => plain.lease_ms = self.integer()?,
+            "owner" if plain.gives(OWNER) => plain.owner = self.string()?,
+            "wait" if plain.gives(WAIT) => plain.wait = self.integer()?,
+            "token" if plain.gives(TOKEN) => plain.token = self.integer()?,
+            "after" if plain.gives(AFTER) => plain.after = self.integer()?,
+            "value" if plain.gives(VALUE) => plain.value = self.scalar()?,
+            "if_version" if plain.gives(IF_VERSION) => plain.if_version = self.integer()?,
+            "file" if plain.gives(FILE) => plain.file = self.string()?,
+            "data" if plain.gives(DATA) => plain.data = self.string()?,
+            _ => return None,
+        }
+        Some(())
     }
 
     /// Several locks, each by its name or with a mode.
@@ -329,7 +344,7 @@ impl<'a> Scan<'a> {
         self.list(ASKS_MAX, |scan| {
             scan.open(b'{')?;
             let (mut key, mut mode) = (None, None);
-            scan.members(&[], |scan, name| {
+            scan.members(|scan, name| {
                 let place = match name {
                     "key" => &mut key,
                     "mode" => &mut mode,
@@ -367,6 +382,7 @@ impl Plain<'_> {
     }
 
     /// What is asked, and the waits whose replies have arrived.
+    #[inline(always)]
     fn method(self, name: &str, number: Option<u64>) -> Option<(Vec<u64>, Method)> {
         // What a method takes beside what all take, and what of it must be there.
         let (takes, needs) = match name {
