@@ -46,14 +46,21 @@ impl<V> Rising<V> {
         match self.place(id) {
             Ok(place) => Some(std::mem::replace(&mut self.0[place].1, value)),
             Err(place) => {
-                self.0.insert(place, (id, value));
+                // The ends of a queue are nearer than its middle, also to the processor.
+                match place == self.0.len() {
+                    true => self.0.push_back((id, value)),
+                    false => self.0.insert(place, (id, value)),
+                }
                 None
             }
         }
     }
 
     pub(crate) fn remove(&mut self, id: u64) -> Option<V> {
-        let removed = self.0.remove(self.place(id).ok()?);
+        let removed = match self.place(id).ok()? {
+            0 => self.0.pop_front(),
+            place => self.0.remove(place),
+        };
         self.give_back();
         removed.map(|(_, value)| value)
     }

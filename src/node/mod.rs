@@ -23,6 +23,7 @@ mod answers;
 mod assembly;
 mod counts;
 mod explain;
+mod gathered;
 mod hand_offs;
 mod reads;
 mod telling;
@@ -35,7 +36,7 @@ use crate::identity::{Op, SessionId};
 use crate::kind::{Detail, Kind, Refusal};
 use crate::lease::LeaseTable;
 use crate::limits::Limits;
-use crate::log::{Batch, Room, bytes_of, bytes_of_weight, next_op};
+use crate::log::{Batch, Room, next_op};
 use crate::map::HashMap;
 use crate::name::Name;
 use crate::outcome::{Effect, FileEffect};
@@ -46,6 +47,7 @@ use crate::time::Time;
 use crate::wire::{self, Element, Id, Method, encode_error, encode_result};
 use assembly::{Assemblies, MessageKey, Place};
 use counts::{Count, Counts};
+use gathered::{Gathered, Taken};
 use hand_offs::HandOffs;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -153,15 +155,6 @@ struct Flight {
     may_wait: bool,
 }
 
-/// A command on its way through the log, and who is to be told.
-#[derive(Debug)]
-struct Gathered {
-    entry: Entry,
-    tag: Tag,
-    /// [`Command::weight`] of it.
-    weight: usize,
-}
-
 /// Who is to be told the outcome of a command.
 #[derive(Debug, Default)]
 struct Tag {
@@ -237,8 +230,7 @@ pub struct Node {
     room: Room,
     batch_bytes_max: usize,
 
-    gathered: VecDeque<Gathered>,
-    gathered_bytes: usize,
+    gathered: Gathered,
     submitted: VecDeque<Submitted>,
     committed: Option<Committed>,
     last_op: Op,
@@ -295,8 +287,7 @@ impl Node {
             draining: false,
             room: Room::Ok,
             batch_bytes_max,
-            gathered: VecDeque::new(),
-            gathered_bytes: 0,
+            gathered: Gathered::default(),
             submitted: VecDeque::new(),
             committed: None,
             last_op,
@@ -367,22 +358,24 @@ impl Node {
             self.lapse(now);
         }
         let Some(refusal) = self.refuse_all(false) else { return };
-        let without_room = |gathered: &Gathered| match gathered.entry.command {
-            Command::Request(_) | Command::OpenSession { .. } => gathered.tag.place.map(|place| place.key),
+        let without_room = |command: &Command, tag: &Tag| match command {
+            Command::Request(_) | Command::OpenSession { .. } => tag.place.map(|place| place.key),
             Command::NewTerm { .. }
             | Command::EndSession { .. }
             | Command::Tick
             | Command::FileFault { .. } => None,
         };
-        let keys: BTreeSet<MessageKey> =
-            self.gathered.iter().filter(|it| !it.entry.command.frees()).filter_map(without_room).collect();
-        let (refused, kept): (VecDeque<Gathered>, VecDeque<Gathered>) = std::mem::take(&mut self.gathered)
-            .into_iter()
-            .partition(|gathered| without_room(gathered).is_some_and(|key| keys.contains(&key)));
-        self.gathered = kept;
-        for Gathered { entry, tag, weight } in refused {
+        let keys: BTreeSet<MessageKey> = self
+            .gathered
+            .iter()
+            .filter(|(command, _)| !command.frees())
+            .filter_map(|(command, tag)| without_room(command, tag))
+            .collect();
+        let refused = self
+            .gathered
+            .take_if(|command, tag| without_room(command, tag).is_some_and(|key| keys.contains(&key)));
+        for (entry, tag) in refused {
             let place = tag.place.expect("only what has a place is refused");
-            self.gathered_bytes -= weight;
             if let Command::Request(Request { call: Call::RepairFile { file, .. }, .. }) = &entry.command {
                 self.repairing.remove(file);
             }
@@ -625,33 +618,14 @@ impl Node {
 
     /// The next batch for the log, if something was gathered and the log can take it.
     pub fn poll_batch(&mut self) -> Option<Arc<Batch>> {
+        let first = self.gathered.first()?;
         // A start needs no free room; all else waits for it.
-        if self.gathered.is_empty()
-            || self.submitted.len() >= BATCHES_IN_FLIGHT
-            || (self.room == Room::Full && self.serving)
-        {
+        if self.submitted.len() >= BATCHES_IN_FLIGHT || (self.room == Room::Full && self.serving) {
             return None;
         }
-        let first_op = next_op(self.last_op, &self.gathered[0].entry.command);
-        let (mut bytes, mut reads) = (bytes_of(&[]), 0);
-        let room = self.gathered.len().min(BATCH_COMMANDS_MAX);
-        let (mut entries, mut tags) = (Vec::with_capacity(room), Vec::with_capacity(room));
-        while let Some(next) = self.gathered.front() {
-            let more = bytes_of_weight(next.weight);
-            let behind = next.tag.place.map_or(0, |place| self.assemblies.reads_behind(place.key));
-            let full = bytes + more > self.batch_bytes_max
-                || reads + behind > READS_BEHIND_MAX
-                || entries.len() == BATCH_COMMANDS_MAX;
-            if !entries.is_empty() && full {
-                break;
-            }
-            bytes += more;
-            reads += behind;
-            self.gathered_bytes -= next.weight;
-            let Gathered { entry, tag, .. } = self.gathered.pop_front().expect("it was looked at");
-            entries.push(entry);
-            tags.push(tag);
-        }
+        let first_op = next_op(self.last_op, first);
+        let reads_behind = |tag: &Tag| tag.place.map_or(0, |place| self.assemblies.reads_behind(place.key));
+        let Taken { entries, tags, bytes } = self.gathered.take_batch(self.batch_bytes_max, reads_behind);
         self.last_op = first_op + entries.len() as u64 - 1;
         self.last_seq += 1;
         let batch = Arc::new(Batch {
@@ -736,10 +710,7 @@ impl Node {
             true => 0,
             false => self.clock.us_since(self.last_at),
         };
-        let weight = command.weight();
-        self.gathered_bytes += weight;
-        let entry = Entry { at: self.last_at, ahead_us, command };
-        self.gathered.push_back(Gathered { entry, tag, weight });
+        self.gathered.push(Entry { at: self.last_at, ahead_us, command }, tag);
     }
 
     /// Answers an address that has not shown that it receives: `ping` as asked, everything else with the cookie to show,

@@ -12,7 +12,7 @@
 //!
 //! An event says what happened and never what was written: it holds no value and no data.
 
-use super::State;
+use super::{Head, State};
 use crate::command::{Ask, EndReason, Mode};
 use crate::identity::{Op, Position, Token};
 use crate::kind::{Detail, Kind, Refusal};
@@ -168,6 +168,31 @@ impl History {
     pub(super) fn len(&self) -> usize {
         self.events.len()
     }
+
+    /// Remembers what the last command did to something.
+    fn record(&mut self, head: &mut Head, name: &Name, what: What) {
+        let op = head.op;
+        if op <= head.history_after {
+            // Its own events have filled the history already: the rest of them would look whole and not be.
+            return;
+        }
+        let event = WatchEvent { op, name: name.clone(), what };
+        self.bytes += event.weight();
+        self.events.push_back(event);
+        self.trim(head);
+    }
+
+    /// Lets the oldest events go until the caps are kept.
+    fn trim(&mut self, head: &mut Head) {
+        while self.events.len() as u64 > head.limits.history_events || self.bytes > head.limits.history_bytes
+        {
+            let op = self.events.front().expect("nothing is under every cap").op;
+            while let Some(event) = self.events.pop_front_if(|event| event.op == op) {
+                self.bytes -= event.weight();
+            }
+            head.history_after = op;
+        }
+    }
 }
 
 impl WatchEvent {
@@ -277,23 +302,16 @@ impl State {
 
     /// Remembers what the command that is being applied did to something.
     pub(super) fn record(&mut self, name: &Name, what: What) {
-        let op = self.head.op;
-        if op <= self.head.history_after {
-            // Its own events have filled the history already: the rest of them would look whole and not be.
-            return;
-        }
-        let event = WatchEvent { op, name: name.clone(), what };
-        self.history.bytes += event.weight();
-        self.history.events.push_back(event);
-        self.trim_history();
+        self.history.record(&mut self.head, name, what);
     }
 
     /// Remembers that a grant was made.
     pub(super) fn record_grant(&mut self, token: Token) {
         let grant = &self.grants[token];
         let client = self.sessions[&grant.session].client;
-        for ask in &grant.asks.clone() {
-            self.record(&ask.key, What::LockGranted { token, client, mode: ask.mode });
+        for ask in &grant.asks {
+            let what = What::LockGranted { token, client, mode: ask.mode };
+            self.history.record(&mut self.head, &ask.key, what);
         }
     }
 
@@ -301,9 +319,10 @@ impl State {
     pub(super) fn record_conversion(&mut self, before: Token, token: Token, changed: &[Ask]) {
         let grant = &self.grants[token];
         let client = self.sessions[&grant.session].client;
-        let asks = if before == token { changed.into() } else { grant.asks.clone() };
-        for Ask { key, mode } in &asks {
-            self.record(key, What::LockConverted { token, before, client, mode: *mode });
+        let asks = if before == token { changed } else { &*grant.asks };
+        for Ask { key, mode } in asks {
+            let what = What::LockConverted { token, before, client, mode: *mode };
+            self.history.record(&mut self.head, key, what);
         }
     }
 
@@ -313,28 +332,18 @@ impl State {
         let grant = &self.grants[token];
         let session = &self.sessions[&grant.session];
         let (client, reason) = (session.client, session.ended.map(|(_, reason)| reason.into()).or(reason));
-        for ask in &grant.asks.clone() {
-            self.record(
-                &ask.key,
-                match reason {
-                    None => What::LockReleased { token, client },
-                    Some(reason) => What::LockLost { token, client, reason },
-                },
-            );
+        for ask in &grant.asks {
+            let what = match reason {
+                None => What::LockReleased { token, client },
+                Some(reason) => What::LockLost { token, client, reason },
+            };
+            self.history.record(&mut self.head, &ask.key, what);
         }
     }
 
     /// Lets the oldest events go until the caps are kept.
     pub(super) fn trim_history(&mut self) {
-        let (limits, history) = (&self.head.limits, &mut self.history);
-        while history.events.len() as u64 > limits.history_events || history.bytes > limits.history_bytes {
-            let op = history.events.front().expect("nothing is under every cap").op;
-            while history.events.front().is_some_and(|event| event.op == op) {
-                let event = history.events.pop_front().expect("it was looked at");
-                history.bytes -= event.weight();
-            }
-            self.head.history_after = op;
-        }
+        self.history.trim(&mut self.head);
     }
 
     /// Lets all events go: what was told of later ones than these may have been lost, so no earlier position can be trusted.
