@@ -3,8 +3,8 @@
 //! A B-tree into which only the greatest key is inserted keeps its nodes half empty. Here a run of numbers shares one entry of
 //! a tree, so that a million values that live together take little more than themselves.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Index;
 
 /// Numbers that share an entry: as many as a mask has bits.
@@ -21,11 +21,16 @@ pub(super) struct Numbered<V> {
 struct Run<V> {
     /// Which of the run's numbers are there.
     present: u32,
-    /// Their values, in the order of the numbers.
-    values: Vec<V>,
+    /// Their values, in the order of the numbers: the first to come are often the first to go.
+    values: VecDeque<V>,
 }
 
 impl<V> Run<V> {
+    /// With room for all: the numbers come one after another.
+    fn new() -> Run<V> {
+        Run { present: 0, values: VecDeque::with_capacity(RUN as usize) }
+    }
+
     fn has(&self, number: u64) -> bool {
         self.present & bit(number) != 0
     }
@@ -73,13 +78,16 @@ impl<V> Numbered<V> {
 
     /// Puts a value there; gives the one that was there before.
     pub(super) fn insert(&mut self, number: u64, value: V) -> Option<V> {
-        let run = self.runs.entry(number / RUN).or_insert_with(|| Run { present: 0, values: Vec::new() });
+        let run = self.runs.entry(number / RUN).or_insert_with(Run::new);
         let place = run.place(number);
         if run.has(number) {
             return Some(std::mem::replace(&mut run.values[place], value));
         }
         run.present |= bit(number);
-        run.values.insert(place, value);
+        match place == run.values.len() {
+            true => run.values.push_back(value),
+            false => run.values.insert(place, value),
+        }
         self.len += 1;
         None
     }
@@ -90,16 +98,19 @@ impl<V> Numbered<V> {
         if !run.has(number) {
             return None;
         }
-        let value = run.values.remove(run.place(number));
+        let value = match run.place(number) {
+            0 => run.values.pop_front(),
+            place => run.values.remove(place),
+        };
         run.present &= !bit(number);
         self.len -= 1;
         match run.values.len() {
             0 => drop(entry.remove()),
             // Those that outlive the rest of their run do not keep its room.
-            len if len * 4 <= run.values.capacity() => run.values.shrink_to(len * 2),
+            len if len * 8 <= run.values.capacity() => run.values.shrink_to(len * 2),
             _ => {}
         }
-        Some(value)
+        value
     }
 
     /// All, in the order of the numbers.

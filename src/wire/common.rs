@@ -223,14 +223,14 @@ impl<'a> Scan<'a> {
         let from = self.at;
         let mut plain = Plain::default();
         let (id, number, method) = match self.usual_head(&mut plain) {
-            Some((id, number, method)) => {
+            Some(read) => {
                 while !self.ends()? {
                     let name = self.string()?;
                     self.open(b':')?;
                     self.param(&mut plain, name)?;
                 }
                 self.open(b'}')?;
-                (id, Some(number), method)
+                read
             }
             None => {
                 self.at = from;
@@ -244,21 +244,38 @@ impl<'a> Scan<'a> {
         Some(Element { id: Id(CompactString::new(id)), cookie: None, request })
     }
 
-    /// The id, as it stands in the text and as a number, and the method of a request that begins as most do: with all members in
-    /// their order, no spaces, and with the session and `ack` as its first parameters, up to which it is read.
-    fn usual_head(&mut self, plain: &mut Plain<'a>) -> Option<(&'a str, u64, &'a str)> {
+    /// The id, as it stands in the text and as the number that it may be, and the method of a request that begins as most do: with
+    /// all members in their order, no spaces, and with the session and `ack`, if it is there, as its first parameters, up to
+    /// which it is read.
+    fn usual_head(&mut self, plain: &mut Plain<'a>) -> Option<(&'a str, Option<u64>, &'a str)> {
         self.takes(r#""jsonrpc":"2.0","id":"#)?;
-        let from = self.at;
-        let number = self.integer()?;
-        let id = &self.text[from..self.at];
+        let (id, number) = self.id()?;
         self.takes(r#","method":"#)?;
         let method = self.string()?;
         self.takes(r#","params":{"session":"#)?;
         plain.session = Some(self.session()?);
-        self.takes(r#","ack":"#)?;
-        plain.ack = self.integer()?;
-        plain.given = SESSION | ACK;
+        plain.given = SESSION;
+        if self.takes(r#","ack":"#).is_some() {
+            plain.ack = self.integer()?;
+            plain.given |= ACK;
+        }
         Some((id, number, method))
+    }
+
+    /// An id, as it stands in the text and as the number that it may be.
+    fn id(&mut self) -> Option<(&'a str, Option<u64>)> {
+        let first = self.peek()?;
+        let from = self.at;
+        let number = match first {
+            b'"' => {
+                self.string()?;
+                None
+            }
+            _ => Some(self.integer()?),
+        };
+        let text = &self.text[from..self.at];
+        // Two quotes and 64 bytes.
+        (text.len() <= 66).then_some((text, number))
     }
 
     /// The id, as it stands in the text and as the number that it may be, and the method of a request with its members in any order.
@@ -270,18 +287,7 @@ impl<'a> Scan<'a> {
                 Some(())
             }
             "id" if id.is_none() => {
-                let first = scan.peek()?;
-                let from = scan.at;
-                let number = match first {
-                    b'"' => {
-                        scan.string()?;
-                        None
-                    }
-                    _ => Some(scan.integer()?),
-                };
-                let text = &scan.text[from..scan.at];
-                // Two quotes and 64 bytes.
-                id = Some((text.len() <= 66).then_some((text, number))?);
+                id = Some(scan.id()?);
                 Some(())
             }
             "method" if method.is_none() => {
