@@ -120,6 +120,7 @@ pub mod clock;
 pub mod command;
 pub mod datagram;
 pub mod disk;
+mod encoding;
 pub mod event;
 pub mod expiry;
 pub mod failpoint;

@@ -11,6 +11,7 @@
 //! the [batch](crate::batch) around them has.
 
 use crate::command::Entry;
+use crate::encoding;
 
 /// Bytes of the length before each record.
 const PREFIX: usize = 4;
@@ -19,8 +20,7 @@ const PREFIX: usize = 4;
 pub fn encode(entry: &Entry, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; PREFIX]);
-    *out = postcard::to_extend(entry, std::mem::take(out))
-        .expect("an entry always encodes: it has no sequences of unknown length");
+    encoding::entry(out, entry);
     let length =
         u32::try_from(out.len() - start - PREFIX).expect("an entry is far below 4 GiB: requests are capped");
     out[start..start + PREFIX].copy_from_slice(&length.to_le_bytes());

@@ -55,6 +55,7 @@ pub use sessions::{Session, Standing, Window};
 pub use waits::Wait;
 
 use crate::command::{Call, Change, Command, Durability, Entry, Life, Request};
+use crate::encoding;
 use crate::identity::{Nonce, Op, RAISE, SessionId, Term, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{Limits, SWEEP_MAX};
@@ -229,8 +230,8 @@ impl State {
     fn note(&mut self, outcome: &Outcome) {
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
-        let bytes = postcard::to_extend(&(self.head.op, outcome), bytes)
-            .expect("an outcome always encodes: it has no maps of unknown length");
+        encoding::number(&mut bytes, self.head.op);
+        encoding::outcome(&mut bytes, outcome);
         self.head.digest = crc32c::crc32c_append(self.head.digest, &bytes);
         self.scratch = bytes;
     }
