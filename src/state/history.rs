@@ -187,7 +187,8 @@ impl History {
         while self.events.len() as u64 > head.limits.history_events || self.bytes > head.limits.history_bytes
         {
             let op = self.events.front().expect("nothing is under every cap").op;
-            while let Some(event) = self.events.pop_front_if(|event| event.op == op) {
+            while self.events.front().is_some_and(|event| event.op == op) {
+                let event = self.events.pop_front().expect("it was looked at");
                 self.bytes -= event.weight();
             }
             head.history_after = op;

@@ -21,14 +21,17 @@ pub(super) fn decode(message: &[u8]) -> Option<Message> {
     let text = std::str::from_utf8(message).ok()?;
     let mut scan = Scan { text, at: 0, last: None };
     let read = match scan.next()? {
-        b'{' => Message { elements: vec![scan.element()?], batch: false },
+        b'{' => {
+            let mut elements = Vec::with_capacity(1);
+            scan.element(&mut elements)?;
+            Message { elements, batch: false }
+        }
         b'[' => {
             // As many as there would be of a short one.
             let mut elements = Vec::with_capacity(BATCH_ELEMENTS_MAX.min(text.len() / 64));
             scan.list(BATCH_ELEMENTS_MAX, |scan| {
                 scan.open(b'{')?;
-                elements.push(scan.element()?);
-                Some(())
+                scan.element(&mut elements)
             })?;
             (!elements.is_empty()).then_some(Message { elements, batch: true })?
         }
@@ -219,7 +222,7 @@ impl<'a> Scan<'a> {
 
     /// A request, whose brace is passed over.
     #[inline(always)]
-    fn element(&mut self) -> Option<Element> {
+    fn element(&mut self, elements: &mut Vec<Element>) -> Option<()> {
         let from = self.at;
         let mut plain = Plain::default();
         let (id, number, method) = match self.usual_head(&mut plain) {
@@ -241,7 +244,8 @@ impl<'a> Scan<'a> {
         let session = plain.session;
         let (got, method) = plain.method(method, number)?;
         let request = Ok(Request { session, got, method });
-        Some(Element { id: Id(CompactString::new(id)), cookie: None, request })
+        elements.push(Element { id: Id(CompactString::new(id)), cookie: None, request });
+        Some(())
     }
 
     /// The id, as it stands in the text and as the number that it may be, and the method of a request that begins as most do: with

@@ -40,7 +40,7 @@ pub(super) fn leading_number(bytes: &[u8]) -> (u64, usize) {
     {
         // What each byte is above '0': up to 9 if it is a digit. The first of them is the lowest byte of the word.
         let word = u64::from_le_bytes(*chunk) ^ (ONES * u64::from(b'0'));
-        let others = ((word & !HIGH) + ONES * (0x80 - 10) | word) & HIGH;
+        let others = (((word & !HIGH) + ONES * (0x80 - 10)) | word) & HIGH;
         let here = others.trailing_zeros() / 8;
         if here == 0 {
             return (number, digits);
