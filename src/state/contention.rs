@@ -133,15 +133,9 @@ impl Contention {
     fn hold(&self, key: &str) -> Option<usize> {
         let sum = checksum(key);
         let (older, newer) = self.sums.as_slices();
-        let is = |place: &usize| self.sums[*place] == sum && *self.holds[*place].name == *key;
-        [(0, older), (older.len(), newer)].into_iter().find_map(|(first, sums)| {
-            let (eights, rest) = sums.as_chunks::<8>();
-            // Without a way out in between, eight are compared at once.
-            let has = |eight: &[u32; 8]| eight.iter().fold(false, |has, known| has | (*known == sum));
-            let in_eights = eights.iter().enumerate().filter(|(_, eight)| has(eight));
-            let looked = in_eights.flat_map(|(nth, _)| 8 * nth..8 * nth + 8);
-            looked.chain(8 * eights.len()..8 * eights.len() + rest.len()).map(|at| first + at).find(is)
-        })
+        let is = |place: usize| *self.holds[place].name == *key;
+        place_of(older, sum, is)
+            .or_else(|| Some(older.len() + place_of(newer, sum, |place| is(older.len() + place))?))
     }
 
     fn forget(&mut self, index: usize) -> Option<Hold> {
@@ -241,6 +235,19 @@ impl Contention {
         self.sums.push_back(checksum(&name));
         self.holds.push_back(Hold { name, usual_us: hold_us });
     }
+}
+
+/// Where a checksum stands that is the right one. Without a way out in between, eight are compared at once.
+fn place_of(sums: &[u32], sum: u32, is: impl Fn(usize) -> bool) -> Option<usize> {
+    let (eights, rest) = sums.as_chunks::<8>();
+    for (nth, eight) in eights.iter().enumerate() {
+        let any = eight.iter().fold(false, |any, known| any | (*known == sum));
+        let place = any.then(|| (8 * nth..8 * nth + 8).find(|place| sums[*place] == sum && is(*place)));
+        if let Some(Some(place)) = place {
+            return Some(place);
+        }
+    }
+    (sums.len() - rest.len()..sums.len()).find(|place| sums[*place] == sum && is(*place))
 }
 
 fn checksum(name: &str) -> u32 {
