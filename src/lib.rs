@@ -24,7 +24,7 @@
 //! - [`command`] and [`outcome`]: what the log orders, and what the state machine says to it.
 //! - [`log`](mod@log): the seam between the node and what makes commands durable.
 //! - [`state`]: the state machine: sessions, locks and their lines, deadlocks, grants, sections, keys, files, history.
-//! - [`record`], [`batch`], [`segment`], [`snapshot`]: commands and states as bytes.
+//! - [`record`], [`batch`], [`segment`], [`snapshot`]: commands and states as bytes; `encoding`: the common ones by hand.
 //! - [`client::engine`]: the client's half of the protocol.
 //!
 //! **I/O rooms**: the only ones that read a clock or touch a disk or a socket.

@@ -34,6 +34,8 @@ pub struct Socket {
     /// What was read and not handed out: how long, and from whom.
     read: Vec<(usize, SocketAddr)>,
     next: usize,
+    /// Whether there was nothing behind that.
+    emptied: bool,
     out: Vec<Transmit>,
     out_bytes: usize,
     out_heads: MultiHeaders<SockaddrStorage>,
@@ -48,6 +50,7 @@ impl Socket {
             room: vec![0; BATCH * APART],
             read: Vec::with_capacity(BATCH),
             next: 0,
+            emptied: false,
             out: Vec::with_capacity(BATCH),
             out_bytes: 0,
             out_heads: MultiHeaders::preallocate(BATCH, None),
@@ -60,7 +63,13 @@ impl Socket {
     /// `WouldBlock` if there is none; any other is the socket's word on something that was sent.
     pub fn receive(&mut self) -> io::Result<(&[u8], SocketAddr)> {
         if self.next == self.read.len() {
+            // A single datagram, without which the loop would sleep, came alone: whatever comes behind it wakes the loop again.
+            // Where there were several, more have come meanwhile, and are better read at once.
+            if std::mem::take(&mut self.emptied) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             self.fill()?;
+            self.emptied = self.read.len() == 1;
         }
         let (bytes, from) = self.read[self.next];
         let start = self.next * APART;
@@ -131,4 +140,34 @@ impl Socket {
 fn address_of(address: SockaddrStorage) -> Option<SocketAddr> {
     let v4 = address.as_sockaddr_in().map(|address| SocketAddr::V4(SocketAddrV4::from(*address)));
     v4.or_else(|| address.as_sockaddr_in6().map(|address| SocketAddr::V6(SocketAddrV6::from(*address))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mio::{Events, Interest, Poll, Token};
+    use std::time::Duration;
+
+    /// The loop is woken once for what came while it slept, and sleeps again when it is told that there is nothing more.
+    #[test]
+    fn whatever_comes_behind_a_datagram_that_came_alone_wakes_the_loop_again() {
+        let mut inner = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let to = inner.local_addr().unwrap();
+        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(4));
+        poll.registry().register(&mut inner, Token(0), Interest::READABLE).unwrap();
+        let mut socket = Socket::new(inner);
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for sent in [1, 1, 3, 1, 40, 2, 1] {
+            for nth in 0..sent {
+                peer.send_to(&[nth], to).unwrap();
+            }
+            poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+            assert!(!events.is_empty(), "{sent} datagrams woke nobody");
+            for nth in 0..sent {
+                let (bytes, from) = socket.receive().unwrap();
+                assert_eq!((bytes, from), (&[nth][..], peer.local_addr().unwrap()));
+            }
+            assert_eq!(socket.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+    }
 }
