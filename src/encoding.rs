@@ -286,7 +286,8 @@ mod tests {
             }
             calls.push(Call::Release { token: number, holder });
             let (value, life) = ("\"värde\"".into(), Life { ttl_ms: option, bound: flag });
-            calls.push(Call::Set { key: name("k"), value, if_version: option, life, token: option, holder });
+            let (if_version, token) = (option.map(|number| number / 3), option.map(|number| number / 5));
+            calls.push(Call::Set { key: name("k"), value, if_version, life, token, holder });
             let data = Arc::from(vec![0xff; number.min(70_000) as usize]);
             calls.push(Call::AppendFile { file: name("f"), data, token: number, holder });
         }
@@ -316,11 +317,11 @@ mod tests {
                 lease_ms: option,
                 again: staged,
                 lease_left_ms,
-                hold_left_ms: option,
-                atomic: staged,
+                hold_left_ms: option.map(|ms| ms / 3),
+                atomic: !staged,
             };
             let outcomes = [
-                granted(one, option),
+                granted(one, option.map(|ms| ms / 5)),
                 granted(several, None),
                 Outcome::Released { op: number, writes: number / 3 },
                 Outcome::Set { version: number, staged },

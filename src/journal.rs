@@ -36,7 +36,7 @@ use crate::command::{Command, Durability};
 use crate::fold::{self, Done, Order};
 use crate::identity::Op;
 use crate::image::record::Record;
-use crate::log::{Batch, Log, LogEvent, Room, next_op};
+use crate::log::{Batch, Log, LogEvent, Room, bytes_of, next_op};
 use crate::record;
 use crate::recovery::{Known, Tail, random};
 use crate::segment;
@@ -288,6 +288,7 @@ impl Log for FileLog {
         assert!(!batch.entries.is_empty(), "a batch has at least one entry");
         assert_eq!(batch.seq, self.submitted + 1, "tags rise by one");
         let bytes = batch.bytes;
+        debug_assert_eq!(bytes, bytes_of(&batch.entries));
         assert!(
             bytes <= self.batch_bytes_max,
             "a batch of {bytes} bytes is larger than {}",

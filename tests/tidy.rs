@@ -34,7 +34,10 @@ const UNORDERED: [(&str, &str); 3] = [
     ("f64", "compute with numbers that are rounded"),
 ];
 
-const SAME_EVERYWHERE: [&str; 6] = ["state", "command", "outcome", "record", "batch", "snapshot"];
+const SAME_EVERYWHERE: [&str; 7] = ["state", "command", "outcome", "encoding", "record", "batch", "snapshot"];
+
+/// Pure rooms that the tour only mentions: they are nobody else's.
+const INNER: [&str; 3] = ["backlog", "encoding", "rising"];
 
 /// The rooms that the tour lists as pure, and the words that all rooms share.
 fn pure_rooms(tour: &str) -> Vec<String> {
@@ -71,8 +74,9 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 #[test]
 fn pure_rooms_have_no_clock_socket_file_thread_or_random_number() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let rooms = pure_rooms(&fs::read_to_string(src.join("lib.rs")).unwrap());
+    let mut rooms = pure_rooms(&fs::read_to_string(src.join("lib.rs")).unwrap());
     assert!(rooms.len() > 15 && rooms.iter().any(|room| room == "state"), "the tour lists {rooms:?}");
+    rooms.extend(INNER.map(str::to_owned));
     let mut found = Vec::new();
     for room in &rooms {
         let files = files(&src, room);

@@ -358,7 +358,7 @@ impl Node {
             let text = "the server's disk is full: nothing new can be made durable; free some room, it goes on by itself";
             return Some(Refusal::new(Kind::NoSpace, text).with(Detail::Again { retry_ms: 1_000 }));
         }
-        if self.gathered.bytes() > GATHERED_BYTES_MAX || self.gathered.len() >= GATHERED_MAX {
+        if self.gathered.weight() > GATHERED_BYTES_MAX || self.gathered.len() >= GATHERED_MAX {
             return Some(busy("the log is behind"));
         }
         None

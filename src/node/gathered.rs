@@ -35,8 +35,8 @@ impl Gathered {
         self.entries.len()
     }
 
-    /// About how many bytes their records will have.
-    pub(super) fn bytes(&self) -> usize {
+    /// About how many bytes their records will have: the sum of their [weights](Command::weight).
+    pub(super) fn weight(&self) -> usize {
         self.weight
     }
 
@@ -91,10 +91,104 @@ impl Gathered {
     }
 }
 
-/// Takes out the first items; all of them without moving any. There is room for as many again.
+/// Takes out the first items: all of them, which is the rule, mostly without moving any. There is room for as many again.
 fn take_first<T>(queue: &mut VecDeque<T>, count: usize) -> Vec<T> {
     match count == queue.len() {
         true => std::mem::replace(queue, VecDeque::with_capacity(count)).into(),
         false => queue.drain(..count).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Call, Request};
+    use crate::identity::SessionId;
+    use crate::name::Name;
+    use crate::time::Time;
+    use std::sync::Arc;
+
+    fn append(id: u64, bytes: usize) -> Entry {
+        let (file, data) = (Name::new("f").unwrap(), Arc::from(vec![0; bytes]));
+        let call = Call::AppendFile { file, data, token: 1, holder: None };
+        let request = Request { session: SessionId(1), id, ack: 0, got: Vec::new(), call };
+        Entry { at: Time::ZERO, ahead_us: 0, command: Command::Request(request) }
+    }
+
+    /// The number of a command, and the one that its tag was given.
+    fn numbers(entry: &Entry, tag: &Tag) -> (u64, u64) {
+        (id_of(&entry.command), tag_of(tag))
+    }
+
+    fn id_of(command: &Command) -> u64 {
+        match command {
+            Command::Request(request) => request.id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn tag_of(tag: &Tag) -> u64 {
+        match tag.asked {
+            super::super::Asked::Request { id, .. } => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Whatever is put in, taken out and refused: the order stays, each command keeps its tag, and every cap holds.
+    #[test]
+    fn batches_are_cut_from_the_front_at_every_cap() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut gathered, mut queue, mut id) = (Gathered::default(), VecDeque::new(), 0);
+        let mut cut_by = [0; 3];
+        for _ in 0..3_000 {
+            let (few, large) = (random.bool(), random.bool());
+            for _ in 0..random.usize(..if few { 20 } else { 900 }) {
+                id += 1;
+                let entry = append(id, if large { random.usize(..2_000) } else { 0 });
+                queue.push_back((id, entry.command.weight()));
+                let asked = super::super::Asked::Request { session: SessionId(1), id, fingerprint: 0 };
+                gathered.push(entry, Tag { place: None, asked });
+            }
+            if random.u8(..4) == 0 {
+                let refused = |id: u64| id.is_multiple_of(5);
+                let taken = gathered.take_if(|command, tag| {
+                    assert_eq!(id_of(command), tag_of(tag));
+                    refused(id_of(command))
+                });
+                let gone = queue.iter().map(|(id, _)| *id).filter(|id| refused(*id));
+                assert!(taken.iter().map(|(entry, tag)| numbers(entry, tag)).eq(gone.map(|id| (id, id))));
+                queue.retain(|(id, _)| !refused(*id));
+            }
+            // Every 50th has reads behind it.
+            let reads = |id: u64| if id.is_multiple_of(50) { READS_BEHIND_MAX / 2 } else { 0 };
+            let bytes_max = random.usize(500..200_000);
+            let Taken { entries, tags, bytes } = gathered.take_batch(bytes_max, |tag| reads(tag_of(tag)));
+            assert_eq!(entries.is_empty(), queue.is_empty());
+            assert_eq!(bytes, bytes_of(&entries));
+            let taken: Vec<_> = queue.drain(..entries.len()).collect();
+            let numbers = entries.iter().zip(&tags).map(|(entry, tag)| numbers(entry, tag));
+            assert!(numbers.eq(taken.iter().map(|(id, _)| (*id, *id))));
+            let behind: usize = taken.iter().map(|(id, _)| reads(*id)).sum();
+            assert!(entries.len() <= BATCH_COMMANDS_MAX && behind <= READS_BEHIND_MAX);
+            assert!(bytes <= bytes_max || entries.len() == 1);
+            if let Some((id, weight)) = queue.front() {
+                let caps = [
+                    entries.len() == BATCH_COMMANDS_MAX,
+                    behind + reads(*id) > READS_BEHIND_MAX,
+                    bytes + bytes_of_weight(*weight) > bytes_max,
+                ];
+                assert!(caps.contains(&true), "the next one had room");
+                cut_by.iter_mut().zip(caps).for_each(|(cut, by)| *cut += usize::from(by));
+            }
+            let left: usize = queue.iter().map(|(_, weight)| weight).sum();
+            assert_eq!((gathered.len(), gathered.weight()), (queue.len(), left));
+            if queue.len() > 5_000 {
+                gathered.take_if(|_, _| true);
+                queue.clear();
+            }
+        }
+        assert!(cut_by.iter().all(|cuts| *cuts > 10), "{cut_by:?} cuts by each cap");
     }
 }

@@ -237,13 +237,13 @@ impl Contention {
     }
 }
 
-/// Where a checksum stands that is the right one. Without a way out in between, eight are compared at once.
+/// The first place of this checksum that `is` the one looked for. Eight are compared at a time, without a branch for each.
 fn place_of(sums: &[u32], sum: u32, is: impl Fn(usize) -> bool) -> Option<usize> {
     let (eights, rest) = sums.as_chunks::<8>();
     for (nth, eight) in eights.iter().enumerate() {
-        let any = eight.iter().fold(false, |any, known| any | (*known == sum));
-        let place = any.then(|| (8 * nth..8 * nth + 8).find(|place| sums[*place] == sum && is(*place)));
-        if let Some(Some(place)) = place {
+        if eight.iter().fold(false, |any, known| any | (*known == sum))
+            && let Some(place) = (8 * nth..8 * nth + 8).find(|place| sums[*place] == sum && is(*place))
+        {
             return Some(place);
         }
     }
@@ -504,6 +504,34 @@ mod tests {
             }
         }
         assert_eq!((read.parts(), read.hold_parts()), (contention.parts(), contention.hold_parts()));
+    }
+
+    /// As a search from the front finds it: also where the queue goes round its end, or two names have one checksum.
+    #[test]
+    fn how_long_a_lock_is_held_is_found_wherever_it_stands() {
+        let mut contention = Contention::default();
+        for n in 0..HOLDS_KEPT as u64 * 3 {
+            contention.tenure_ended(&name(&format!("n{n}")), ms(0), ms(n));
+            if n % 7 == 0 {
+                // One from the middle is waited for, and leaves.
+                contention.wait_began(&name(&format!("n{}", n.saturating_sub(20))), 1, ms(n));
+            }
+            let sums = contention.holds.iter().map(|hold| checksum(&hold.name));
+            assert!(sums.eq(contention.sums.iter().copied()), "after {n}");
+            for (place, hold) in contention.holds.iter().enumerate() {
+                assert_eq!(contention.hold(&hold.name), Some(place), "after {n}");
+            }
+            assert_eq!(contention.hold("never held"), None);
+        }
+        let wrapped = contention.sums.as_slices();
+        assert!(!wrapped.0.is_empty() && !wrapped.1.is_empty(), "nothing shows what happens behind the end");
+        let mut random = fastrand::Rng::with_seed(7);
+        for length in (0..40).cycle().take(2_000) {
+            let sums: Vec<u32> = (0..length).map(|_| random.u32(..4)).collect();
+            let (sum, right) = (random.u32(..4), random.usize(..40));
+            let found = sums.iter().zip(0..).position(|(known, place)| *known == sum && place == right);
+            assert_eq!(place_of(&sums, sum, |place| place == right), found, "{sums:?}");
+        }
     }
 
     #[test]

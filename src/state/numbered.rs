@@ -26,11 +26,6 @@ struct Run<V> {
 }
 
 impl<V> Run<V> {
-    /// With room for all: the numbers come one after another.
-    fn new() -> Run<V> {
-        Run { present: 0, values: VecDeque::with_capacity(RUN as usize) }
-    }
-
     fn has(&self, number: u64) -> bool {
         self.present & bit(number) != 0
     }
@@ -78,7 +73,8 @@ impl<V> Numbered<V> {
 
     /// Puts a value there; gives the one that was there before.
     pub(super) fn insert(&mut self, number: u64, value: V) -> Option<V> {
-        let run = self.runs.entry(number / RUN).or_insert_with(Run::new);
+        let run =
+            self.runs.entry(number / RUN).or_insert_with(|| Run { present: 0, values: VecDeque::new() });
         let place = run.place(number);
         if run.has(number) {
             return Some(std::mem::replace(&mut run.values[place], value));
@@ -107,10 +103,10 @@ impl<V> Numbered<V> {
         match run.values.len() {
             0 => drop(entry.remove()),
             // Those that outlive the rest of their run do not keep its room.
-            len if len * 8 <= run.values.capacity() => run.values.shrink_to(len * 2),
+            len if len * 4 <= run.values.capacity() => run.values.shrink_to(len * 2),
             _ => {}
         }
-        value
+        Some(value.expect("each bit that is set has its value"))
     }
 
     /// All, in the order of the numbers.
@@ -248,6 +244,8 @@ mod tests {
                 if let (Some(one), Some(other)) = (numbered.get_mut(number), tree.get_mut(&number)) {
                     (*one, *other) = (*one + 1, *other + 1);
                 }
+                let rooms = numbered.runs.values().map(|run| (run.values.len(), run.values.capacity()));
+                assert!(rooms.into_iter().all(|(len, room)| room <= 4 * len.max(1)), "seed {seed}");
                 if step % 100 == 0 {
                     assert!(numbered.iter().eq(tree.iter().map(|(number, value)| (*number, value))));
                     let after = tree.range(number + 1..).map(|(number, value)| (*number, value));

@@ -249,8 +249,8 @@ impl<'a> Scan<'a> {
     }
 
     /// The id, as it stands in the text and as the number that it may be, and the method of a request that begins as most do: with
-    /// all members in their order, no spaces, and with the session and `ack`, if it is there, as its first parameters, up to
-    /// which it is read.
+    /// all members in their order, no spaces but before values, and with the session and `ack`, if it is there, as its first parameters, up to
+    /// which it is read. If it begins otherwise, `plain` may have a part of it.
     fn usual_head(&mut self, plain: &mut Plain<'a>) -> Option<(&'a str, Option<u64>, &'a str)> {
         self.takes(r#""jsonrpc":"2.0","id":"#)?;
         let (id, number) = self.id()?;
