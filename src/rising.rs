@@ -46,7 +46,7 @@ impl<V> Rising<V> {
         match self.place(id) {
             Ok(place) => Some(std::mem::replace(&mut self.0[place].1, value)),
             Err(place) => {
-                // (What puts something anywhere looks at both halves of the queue, also at its end; `remove` likewise.)
+                // At the ends `VecDeque::insert` and `remove` move nothing, too, but take several times as long to find that out.
                 match place == self.0.len() {
                     true => self.0.push_back((id, value)),
                     false => self.0.insert(place, (id, value)),
