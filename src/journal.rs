@@ -19,7 +19,7 @@
 //! | --- | --- | --- |
 //! | `sync` | it is synced | always |
 //! | `os` | the kernel has it | at most once a second, and at the end of a segment |
-//! | `none` | it was submitted, unless 16 MiB wait to be written | as `os` |
+//! | `none` | it was submitted, unless 4 MiB wait to be written | as `os` |
 //!
 //! The batch with `new_term` is synced whatever the durability: it is what tells the next start that this one was not a
 //! clean stop, before anything is answered.
@@ -63,7 +63,7 @@ const BATCH_BYTES_MAX: u64 = 1 << 20;
 const MERGE_BYTES_MAX: usize = 4 << 20;
 /// So much may be committed ahead of its writing under `none`, in bytes: a disk that is slower than the clients must slow
 /// them down before it fills the memory.
-const AHEAD_BYTES_MAX: u64 = 16 << 20;
+const AHEAD_BYTES_MAX: u64 = 4 << 20;
 /// The smallest reserve for a snapshot, in bytes.
 const RESERVE_BYTES_MIN: u64 = 1 << 20;
 /// What a full segment keeps for seals, in bytes.
