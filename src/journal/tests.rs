@@ -520,7 +520,7 @@ impl Steps {
 }
 
 #[test]
-fn without_durability_16_mib_may_wait_to_be_written() {
+fn without_durability_4_mib_may_wait_to_be_written() {
     let (_path, dir) = fresh();
     let config = JournalConfig { durability: Durability::None, ..JournalConfig::default() };
     let mut steps = Steps::start(&dir, &config);
@@ -528,7 +528,7 @@ fn without_durability_16_mib_may_wait_to_be_written() {
         let waiting = steps.log.unwritten();
         steps.submit(1_000_000);
         let told = steps.log.poll();
-        assert_eq!(told.is_some(), waiting <= 16 << 20, "{waiting} bytes wait");
+        assert_eq!(told.is_some(), waiting <= 4 << 20, "{waiting} bytes wait");
         if told.is_none() {
             break;
         }
