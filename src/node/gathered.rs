@@ -93,10 +93,13 @@ impl Gathered {
 
 /// Takes out the first items: all of them, which is the rule, mostly without moving any. There is room for as many again.
 fn take_first<T>(queue: &mut VecDeque<T>, count: usize) -> Vec<T> {
-    match count == queue.len() {
-        true => std::mem::replace(queue, VecDeque::with_capacity(count)).into(),
-        false => queue.drain(..count).collect(),
+    if count < queue.len() {
+        return queue.drain(..count).collect();
     }
+    let mut all: Vec<T> = std::mem::replace(queue, VecDeque::with_capacity(count)).into();
+    // A log that is behind keeps thousands of batches: their spare room would be as large as they are.
+    all.shrink_to_fit();
+    all
 }
 
 #[cfg(test)]
