@@ -36,7 +36,7 @@ use crate::command::{Command, Durability};
 use crate::fold::{self, Done, Order};
 use crate::identity::Op;
 use crate::image::record::Record;
-use crate::log::{Batch, Log, LogEvent, Room, bytes_of, next_op};
+use crate::log::{Batch, Log, LogEvent, Room, bytes_of, step};
 use crate::record;
 use crate::recovery::{Known, Tail, random};
 use crate::segment;
@@ -75,7 +75,7 @@ const LINGER: Duration = Duration::from_millis(5);
 
 /// Commands of batches that nobody waits for between two moments at which others may have the core: the loop on the same one
 /// has clients that wait.
-const POLITE: usize = 64;
+const POLITE: u32 = 64;
 
 /// After so long without a batch the last one is sealed.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
@@ -173,8 +173,7 @@ struct Gauge {
 }
 
 enum Message {
-    /// A batch, and whether it is committed already.
-    Batch(Arc<Batch>, bool),
+    Batch(Encoded),
     Flush,
     Fold(Record, Option<Box<Parts>>),
     Close,
@@ -182,6 +181,46 @@ enum Message {
     Abandon,
     Kept(Kept),
     Folded(Result<Done, DiskError>),
+}
+
+/// A batch on its way to the disk. The loop encodes it: it has just made it, so all of it is in the caches, and frees what it
+/// allocated.
+struct Encoded {
+    /// The submitter's tag.
+    seq: u64,
+    first_op: Op,
+    /// How far that is from the op before it.
+    step: Op,
+    count: u32,
+    begins_term: bool,
+    /// Whether it is committed already.
+    told: bool,
+    digest_op: Op,
+    digest: u32,
+    /// What it was counted as, in bytes as [`bytes_of`] counts them.
+    counted: usize,
+    /// The records.
+    body: Vec<u8>,
+}
+
+impl Encoded {
+    fn of(batch: &Batch, told: bool) -> Encoded {
+        let mut body = Vec::with_capacity(batch.bytes);
+        batch.entries.iter().for_each(|entry| record::encode(entry, &mut body));
+        assert!(batch::bytes(body.len()) <= batch.bytes, "a batch is not larger than it was counted");
+        Encoded {
+            seq: batch.seq,
+            first_op: batch.first_op,
+            step: step(&batch.entries[0].command),
+            count: u32::try_from(batch.entries.len()).expect("a batch is capped in bytes"),
+            begins_term: begins_term(batch),
+            told,
+            digest_op: batch.digest_op,
+            digest: batch.digest,
+            counted: batch.bytes,
+            body,
+        }
+    }
 }
 
 /// What the keeper tells.
@@ -306,7 +345,7 @@ impl Log for FileLog {
             self.own.push_back(LogEvent::Committed { seq });
         }
         // A journal that has ended has told why; poll gives it.
-        let _ = self.inbox.send(Message::Batch(batch, told));
+        let _ = self.inbox.send(Message::Batch(Encoded::of(&batch, told)));
     }
 
     fn poll(&mut self) -> Option<LogEvent> {
@@ -507,7 +546,7 @@ impl Writer {
         loop {
             match self.next_message() {
                 Next::Message(message) => {
-                    if let Message::Batch(_, true) = message {
+                    if let Message::Batch(Encoded { told: true, .. }) = message {
                         thread::sleep(LINGER);
                     }
                     if !self.take(message)? {
@@ -524,8 +563,8 @@ impl Writer {
     /// Does what a message asks for; false if that is to end.
     fn take(&mut self, message: Message) -> Result<bool, DiskError> {
         match message {
-            Message::Batch(batch, told) => {
-                let batches = self.gather(batch, told);
+            Message::Batch(batch) => {
+                let batches = self.gather(batch);
                 self.write(&batches)?;
             }
             Message::Flush => self.sync()?,
@@ -588,9 +627,9 @@ impl Writer {
     }
 
     /// The batch with those that came behind it meanwhile.
-    fn gather(&mut self, batch: Arc<Batch>, told: bool) -> Vec<(Arc<Batch>, bool)> {
-        let mut bytes = batch.bytes;
-        let mut batches = vec![(batch, told)];
+    fn gather(&mut self, batch: Encoded) -> Vec<Encoded> {
+        let mut bytes = batch.counted;
+        let mut batches = vec![batch];
         while bytes < MERGE_BYTES_MAX {
             let next = match self.backlog.pop_front() {
                 Some(message) => message,
@@ -600,9 +639,9 @@ impl Writer {
                 },
             };
             match next {
-                Message::Batch(batch, told) => {
-                    bytes += batch.bytes;
-                    batches.push((batch, told));
+                Message::Batch(batch) => {
+                    bytes += batch.counted;
+                    batches.push(batch);
                 }
                 other => {
                     self.backlog.push_front(other);
@@ -614,21 +653,18 @@ impl Writer {
     }
 
     /// Writes batches, makes them as durable as configured, and tells.
-    fn write(&mut self, batches: &[(Arc<Batch>, bool)]) -> Result<(), DiskError> {
-        let (mut out, mut body, mut done, mut since_polite) = (Vec::new(), Vec::new(), 0, 0);
-        for (index, (batch, told)) in batches.iter().enumerate() {
-            since_polite += batch.entries.len();
-            if *told && since_polite > POLITE {
+    fn write(&mut self, batches: &[Encoded]) -> Result<(), DiskError> {
+        let bytes = batches.iter().map(|batch| batch::bytes(batch.body.len())).sum();
+        let (mut out, mut done, mut since_polite) = (Vec::with_capacity(bytes), 0, 0);
+        for (index, batch) in batches.iter().enumerate() {
+            since_polite += batch.count;
+            if batch.told && since_polite > POLITE {
                 since_polite = 0;
                 thread::yield_now();
             }
-            let expected = next_op(self.at.last_op, &batch.entries[0].command);
+            let expected = self.at.last_op.saturating_add(batch.step);
             assert_eq!(batch.first_op, expected, "ops follow one another, op {} here", self.at.last_op);
-            body.clear();
-            batch.entries.iter().for_each(|entry| record::encode(entry, &mut body));
-            let bytes = batch::bytes(body.len());
-            assert!(bytes <= batch.bytes, "a batch is not larger than it was counted");
-            if !self.has_room(out.len() + bytes) {
+            if !self.has_room(out.len() + batch::bytes(batch.body.len())) {
                 self.put(&mut out)?;
                 self.commit(&batches[done..index])?;
                 done = index;
@@ -638,17 +674,17 @@ impl Writer {
             let header = batch::Header {
                 seq: self.at.seq,
                 first_op: batch.first_op,
-                count: u32::try_from(batch.entries.len()).expect("a batch is capped in bytes"),
+                count: batch.count,
                 synced: if crate::bug::planted("synced_ahead") { self.at.seq - 1 } else { self.at.synced },
                 digest_op: batch.digest_op,
                 digest: batch.digest,
                 body_bytes: 0,
                 body_crc: 0,
             };
-            batch::encode(self.at.id, &header, &body, &mut out);
-            self.at.last_op = batch.first_op + batch.entries.len() as u64 - 1;
+            batch::encode(self.at.id, &header, &batch.body, &mut out);
+            self.at.last_op = header.last_op();
             self.digest = (batch.digest_op, batch.digest);
-            self.fold_ops += batch.entries.len() as u64;
+            self.fold_ops += u64::from(batch.count);
         }
         self.put(&mut out)?;
         self.commit(&batches[done..])
@@ -675,20 +711,20 @@ impl Writer {
     }
 
     /// Tells that batches which were put are committed, once they are.
-    fn commit(&mut self, batches: &[(Arc<Batch>, bool)]) -> Result<(), DiskError> {
+    fn commit(&mut self, batches: &[Encoded]) -> Result<(), DiskError> {
         if batches.is_empty() {
             return Ok(());
         }
-        let term = batches.iter().any(|(batch, _)| begins_term(batch));
+        let term = batches.iter().any(|batch| batch.begins_term);
         let late = crate::bug::planted("reply_before_sync");
         if (term || self.config.durability == Durability::Sync) && !late {
             self.sync()?;
         }
-        let bytes: usize = batches.iter().map(|(batch, _)| batch.bytes).sum();
+        let bytes: usize = batches.iter().map(|batch| batch.counted).sum();
         self.gauge.written_bytes.fetch_add(bytes as u64, Ordering::AcqRel);
         // While room is short, what is written makes room in the eyes of the loop.
         let mut news = self.gauge.short.load(Ordering::Acquire);
-        for (batch, _) in batches.iter().filter(|(_, told)| !told) {
+        for batch in batches.iter().filter(|batch| !batch.told) {
             let _ = self.outbox.events.send(LogEvent::Committed { seq: batch.seq });
             news = true;
         }

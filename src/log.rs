@@ -107,14 +107,19 @@ pub trait Log {
 
 /// The op that `command` gets behind `last`: the next one, or the next one raised for a term that says so.
 pub fn next_op(last: Op, command: &Command) -> Op {
+    last.saturating_add(step(command))
+}
+
+/// How far the op of `command` is from that of the command before it.
+pub(crate) fn step(command: &Command) -> Op {
     match command {
-        Command::NewTerm { raised: true, .. } => last.saturating_add(1).saturating_add(RAISE),
+        Command::NewTerm { raised: true, .. } => 1 + RAISE,
         Command::NewTerm { .. }
         | Command::OpenSession { .. }
         | Command::EndSession { .. }
         | Command::Tick
         | Command::FileFault { .. }
-        | Command::Request(_) => last.saturating_add(1),
+        | Command::Request(_) => 1,
     }
 }
 

@@ -498,7 +498,8 @@ mod tests {
             // Whatever is derived is derived again, to the last deadline.
             let again = State::from_parts(self.state.parts()).unwrap();
             let derived = |state: &State| {
-                let bound: Vec<_> = state.sessions.values().map(|session| session.bound.clone()).collect();
+                let bound: Vec<_> =
+                    state.clients.values().map(|id| state.sessions[id].bound.clone()).collect();
                 (state.due.clone(), state.leaving.clone(), state.ttl_keys, state.key_bytes, bound)
             };
             assert_eq!(derived(&again), derived(&self.state));

@@ -372,7 +372,7 @@ impl Session {
 impl State {
     /// The session, if it is known; it may have ended.
     pub fn session(&self, id: SessionId) -> Option<&Session> {
-        self.sessions.get(&id)
+        self.sessions.get(&id).map(Box::as_ref)
     }
 
     /// The id of the session with that public number.
@@ -383,14 +383,14 @@ impl State {
     /// The session that this nonce opened, with its id.
     pub fn session_by_nonce(&self, nonce: Nonce) -> Option<(SessionId, &Session)> {
         let id = *self.nonces.get(&nonce)?;
-        Some((id, &self.sessions[&id]))
+        Some((id, &*self.sessions[&id]))
     }
 
     /// Sessions that are live, after the one with that number, in the order of their numbers.
     pub fn live_sessions(&self, after: u64) -> impl Iterator<Item = (SessionId, &Session)> {
         self.clients
             .range(after.saturating_add(1)..)
-            .map(|(_, id)| (*id, &self.sessions[id]))
+            .map(|(_, id)| (*id, &*self.sessions[id]))
             .filter(|(_, session)| session.is_live())
     }
 
@@ -417,29 +417,27 @@ impl State {
         let client = self.head.last_client;
         self.clients.insert(client, id);
         self.nonces.insert(nonce, id);
-        self.sessions.insert(
-            id,
-            Session {
-                client,
-                nonce,
-                name: name.into(),
-                label: label.into(),
-                ttl_ms,
-                opened: self.head.at,
-                ended: None,
-                floor: 1,
-                acks: false,
-                replies: Rising::default(),
-                reply_bytes: 0,
-                waits: BTreeMap::new(),
-                waiting: BTreeMap::new(),
-                grants: Numbers::default(),
-                bound: BTreeSet::new(),
-                losses: VecDeque::new(),
-                asked: BTreeSet::new(),
-                offers: BTreeSet::new(),
-            },
-        );
+        let session = Session {
+            client,
+            nonce,
+            name: name.into(),
+            label: label.into(),
+            ttl_ms,
+            opened: self.head.at,
+            ended: None,
+            floor: 1,
+            acks: false,
+            replies: Rising::default(),
+            reply_bytes: 0,
+            waits: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            grants: Numbers::default(),
+            bound: BTreeSet::new(),
+            losses: VecDeque::new(),
+            asked: BTreeSet::new(),
+            offers: BTreeSet::new(),
+        };
+        self.sessions.insert(id, Box::new(session));
         effects.push(Effect::Opened { session: id });
         Outcome::Opened { session: id, client, ttl_ms }
     }
@@ -593,7 +591,7 @@ impl State {
         let id = part.session;
         if self.nonces.insert(session.nonce, id).is_some()
             || self.clients.insert(client, id).is_some()
-            || self.sessions.insert(id, session).is_some()
+            || self.sessions.insert(id, Box::new(session)).is_some()
         {
             return Err(fault("its number, id or nonce stands twice"));
         }
@@ -615,7 +613,8 @@ impl State {
 
     /// Checks what can only be checked when everything is there, and finds who is leaving.
     pub(super) fn check_sessions(&mut self) -> Result<(), String> {
-        for session in self.sessions.values() {
+        for id in self.clients.values() {
+            let session = &self.sessions[id];
             if session.waits.values().any(|wait| wait.outcome.is_none() && wait.op == 0) {
                 return Err(format!("client {} remembers a wait that stands in no line", session.client));
             }
