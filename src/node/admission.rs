@@ -5,7 +5,7 @@ use super::assembly::Place;
 use super::counts::Count;
 use super::{
     Asked, BUSY_RETRY_MS, FILE_BYTES_PENDING_MAX, FileTag, FileWork, Flight, GATHERED_BYTES_MAX,
-    GATHERED_MAX, Node, Tag,
+    GATHERED_MAX, InFlight, Node, Tag,
 };
 use crate::command::{Call, Command, EndReason, Patience, Request};
 use crate::event;
@@ -181,7 +181,8 @@ impl Node {
             return self.resolve_with(place, |out, id| encode_error(out, id, &refusal));
         }
         let may_wait = self.takes_wait(session, &request.call);
-        let flights = self.in_flight.entry(session).or_default();
+        let spare = &mut self.spare_flights;
+        let flights = self.in_flight.entry(session).or_insert_with(|| spare.pop().unwrap_or_default());
         flights.requests.insert(id, Flight { fingerprint, message: place.key, may_wait });
         flights.waits += u64::from(may_wait);
         self.assemblies.await_log(place);
@@ -241,8 +242,9 @@ impl Node {
 
     /// Why the logged elements of a message must all be refused for now, if they must: a batch is admitted whole.
     pub(super) fn refuse_batch(&self, elements: &[Element]) -> Option<Refusal> {
-        // What of each session is under way and asked here: requests, and waits. A batch names few sessions, mostly one.
-        let mut asked: Vec<(SessionId, u64, u64)> = Vec::new();
+        // What of the session that was named last is under way and asked here: requests, and waits. A batch names few others.
+        let mut asked: Option<(SessionId, u64, u64)> = None;
+        let mut others: Vec<(SessionId, u64, u64)> = Vec::new();
         for request in elements.iter().filter_map(|element| element.request.as_ref().ok()) {
             let (id, ack, call) = match &request.method {
                 Method::Logged { id, ack, call } => (*id, *ack, Some(call)),
@@ -282,14 +284,15 @@ impl Node {
                 }
             }
             let Some(known) = self.state.session(session) else { continue };
-            let nth = asked.iter().position(|(known, ..)| *known == session).unwrap_or_else(|| {
-                let flights = self.in_flight.get(&session);
-                let (requests, waits) =
-                    flights.map_or((0, 0), |flights| (flights.requests.len() as u64, flights.waits));
-                asked.push((session, requests, waits));
-                asked.len() - 1
+            others.extend(asked.take_if(|(known, ..)| *known != session));
+            let (_, requests, waits) = asked.get_or_insert_with(|| {
+                let known = others.iter().position(|(known, ..)| *known == session);
+                known.map(|place| others.swap_remove(place)).unwrap_or_else(|| {
+                    let under_way = |flights: &InFlight| (flights.requests.len() as u64, flights.waits);
+                    let (requests, waits) = self.in_flight.get(&session).map_or((0, 0), under_way);
+                    (session, requests, waits)
+                })
             });
-            let (_, requests, waits) = &mut asked[nth];
             let limits = self.state.limits();
             // What the client's oldest open request hangs on finds room in a small reserve: only its reply lets `ack` rise,
             // and later ones may have filled the window while its copies were lost.

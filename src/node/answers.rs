@@ -2,7 +2,7 @@
 
 use super::assembly::Place;
 use super::counts::Count;
-use super::{Asked, FileWork, Node, Tag, reads};
+use super::{Asked, FileWork, Node, SPARE_MAX, Tag, reads};
 use crate::identity::{Op, SessionId};
 use crate::outcome::{Effect, LossReason, Outcome};
 use crate::state::Standing;
@@ -134,7 +134,11 @@ impl Node {
         let flight = flights.get_mut().requests.remove(id).expect("a request lands once");
         flights.get_mut().waits -= u64::from(flight.may_wait);
         if flights.get().requests.is_empty() {
-            flights.remove();
+            let flights = flights.remove();
+            assert_eq!(flights.waits, 0, "without requests in flight there is none that may wait");
+            if self.spare_flights.len() < SPARE_MAX {
+                self.spare_flights.push(flights);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! Replies to a batch go out in arrays; a wait answers by itself, later. A read that stands behind something logged is
 //! answered when that has been applied, so that a batch is seen in its order.
 
-use super::REPLY_ROOM;
+use super::{REPLY_ROOM, SPARE_MAX};
 use crate::identity::SessionId;
 use crate::limits::REPLY_MAX;
 use crate::wire::{Id, Method};
@@ -87,23 +87,18 @@ impl Assembly {
     fn before(&self, index: usize) -> impl Iterator<Item = &Slot> {
         self.elements[..index].iter().map(|(_, slot)| slot)
     }
+}
 
-    /// The datagrams that are sent.
-    pub(super) fn into_datagrams(self) -> impl Iterator<Item = Vec<u8>> {
-        let Assembly { batch, elements, replies, .. } = self;
-        let arrays = match batch {
-            true => {
-                let ready = elements.into_iter().filter_map(|(_, slot)| match slot {
-                    Slot::Ready(range) => Some(&replies[range]),
-                    Slot::Open | Slot::Log | Slot::File | Slot::Read(_) | Slot::Silent | Slot::Copy => None,
-                });
-                arrays(ready, replies.len())
-            }
-            false => Vec::new(),
-        };
-        let alone = (!batch && !replies.is_empty()).then_some(replies);
-        alone.into_iter().chain(arrays)
-    }
+/// The replies to a message, all of them.
+pub(super) struct Finished {
+    /// Where they go.
+    pub to: SocketAddr,
+    /// Whether they get a checksum.
+    pub sealed: bool,
+    /// The reply to a message that was no batch, if it has one.
+    pub alone: Option<Vec<u8>>,
+    /// Those to a batch, as datagrams.
+    pub arrays: Vec<Vec<u8>>,
 }
 
 /// The messages under way.
@@ -111,6 +106,8 @@ impl Assembly {
 pub(super) struct Assemblies {
     last: u32,
     under_way: Slab<Assembly>,
+    /// Room for elements.
+    spare: Vec<Vec<(Id, Slot)>>,
 }
 
 impl Assemblies {
@@ -123,7 +120,8 @@ impl Assemblies {
     ) -> MessageKey {
         self.last = self.last.wrapping_add(1);
         let open = ids.len();
-        let elements = ids.map(|id| (id, Slot::Open)).collect();
+        let mut elements = self.spare.pop().unwrap_or_default();
+        elements.extend(ids.map(|id| (id, Slot::Open)));
         let replies = Vec::with_capacity(open * REPLY_ROOM);
         let serial = self.last;
         let at =
@@ -236,9 +234,21 @@ impl Assemblies {
     }
 
     /// Ends a message whose replies are all there; nothing otherwise.
-    pub(super) fn finish(&mut self, key: MessageKey) -> Option<Assembly> {
-        let done = self.get(key).is_some_and(|assembly| assembly.open == 0);
-        done.then(|| self.under_way.remove(key.at as usize))
+    pub(super) fn finish(&mut self, key: MessageKey) -> Option<Finished> {
+        self.get(key).filter(|assembly| assembly.open == 0)?;
+        let Assembly { to, sealed, batch, mut elements, replies, .. } =
+            self.under_way.remove(key.at as usize);
+        let ready = elements.iter().filter_map(|(_, slot)| match slot {
+            Slot::Ready(range) => Some(&replies[range.clone()]),
+            Slot::Open | Slot::Log | Slot::File | Slot::Read(_) | Slot::Silent | Slot::Copy => None,
+        });
+        let arrays = if batch { arrays(ready, replies.len()) } else { Vec::new() };
+        let alone = (!batch && !replies.is_empty()).then_some(replies);
+        elements.clear();
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(elements);
+        }
+        Some(Finished { to, sealed, alone, arrays })
     }
 }
 

@@ -45,7 +45,7 @@ use crate::rising::Rising;
 use crate::state::State;
 use crate::time::Time;
 use crate::wire::{self, Element, Id, Method, encode_error, encode_result};
-use assembly::{Assemblies, MessageKey, Place};
+use assembly::{Assemblies, Finished, MessageKey, Place};
 use counts::{Count, Counts};
 use gathered::{Gathered, Taken};
 use hand_offs::HandOffs;
@@ -80,6 +80,10 @@ const FILE_READS_MAX: usize = 1_024;
 /// After how much log time without a record a `tick` is logged while a deadline stands, in milliseconds: so much log
 /// time, at most, is lived again after a crash.
 const TICK_MS: u64 = 5_000;
+
+/// How much room of one kind is kept to be used again: what was used last is in the caches, as memory of the allocator's choice
+/// mostly is not.
+const SPARE_MAX: usize = 64;
 
 /// The room a reply gets at first: most fit, with their checksum.
 const REPLY_ROOM: usize = 192;
@@ -238,7 +242,11 @@ pub struct Node {
     last_seq: u64,
     tick_in_flight: bool,
 
+    /// Room for the elements of a message that is taken in.
+    elements: Vec<Element>,
     in_flight: HashMap<SessionId, InFlight>,
+    /// Room for requests in flight.
+    spare_flights: Vec<InFlight>,
     peers: HashMap<SessionId, Peer>,
     assemblies: Assemblies,
     tellings: Tellings,
@@ -294,7 +302,9 @@ impl Node {
             last_at,
             last_seq: 0,
             tick_in_flight: false,
+            elements: Vec::new(),
             in_flight: HashMap::default(),
+            spare_flights: Vec::new(),
             peers: HashMap::default(),
             assemblies: Assemblies::default(),
             tellings: Tellings::default(),
@@ -430,7 +440,7 @@ impl Node {
             Ok(opened) => opened,
             Err(cause) => return self.drop_datagram(cause),
         };
-        let message = match wire::decode(opened.message) {
+        let mut message = match wire::decode_into(std::mem::take(&mut self.elements), opened.message) {
             Ok(message) => message,
             Err(cause) => return self.drop_datagram(cause),
         };
@@ -464,10 +474,11 @@ impl Node {
         let ids = message.elements.iter().map(|element| element.id.clone());
         let key = self.assemblies.begin(from, opened.sealed, message.batch, ids);
         let alone = message.elements.len() == 1;
-        for (index, element) in message.elements.into_iter().enumerate() {
+        for (index, element) in message.elements.drain(..).enumerate() {
             let place = Place { key, index };
             self.handle_element(now, from, place, element.request, refusal.as_ref(), alone);
         }
+        self.elements = message.elements;
         self.finish(key);
     }
 
@@ -757,9 +768,8 @@ impl Node {
 
     /// Sends the replies of a message if all of them are there.
     fn finish(&mut self, key: MessageKey) {
-        let Some(assembly) = self.assemblies.finish(key) else { return };
-        let (to, sealed) = (assembly.to, assembly.sealed);
-        for bytes in assembly.into_datagrams() {
+        let Some(Finished { to, sealed, alone, arrays }) = self.assemblies.finish(key) else { return };
+        for bytes in alone.into_iter().chain(arrays) {
             self.send(to, sealed, bytes);
         }
     }

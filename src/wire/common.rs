@@ -16,19 +16,21 @@ use arcstr::ArcStr;
 use compact_str::CompactString;
 use std::sync::Arc;
 
-/// Reads a message all of whose elements are plain; `None`: the general reader reads it.
-pub(super) fn decode(message: &[u8]) -> Option<Message> {
+/// Reads a message all of whose elements are plain, into `room`; `None`: the general reader reads it.
+pub(super) fn decode(room: Vec<Element>, message: &[u8]) -> Option<Message> {
+    let mut elements = room;
+    assert!(elements.is_empty(), "a message has its own elements only");
     let text = std::str::from_utf8(message).ok()?;
     let mut scan = Scan { text, at: 0, last: None };
     let read = match scan.next()? {
         b'{' => {
-            let mut elements = Vec::with_capacity(1);
+            elements.reserve_exact(1);
             scan.element(&mut elements)?;
             Message { elements, batch: false }
         }
         b'[' => {
             // As many as there would be of a short one.
-            let mut elements = Vec::with_capacity(BATCH_ELEMENTS_MAX.min(text.len() / 64));
+            elements.reserve_exact(BATCH_ELEMENTS_MAX.min(text.len() / 64));
             scan.list(BATCH_ELEMENTS_MAX, |scan| {
                 scan.open(b'{')?;
                 scan.element(&mut elements)

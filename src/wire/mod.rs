@@ -324,7 +324,15 @@ pub struct PageAsk {
 /// # Errors
 /// `Err` if it is no request at all and gets no answer. What is wrong with a request is in its element.
 pub fn decode(message: &[u8]) -> Result<Message, Dropped> {
-    match common::decode(message) {
+    decode_into(Vec::new(), message)
+}
+
+/// The same; where the common reader reads it, its elements are in `room`, which is empty and may have been used before.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_into(room: Vec<Element>, message: &[u8]) -> Result<Message, Dropped> {
+    match common::decode(room, message) {
         Some(message) => Ok(message),
         None => decode_any(message),
     }

@@ -232,7 +232,8 @@ fn usual() -> Vec<String> {
 #[test]
 fn the_common_reader_reads_what_is_usual_as_the_general_one_does() {
     for text in usual() {
-        let read = common::decode(text.as_bytes()).unwrap_or_else(|| panic!("it is not read: {text}"));
+        let read =
+            common::decode(Vec::new(), text.as_bytes()).unwrap_or_else(|| panic!("it is not read: {text}"));
         assert!(read.elements.iter().all(|element| element.request.is_ok()), "{text}");
         assert_eq!(format!("{read:?}"), format!("{:?}", decode_any(text.as_bytes()).unwrap()), "{text}");
     }
@@ -310,7 +311,7 @@ fn the_common_reader_says_what_the_general_one_says_or_nothing() {
                 text.replace_range(from..to, piece);
             }
             rounds += 1;
-            let Some(common) = common::decode(text.as_bytes()) else { continue };
+            let Some(common) = common::decode(Vec::new(), text.as_bytes()) else { continue };
             read += 1;
             let general = decode_any(text.as_bytes());
             assert_eq!(
