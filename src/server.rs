@@ -192,6 +192,10 @@ impl Outside for Threads {
         self.socket.flush();
     }
 
+    fn take_room(&mut self) -> Option<Vec<u8>> {
+        self.socket.take_room()
+    }
+
     fn log(&mut self) -> &mut dyn Log {
         &mut self.log
     }

@@ -38,6 +38,8 @@ pub struct Socket {
     emptied: bool,
     out: Vec<Transmit>,
     out_bytes: usize,
+    /// Rooms of datagrams that were sent.
+    sent: Vec<Vec<u8>>,
     out_heads: MultiHeaders<SockaddrStorage>,
 }
 
@@ -53,6 +55,7 @@ impl Socket {
             emptied: false,
             out: Vec::with_capacity(BATCH),
             out_bytes: 0,
+            sent: Vec::with_capacity(BATCH),
             out_heads: MultiHeaders::preallocate(BATCH, None),
         }
     }
@@ -132,8 +135,14 @@ impl Socket {
                 }
             };
         }
-        self.out.clear();
+        self.sent.clear();
+        self.sent.extend(self.out.drain(..).map(|transmit| transmit.bytes));
         self.out_bytes = 0;
+    }
+
+    /// The room of a datagram that was sent by the last flush, if there is one that nobody has taken yet.
+    pub fn take_room(&mut self) -> Option<Vec<u8>> {
+        self.sent.pop()
     }
 }
 

@@ -81,6 +81,11 @@ pub trait Outside {
     /// Lets nothing that was sent wait any longer.
     fn flush(&mut self);
 
+    /// The room of a datagram that was sent, if it is there to be used again.
+    fn take_room(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// The log.
     fn log(&mut self) -> &mut dyn Log;
 
@@ -396,6 +401,9 @@ impl Turn {
     pub fn send(&mut self, outside: &mut dyn Outside) -> Result<(), String> {
         while let Some(transmit) = self.node.poll_transmit() {
             outside.send(transmit)?;
+        }
+        while let Some(room) = outside.take_room() {
+            self.node.put_room(room);
         }
         Ok(())
     }

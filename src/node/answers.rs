@@ -2,7 +2,7 @@
 
 use super::assembly::Place;
 use super::counts::Count;
-use super::{Asked, FileWork, Node, SPARE_MAX, Tag, reads};
+use super::{Asked, FileWork, Node, SPARE_FLIGHTS, Tag, reads};
 use crate::identity::{Op, SessionId};
 use crate::outcome::{Effect, LossReason, Outcome};
 use crate::state::Standing;
@@ -136,7 +136,7 @@ impl Node {
         if flights.get().requests.is_empty() {
             let flights = flights.remove();
             assert_eq!(flights.waits, 0, "without requests in flight there is none that may wait");
-            if self.spare_flights.len() < SPARE_MAX {
+            if self.spare_flights.len() < SPARE_FLIGHTS {
                 self.spare_flights.push(flights);
             }
         }

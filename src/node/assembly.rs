@@ -3,7 +3,8 @@
 //! Replies to a batch go out in arrays; a wait answers by itself, later. A read that stands behind something logged is
 //! answered when that has been applied, so that a batch is seen in its order.
 
-use super::{REPLY_ROOM, SPARE_MAX};
+use super::REPLY_ROOM;
+use super::spare::Spare;
 use crate::identity::SessionId;
 use crate::limits::REPLY_MAX;
 use crate::wire::{Id, Method};
@@ -106,8 +107,8 @@ pub(super) struct Finished {
 pub(super) struct Assemblies {
     last: u32,
     under_way: Slab<Assembly>,
-    /// Room for elements.
-    spare: Vec<Vec<(Id, Slot)>>,
+    element_room: Spare<(Id, Slot)>,
+    reply_room: Spare<u8>,
 }
 
 impl Assemblies {
@@ -120,9 +121,9 @@ impl Assemblies {
     ) -> MessageKey {
         self.last = self.last.wrapping_add(1);
         let open = ids.len();
-        let mut elements = self.spare.pop().unwrap_or_default();
+        let mut elements = self.element_room.take(open);
         elements.extend(ids.map(|id| (id, Slot::Open)));
-        let replies = Vec::with_capacity(open * REPLY_ROOM);
+        let replies = self.reply_room.take(open * REPLY_ROOM);
         let serial = self.last;
         let at =
             self.under_way.insert(Assembly { to, sealed, serial, batch, elements, replies, open, reads: 0 });
@@ -236,26 +237,39 @@ impl Assemblies {
     /// Ends a message whose replies are all there; nothing otherwise.
     pub(super) fn finish(&mut self, key: MessageKey) -> Option<Finished> {
         self.get(key).filter(|assembly| assembly.open == 0)?;
-        let Assembly { to, sealed, batch, mut elements, replies, .. } =
-            self.under_way.remove(key.at as usize);
+        let Assembly { to, sealed, batch, elements, replies, .. } = self.under_way.remove(key.at as usize);
         let ready = elements.iter().filter_map(|(_, slot)| match slot {
             Slot::Ready(range) => Some(&replies[range.clone()]),
             Slot::Open | Slot::Log | Slot::File | Slot::Read(_) | Slot::Silent | Slot::Copy => None,
         });
-        let arrays = if batch { arrays(ready, replies.len()) } else { Vec::new() };
-        let alone = (!batch && !replies.is_empty()).then_some(replies);
-        elements.clear();
-        if self.spare.len() < SPARE_MAX {
-            self.spare.push(elements);
+        let (mut alone, mut datagrams) = (None, Vec::new());
+        if batch {
+            let room = self.reply_room.take(REPLY_MAX.min(array_bytes(replies.len())));
+            datagrams = arrays(ready, room);
+            self.reply_room.put(replies);
+        } else if !replies.is_empty() {
+            alone = Some(replies);
+        } else {
+            self.reply_room.put(replies);
         }
-        Some(Finished { to, sealed, alone, arrays })
+        self.element_room.put(elements);
+        Some(Finished { to, sealed, alone, arrays: datagrams })
+    }
+
+    /// Keeps the room of a reply that was sent, for others.
+    pub(super) fn put_room(&mut self, room: Vec<u8>) {
+        self.reply_room.put(room);
     }
 }
 
-/// Packs replies, of so many bytes together, into arrays, each of which fits a datagram.
-fn arrays<'a>(replies: impl Iterator<Item = &'a [u8]>, together: usize) -> Vec<Vec<u8>> {
+/// About how many bytes an array of replies takes that have so many together.
+fn array_bytes(together: usize) -> usize {
+    together + together / 64 + 2
+}
+
+/// Packs replies into arrays, each of which fits a datagram; the first one into `bytes`, which is empty.
+fn arrays<'a>(replies: impl Iterator<Item = &'a [u8]>, mut bytes: Vec<u8>) -> Vec<Vec<u8>> {
     let mut datagrams = Vec::new();
-    let mut bytes = Vec::with_capacity(REPLY_MAX.min(together + together / 64 + 2));
     for reply in replies {
         if !bytes.is_empty() && bytes.len() + reply.len() + 2 > REPLY_MAX {
             bytes.push(b']');
@@ -278,12 +292,12 @@ mod tests {
     #[test]
     fn replies_to_a_batch_are_packed_into_arrays_that_fit() {
         let reply = vec![b'1'; REPLY_MAX / 3];
-        let datagrams = arrays(std::iter::repeat_n(reply.as_slice(), 5), 5 * reply.len());
+        let datagrams = arrays(std::iter::repeat_n(reply.as_slice(), 5), Vec::new());
         assert!(datagrams.len() > 1);
         for datagram in datagrams {
             assert!(datagram.len() <= REPLY_MAX);
             assert!(datagram.starts_with(b"[") && datagram.ends_with(b"]"));
         }
-        assert!(arrays(std::iter::empty(), 0).is_empty());
+        assert!(arrays(std::iter::empty(), Vec::new()).is_empty());
     }
 }

@@ -26,6 +26,7 @@ mod explain;
 mod gathered;
 mod hand_offs;
 mod reads;
+mod spare;
 mod telling;
 mod watches;
 
@@ -81,9 +82,8 @@ const FILE_READS_MAX: usize = 1_024;
 /// time, at most, is lived again after a crash.
 const TICK_MS: u64 = 5_000;
 
-/// How much room of one kind is kept to be used again: what was used last is in the caches, as memory of the allocator's choice
-/// mostly is not.
-const SPARE_MAX: usize = 64;
+/// For how many sessions without requests in flight room is kept for the next ones.
+const SPARE_FLIGHTS: usize = 64;
 
 /// The room a reply gets at first: most fit, with their checksum.
 const REPLY_ROOM: usize = 192;
@@ -242,10 +242,10 @@ pub struct Node {
     last_seq: u64,
     tick_in_flight: bool,
 
-    /// Room for the elements of a message that is taken in.
+    /// Room for the elements of a message that is taken in, to be used again.
     elements: Vec<Element>,
     in_flight: HashMap<SessionId, InFlight>,
-    /// Room for requests in flight.
+    /// Room for requests in flight, to be used again.
     spare_flights: Vec<InFlight>,
     peers: HashMap<SessionId, Peer>,
     assemblies: Assemblies,
@@ -620,6 +620,11 @@ impl Node {
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
+    }
+
+    /// Keeps the room of a datagram that was sent, for others.
+    pub fn put_room(&mut self, room: Vec<u8>) {
+        self.assemblies.put_room(room);
     }
 
     /// The next work for the files, in order.
