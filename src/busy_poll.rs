@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_micros(100);
 const SHORT: Duration = Duration::from_micros(200);
 
 /// After a turn that took longer the loop does not look: being woken is not most of what its clients wait for then.
-const LONG_WORK: Duration = Duration::from_micros(50);
+const LONG_WORK: Duration = Duration::from_micros(30);
 
 /// So many waits in a row must have been short at least.
 const SHORT_WAITS: u32 = 8;
