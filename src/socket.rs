@@ -135,12 +135,12 @@ impl Socket {
                 }
             };
         }
-        self.sent.clear();
         self.sent.extend(self.out.drain(..).map(|transmit| transmit.bytes));
+        self.sent.truncate(BATCH);
         self.out_bytes = 0;
     }
 
-    /// The room of a datagram that was sent by the last flush, if there is one that nobody has taken yet.
+    /// The room of a datagram that was sent, if there is one that nobody has taken yet.
     pub fn take_room(&mut self) -> Option<Vec<u8>> {
         self.sent.pop()
     }
@@ -177,6 +177,19 @@ mod tests {
                 assert_eq!((bytes, from), (&[nth][..], peer.local_addr().unwrap()));
             }
             assert_eq!(socket.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn the_room_of_what_was_sent_can_be_taken_once() {
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = peer.local_addr().unwrap();
+        let mut socket = Socket::new(UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap());
+        for sent in [1, 3, BATCH] {
+            (0..sent).for_each(|_| socket.send(Transmit { to, bytes: vec![7; 10] }));
+            socket.flush();
+            let rooms: Vec<Vec<u8>> = std::iter::from_fn(|| socket.take_room()).collect();
+            assert_eq!(rooms, vec![vec![7; 10]; sent]);
         }
     }
 }

@@ -813,8 +813,12 @@ mod tests {
 
     impl Rig {
         fn new() -> Rig {
+            Rig::with(Limits::default())
+        }
+
+        fn with(limits: Limits) -> Rig {
             let secrets = Secrets { cookie: [1; 16], session: [2; 16] };
-            let (limits, durability) = (Limits::default(), Durability::Sync);
+            let durability = Durability::Sync;
             let node = Node::new(Time::ZERO, State::new(), limits, durability, false, secrets, 1 << 20);
             let mut rig = Rig { node, session: Value::Null, id: 0 };
             rig.commit();
@@ -891,6 +895,34 @@ mod tests {
             rig.node.state().live_sessions(0).count()
         };
         assert_eq!((live_at(heard.after_ms(ttl_ms - 1)), live_at(heard.after_ms(ttl_ms))), (2, 0));
+    }
+
+    /// Whichever sessions a batch names, in whichever order, it has as many requests of each as it has.
+    #[test]
+    fn a_batch_counts_what_it_asks_for_each_session() {
+        let mut rig = Rig::with(Limits { replies: 4, ..Limits::default() });
+        let first = std::mem::replace(&mut rig.session, Value::Null);
+        let opened = rig.call("open_session", json!({"nonce": "1".repeat(32)}));
+        let second = opened.unwrap()["result"]["session"].clone();
+        let mut taken_of = |sessions: &[&Value]| {
+            let set = |(id, session)| {
+                let params = json!({"session": session, "ack": 1, "key": "k", "value": 1});
+                json!({"jsonrpc": "2.0", "id": id, "method": "set", "params": params})
+            };
+            let batch: Vec<Value> = (10..).zip(sessions).map(set).collect();
+            let from = SocketAddr::from(([127, 0, 0, 1], 7));
+            rig.node.handle_datagram(Time::ZERO, from, json!(batch).to_string().as_bytes());
+            rig.commit();
+            let replies: Value = serde_json::from_slice(&rig.node.poll_transmit().unwrap().bytes).unwrap();
+            let replies = replies.as_array().unwrap();
+            assert_eq!(replies.len(), sessions.len());
+            let refused = |reply: &&Value| reply["error"]["data"]["kind"] == "limit";
+            sessions.len() - replies.iter().filter(refused).count()
+        };
+        let (a, b) = (&first, &second);
+        assert_eq!(taken_of(&[a, a, b, a, b, b, a, b, b]), 0, "the window of the second has room for four");
+        assert_eq!(taken_of(&[b, a, b, a, a, b, b, a, a]), 0, "so has that of the first");
+        assert_eq!(taken_of(&[a, b, a, b, b, a, b, a]), 8);
     }
 
     /// The heartbeat's reply says that what gets a later place in the log came later. So a grant does that got one then, whenever

@@ -307,17 +307,20 @@ impl State {
 
     /// Takes a grant away. Its locks are handed on before the command ends; what is still staged leaves no trace.
     pub(super) fn take_grant(&mut self, token: Token, effects: &mut Vec<Effect>) -> Grant {
-        if let Some(op) = self.grants[token].conversion() {
-            self.grant_ended(op, effects);
+        // Most grants have none of all this, and one look tells.
+        if let Some(rare) = &self.grants[token].rare {
+            if let Some(op) = rare.conversion {
+                self.grant_ended(op, effects);
+            }
+            self.forget_asked(token);
+            self.forget_offer(token);
+            self.drop_section(token);
+            for due in self.grants[token].dues(token) {
+                self.due.remove(&due);
+            }
         }
-        self.forget_asked(token);
-        self.forget_offer(token);
-        self.drop_section(token);
         let grant = self.grants.remove(token).expect("a grant ends once");
         self.note_tenure(&grant);
-        for due in grant.dues(token) {
-            self.due.remove(&due);
-        }
         self.sessions.get_mut(&grant.session).expect("a grant has a session").grants.remove(token);
         for ask in &grant.asks {
             self.let_go(&ask.key, ask.mode, token);

@@ -59,7 +59,7 @@ use crate::encoding;
 use crate::identity::{Nonce, Op, RAISE, SessionId, Term, Token};
 use crate::kind::{Kind, Refusal};
 use crate::limits::{Limits, SWEEP_MAX};
-use crate::map::HashMap;
+use crate::map::Lookup;
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
@@ -72,8 +72,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 pub struct State {
     head: Head,
-    /// Each in a place of its own, so that a map that grows moves words.
-    sessions: HashMap<SessionId, Box<Session>>,
+    sessions: Lookup<SessionId, Session>,
     /// Sessions by their public number, which is the order in which they are shown and swept.
     clients: BTreeMap<u64, SessionId>,
     nonces: BTreeMap<Nonce, SessionId>,
@@ -151,7 +150,7 @@ impl State {
                 unchecked_waits: 0,
                 history_after: 0,
             },
-            sessions: HashMap::default(),
+            sessions: Lookup::default(),
             clients: BTreeMap::new(),
             nonces: BTreeMap::new(),
             grants: Numbered::default(),
@@ -499,7 +498,7 @@ impl State {
             self.history.len() / 16,
         ];
         let outer = tables.iter().sum::<usize>() as u64 + self.kept.count + bytes / 256;
-        let sessions = self.sessions.values().map(|session| session.remembered());
+        let sessions = self.clients.values().map(|id| self.sessions[id].remembered());
         let grants = self.grants.iter().map(|(_, grant)| grant.asks.len());
         let waits = self.waits.values().map(|wait| wait.asks.len());
         outer <= things && outer + sessions.chain(grants).chain(waits).sum::<usize>() as u64 <= things

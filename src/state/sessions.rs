@@ -372,7 +372,7 @@ impl Session {
 impl State {
     /// The session, if it is known; it may have ended.
     pub fn session(&self, id: SessionId) -> Option<&Session> {
-        self.sessions.get(&id).map(Box::as_ref)
+        self.sessions.get(&id)
     }
 
     /// The id of the session with that public number.
@@ -383,14 +383,14 @@ impl State {
     /// The session that this nonce opened, with its id.
     pub fn session_by_nonce(&self, nonce: Nonce) -> Option<(SessionId, &Session)> {
         let id = *self.nonces.get(&nonce)?;
-        Some((id, &*self.sessions[&id]))
+        Some((id, &self.sessions[&id]))
     }
 
     /// Sessions that are live, after the one with that number, in the order of their numbers.
     pub fn live_sessions(&self, after: u64) -> impl Iterator<Item = (SessionId, &Session)> {
         self.clients
             .range(after.saturating_add(1)..)
-            .map(|(_, id)| (*id, &*self.sessions[id]))
+            .map(|(_, id)| (*id, &self.sessions[id]))
             .filter(|(_, session)| session.is_live())
     }
 
@@ -437,7 +437,7 @@ impl State {
             asked: BTreeSet::new(),
             offers: BTreeSet::new(),
         };
-        self.sessions.insert(id, Box::new(session));
+        self.sessions.insert(id, session);
         effects.push(Effect::Opened { session: id });
         Outcome::Opened { session: id, client, ttl_ms }
     }
@@ -591,7 +591,7 @@ impl State {
         let id = part.session;
         if self.nonces.insert(session.nonce, id).is_some()
             || self.clients.insert(client, id).is_some()
-            || self.sessions.insert(id, Box::new(session)).is_some()
+            || self.sessions.insert(id, session)
         {
             return Err(fault("its number, id or nonce stands twice"));
         }
