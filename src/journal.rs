@@ -75,7 +75,7 @@ const LINGER: Duration = Duration::from_millis(5);
 
 /// Commands of batches that nobody waits for between two moments at which others may have the core: the loop on the same one
 /// has clients that wait.
-const POLITE: u32 = 256;
+const POLITE: u32 = 64;
 
 /// After so long without a batch the last one is sealed.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
