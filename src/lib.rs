@@ -33,8 +33,9 @@
 //!   [`fold`]: the next snapshot. [`image`]: the files on disk. [`inspect`]: a stopped directory, shown and checked.
 //! - [`client`]: the blocking library. [`bench`](mod@bench): the load behind `tenure bench`.
 //!
-//! **Words** that all of them share: [`identity`], [`name`], [`kind`], [`limits`], [`time`]; `rising`: a map of ids that rise; `map`: one in which values are only looked up. [`event`] tells in lines for
-//! people what a command did. [`failpoint`] is for crash tests and compiled out of a release.
+//! **Words** that all of them share: [`identity`], [`name`], [`kind`], [`limits`], [`time`]; `rising`: a map of ids that rise;
+//! `map`: one in which values are only looked up. [`event`] tells in lines for people what a command
+//! did. [`failpoint`] is for crash tests and compiled out of a release.
 //!
 //! # Locks
 //! A lock is held exclusively, shared, or by slots. A request names one lock or several, each in its mode: it is granted

@@ -119,6 +119,30 @@ pub enum Standing<'a> {
 }
 
 impl Session {
+    /// One that begins: it lives, and has asked for nothing.
+    fn new(client: u64, nonce: Nonce, name: ArcStr, label: ArcStr, ttl_ms: u64, opened: Time) -> Session {
+        Session {
+            client,
+            nonce,
+            name,
+            label,
+            ttl_ms,
+            opened,
+            ended: None,
+            floor: 1,
+            acks: false,
+            replies: Rising::default(),
+            reply_bytes: 0,
+            waits: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            grants: Numbers::default(),
+            bound: BTreeSet::new(),
+            losses: VecDeque::new(),
+            asked: BTreeSet::new(),
+            offers: BTreeSet::new(),
+        }
+    }
+
     /// Whether the session has not ended.
     pub fn is_live(&self) -> bool {
         self.ended.is_none()
@@ -417,26 +441,7 @@ impl State {
         let client = self.head.last_client;
         self.clients.insert(client, id);
         self.nonces.insert(nonce, id);
-        let session = Session {
-            client,
-            nonce,
-            name: name.into(),
-            label: label.into(),
-            ttl_ms,
-            opened: self.head.at,
-            ended: None,
-            floor: 1,
-            acks: false,
-            replies: Rising::default(),
-            reply_bytes: 0,
-            waits: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            grants: Numbers::default(),
-            bound: BTreeSet::new(),
-            losses: VecDeque::new(),
-            asked: BTreeSet::new(),
-            offers: BTreeSet::new(),
-        };
+        let session = Session::new(client, nonce, name.into(), label.into(), ttl_ms, self.head.at);
         self.sessions.insert(id, session);
         effects.push(Effect::Opened { session: id });
         Outcome::Opened { session: id, client, ttl_ms }
@@ -551,24 +556,11 @@ impl State {
             return Err(fault("its number was never given"));
         }
         let mut session = Session {
-            client,
-            nonce: part.nonce,
-            name: part.name,
-            label: part.label,
-            ttl_ms: part.ttl_ms,
-            opened: part.opened,
             ended: part.ended,
             floor: part.floor,
             acks: part.acks,
-            replies: Rising::default(),
-            reply_bytes: 0,
-            waits: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            grants: Numbers::default(),
-            bound: BTreeSet::new(),
             losses: part.losses.into(),
-            asked: BTreeSet::new(),
-            offers: BTreeSet::new(),
+            ..Session::new(client, part.nonce, part.name, part.label, part.ttl_ms, part.opened)
         };
         for reply in part.replies {
             session.reply_bytes += reply.outcome.weight();
