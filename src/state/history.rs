@@ -158,10 +158,27 @@ pub enum KeyEnd {
 }
 
 /// The events that are kept, in order.
+///
+/// Their names lie behind each other, as bytes: one that was shared with whatever else had it would be let go by the last event
+/// about it, long after anybody looked at it (docs/performance.md, "Steps").
 #[derive(Debug, Default)]
 pub(super) struct History {
-    events: VecDeque<WatchEvent>,
+    events: VecDeque<Kept>,
+    /// The names of the events, in their order, with nothing between them.
+    names: VecDeque<u8>,
+    /// Bytes of names that are gone.
+    names_gone: u64,
     bytes: u64,
+}
+
+/// An event whose name lies elsewhere.
+#[derive(Debug)]
+struct Kept {
+    op: Op,
+    /// Where its name begins, in bytes of all names that ever were.
+    name_at: u64,
+    name_len: usize,
+    what: What,
 }
 
 impl History {
@@ -176,10 +193,16 @@ impl History {
             // Its own events have filled the history already: the rest of them would look whole and not be.
             return;
         }
-        let event = WatchEvent { op, name: name.clone(), what };
-        self.bytes += event.weight();
-        self.events.push_back(event);
+        self.push(op, name, what);
         self.trim(head);
+    }
+
+    fn push(&mut self, op: Op, name: &Name, what: What) {
+        let name_at = self.names_gone + self.names.len() as u64;
+        let event = Kept { op, name_at, name_len: name.len(), what };
+        self.bytes += event.weight();
+        self.names.extend(name.as_bytes());
+        self.events.push_back(event);
     }
 
     /// Lets the oldest events go until the caps are kept.
@@ -190,9 +213,39 @@ impl History {
             while self.events.front().is_some_and(|event| event.op == op) {
                 let event = self.events.pop_front().expect("it was looked at");
                 self.bytes -= event.weight();
+                self.names_gone += event.name_len as u64;
+                self.names.drain(..event.name_len);
             }
             head.history_after = op;
         }
+    }
+
+    /// An event with its name.
+    fn shown(&self, event: &Kept) -> WatchEvent {
+        let begin = (event.name_at - self.names_gone) as usize;
+        let name: Vec<u8> = self.names.range(begin..begin + event.name_len).copied().collect();
+        let name = String::from_utf8(name).ok().and_then(|name| Name::new(&name).ok());
+        WatchEvent { op: event.op, name: name.expect("it was a name"), what: event.what.clone() }
+    }
+}
+
+impl Kept {
+    /// About how many bytes keeping it takes: what `history_bytes` is measured in.
+    fn weight(&self) -> u64 {
+        let more = match &self.what {
+            What::FileRotated { to, .. } => to.len(),
+            What::FileFault { reason, .. } => reason.len(),
+            What::LockGranted { .. }
+            | What::LockReleased { .. }
+            | What::LockLost { .. }
+            | What::LockConverted { .. }
+            | What::KeySet { .. }
+            | What::KeyDeleted { .. }
+            | What::FileAppended { .. }
+            | What::FileDeleted { .. }
+            | What::FileRepaired { .. } => 0,
+        };
+        96 + (self.name_len + more) as u64
     }
 }
 
@@ -213,24 +266,6 @@ impl WatchEvent {
             | What::FileFault { .. } => None,
         };
         std::iter::once(&self.name).chain(other)
-    }
-
-    /// About how many bytes keeping it takes: what `history_bytes` is measured in.
-    fn weight(&self) -> u64 {
-        let more = match &self.what {
-            What::FileFault { reason, .. } => reason.len(),
-            What::LockGranted { .. }
-            | What::LockReleased { .. }
-            | What::LockLost { .. }
-            | What::LockConverted { .. }
-            | What::KeySet { .. }
-            | What::KeyDeleted { .. }
-            | What::FileAppended { .. }
-            | What::FileDeleted { .. }
-            | What::FileRotated { .. }
-            | What::FileRepaired { .. } => 0,
-        };
-        96 + (self.names().map(|name| name.len()).sum::<usize>() + more) as u64
     }
 }
 
@@ -264,7 +299,7 @@ impl State {
     pub fn events_from(
         &self,
         from: Position,
-    ) -> Result<impl Iterator<Item = (Position, &WatchEvent)>, Refusal> {
+    ) -> Result<impl Iterator<Item = (Position, WatchEvent)>, Refusal> {
         let (oldest, last) = (self.head.history_after, self.head.op);
         let text = if from.op <= oldest {
             format!(
@@ -285,15 +320,17 @@ impl State {
                 place = Position { op: event.op, seen };
                 (place, event)
             });
-            return Ok(events.skip_while(move |(place, _)| *place < from));
+            let events = events.skip_while(move |(place, _)| *place < from);
+            return Ok(events.map(|(place, event)| (place, self.history.shown(event))));
         };
         Err(Refusal::new(Kind::Compacted, text).with(Detail::Compacted { oldest }))
     }
 
     /// The events of the last command, the last first.
-    pub fn events_of_last(&self) -> impl Iterator<Item = &WatchEvent> {
+    pub fn events_of_last(&self) -> impl Iterator<Item = WatchEvent> {
         let op = self.head.op;
-        self.history.events.iter().rev().take_while(move |event| event.op == op)
+        let events = self.history.events.iter().rev().take_while(move |event| event.op == op);
+        events.map(|event| self.history.shown(event))
     }
 
     /// How many events are kept, and how many bytes they take.
@@ -354,7 +391,7 @@ impl State {
     }
 
     pub(super) fn history_parts(&self) -> Vec<WatchEvent> {
-        self.history.events.iter().cloned().collect()
+        self.history.events.iter().map(|event| self.history.shown(event)).collect()
     }
 
     pub(super) fn add_events(&mut self, events: Vec<WatchEvent>) -> Result<(), String> {
@@ -369,11 +406,15 @@ impl State {
             }
             last = event.op;
         }
-        let bytes = events.iter().map(WatchEvent::weight).sum::<u64>();
-        if events.len() as u64 > limits.history_events || bytes > limits.history_bytes {
-            return fault(format!("{} events of {bytes} bytes are over their caps", events.len()));
+        let mut history = History::default();
+        for WatchEvent { op, name, what } in events {
+            history.push(op, &name, what);
         }
-        self.history = History { events: events.into(), bytes };
+        let (count, bytes) = (history.events.len(), history.bytes);
+        if count as u64 > limits.history_events || bytes > limits.history_bytes {
+            return fault(format!("{count} events of {bytes} bytes are over their caps"));
+        }
+        self.history = history;
         Ok(())
     }
 }
