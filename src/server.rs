@@ -176,6 +176,10 @@ impl Outside for Threads {
         Ok((bytes.len(), from))
     }
 
+    fn read_together(&self) -> bool {
+        self.socket.read_together()
+    }
+
     fn send(&mut self, transmit: Transmit) -> Result<(), String> {
         let hit = |point| failpoint::hit(point).map_err(|error| error.to_string());
         hit("server.before_reply")?;
@@ -206,7 +210,7 @@ impl Outside for Threads {
 }
 
 impl Server {
-    fn start(config: &Config, mut socket: UdpSocket) -> Result<Server, String> {
+    fn start(config: &Config, socket: UdpSocket) -> Result<Server, String> {
         let start_failed = |error: io::Error| format!("the server cannot start: {error}");
         allow_open_files()?;
         let dir = Arc::new(DataDir::open(&config.data_dir).map_err(|error| error.sentence)?);
@@ -239,7 +243,6 @@ impl Server {
                 }
             })
         };
-        poll.registry().register(&mut socket, SOCKET, Interest::READABLE).map_err(start_failed)?;
         let ends_at_once = Arc::new(AtomicBool::new(true));
         let mut signals = signals(&ends_at_once).map_err(start_failed)?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(start_failed)?;
@@ -266,6 +269,7 @@ impl Server {
         report_files(&redone);
         let image = image.start(wake()).map_err(start_failed)?;
 
+        let registry = poll.registry().try_clone().map_err(start_failed)?;
         let clock = LogClock::new(recovered.state.at());
         let now = clock.now();
         let node = Node::new(
@@ -285,7 +289,7 @@ impl Server {
             ends_at_once,
             alarm: Alarm::start(wake()).map_err(start_failed)?,
             turn: Turn::new(node, clock, now),
-            outside: Threads { socket: Socket::new(socket), log, image },
+            outside: Threads { socket: Socket::new(socket, registry, SOCKET), log, image },
             dir,
             server: recovered.server,
             gauges_read: began,
@@ -307,6 +311,9 @@ impl Server {
 
     /// Waits until there is something to do. Gives the wake-up that was asked for.
     fn wait(&mut self, read: bool) -> Result<Option<Time>, String> {
+        if !self.turn.readable {
+            self.outside.socket.register().map_err(cannot_wait)?;
+        }
         let asked = self.turn.node.poll_timeout();
         let timeout = match asked {
             _ if self.turn.is_behind(read) => Some(Duration::ZERO),
@@ -384,7 +391,7 @@ impl Server {
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(format!("the server cannot wait for input: {error}")),
+            Err(error) => Err(cannot_wait(error)),
         }
     }
 
@@ -449,6 +456,10 @@ impl Server {
         }
         Ok(())
     }
+}
+
+fn cannot_wait(error: io::Error) -> String {
+    format!("the server cannot wait for input: {error}")
 }
 
 fn report_files(redone: &crate::image::Recovery) {

@@ -7,6 +7,7 @@
 use crate::limits::DATAGRAM_MAX;
 use crate::node::Transmit;
 use mio::net::UdpSocket;
+use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -26,9 +27,15 @@ const APART: usize = 65_536 + 320;
 /// Bytes of replies that may be gathered.
 const GATHERED_MAX: usize = 256 << 10;
 
+/// So many datagrams are sent while the poll has nothing to do with the socket: see [`Socket::register`].
+const CROWD: usize = 16;
+
 /// A datagram socket that neither waits nor calls the kernel for each datagram.
 pub struct Socket {
     socket: UdpSocket,
+    registry: Registry,
+    token: Token,
+    registered: bool,
     heads: MultiHeaders<SockaddrStorage>,
     room: Vec<u8>,
     /// What was read and not handed out: how long, and from whom.
@@ -44,10 +51,13 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// A socket that is bound and does not wait.
-    pub fn new(socket: UdpSocket) -> Socket {
+    /// A socket that is bound and does not wait. The poll of this registry tells of it under that token, once it is registered.
+    pub fn new(socket: UdpSocket, registry: Registry, token: Token) -> Socket {
         Socket {
             socket,
+            registry,
+            token,
+            registered: false,
             heads: MultiHeaders::preallocate(BATCH, None),
             room: vec![0; BATCH * APART],
             read: Vec::with_capacity(BATCH),
@@ -65,7 +75,7 @@ impl Socket {
     /// # Errors
     /// `WouldBlock` if there is none; any other is the socket's word on something that was sent.
     pub fn receive(&mut self) -> io::Result<(&[u8], SocketAddr)> {
-        if self.next == self.read.len() {
+        if !self.read_together() {
             // A single datagram, without which the loop would sleep, came alone: whatever comes behind it wakes the loop again.
             // Where there were several, more have come meanwhile, and are better read at once.
             if std::mem::take(&mut self.emptied) {
@@ -78,6 +88,11 @@ impl Socket {
         let start = self.next * APART;
         self.next += 1;
         Ok((&self.room[start..start + bytes], from))
+    }
+
+    /// Whether the next datagram was read together with the last one.
+    pub fn read_together(&self) -> bool {
+        self.next < self.read.len()
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -108,8 +123,29 @@ impl Socket {
         }
     }
 
+    /// Lets the poll tell of what comes, and of what has come already. To be called before each wait for it.
+    ///
+    /// While a socket is registered the kernel looks at who polls it for each datagram that it sends, too, since there is room
+    /// for another one then. So it is not while a crowd of them is sent.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn register(&mut self) -> io::Result<()> {
+        if !self.registered {
+            self.registry.register(&mut self.socket, self.token, Interest::READABLE)?;
+            self.registered = true;
+        }
+        Ok(())
+    }
+
     /// Sends what was gathered.
     pub fn flush(&mut self) {
+        if self.registered && self.out.len() >= CROWD {
+            match self.registry.deregister(&mut self.socket) {
+                Ok(()) => self.registered = false,
+                Err(error) => log::debug!("the socket stays registered: {error}"),
+            }
+        }
         let mut sent = 0;
         while sent < self.out.len() {
             let left = &self.out[sent..];
@@ -154,22 +190,27 @@ fn address_of(address: SockaddrStorage) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mio::{Events, Interest, Poll, Token};
+    use mio::{Events, Poll};
     use std::time::Duration;
+
+    /// A socket, its address, and the poll that tells of it.
+    fn polled() -> (Socket, SocketAddr, Poll) {
+        let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let (address, poll) = (socket.local_addr().unwrap(), Poll::new().unwrap());
+        (Socket::new(socket, poll.registry().try_clone().unwrap(), Token(0)), address, poll)
+    }
 
     /// The loop is woken once for what came while it slept, and sleeps again when it is told that there is nothing more.
     #[test]
     fn whatever_comes_behind_a_datagram_that_came_alone_wakes_the_loop_again() {
-        let mut inner = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let to = inner.local_addr().unwrap();
-        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(4));
-        poll.registry().register(&mut inner, Token(0), Interest::READABLE).unwrap();
-        let mut socket = Socket::new(inner);
+        let (mut socket, to, mut poll) = polled();
+        let mut events = Events::with_capacity(4);
         let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         for sent in [1, 1, 3, 1, 40, 2, 1] {
             for nth in 0..sent {
                 peer.send_to(&[nth], to).unwrap();
             }
+            socket.register().unwrap();
             poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
             assert!(!events.is_empty(), "{sent} datagrams woke nobody");
             for nth in 0..sent {
@@ -181,10 +222,33 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_while_a_crowd_is_sent_is_told_before_the_next_wait() {
+        let (mut socket, address, mut poll) = polled();
+        let mut events = Events::with_capacity(4);
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = peer.local_addr().unwrap();
+        for sent in [1, CROWD - 1, CROWD, BATCH, BATCH + 1, 1] {
+            socket.register().unwrap();
+            (0..sent).for_each(|_| socket.send(Transmit { to, bytes: vec![7; 10] }));
+            socket.flush();
+            peer.send_to(b"meanwhile", address).unwrap();
+            poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            assert_eq!(events.is_empty(), sent >= CROWD, "{sent} were sent");
+            if sent >= CROWD {
+                socket.register().unwrap();
+                poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+                assert!(!events.is_empty(), "nobody is told of what came while {sent} were sent");
+            }
+            assert_eq!(socket.receive().unwrap().0, b"meanwhile");
+            assert!(socket.receive().is_err());
+        }
+    }
+
+    #[test]
     fn the_room_of_what_was_sent_can_be_taken_once() {
         let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = peer.local_addr().unwrap();
-        let mut socket = Socket::new(UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap());
+        let (mut socket, _, _poll) = polled();
         for sent in [1, 3, BATCH] {
             (0..sent).for_each(|_| socket.send(Transmit { to, bytes: vec![7; 10] }));
             socket.flush();

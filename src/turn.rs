@@ -61,6 +61,9 @@ const LOOK_US: u64 = 1_000;
 /// How long it applies what is committed.
 const APPLY_US: u64 = 1_500;
 
+/// Bytes taken in between two looks at the clock, of datagrams that were read together: some 30 requests.
+const BYTES_A_LOOK: usize = 4_096;
+
 /// Commands applied between two looks at the clock: with 100 locks each they take some 200 us.
 const COMMANDS_A_LOOK: usize = 8;
 
@@ -71,6 +74,11 @@ pub trait Outside {
     /// # Errors
     /// `WouldBlock` if there is none; any other is the socket's word on something that was sent.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Whether the next datagram was read from the socket together with the one that was received last.
+    fn read_together(&self) -> bool {
+        false
+    }
 
     /// Sends a datagram, at the latest with the next [`Outside::flush`]; one that cannot be sent is lost.
     ///
@@ -225,11 +233,16 @@ impl Turn {
         mut left: usize,
         buffer: &mut [u8],
     ) -> Result<(), String> {
+        let (mut heard, mut bytes_since) = (began, BYTES_A_LOOK);
         for _ in 0..self.pace.datagrams * 5 {
+            let read_together = outside.read_together();
             match outside.receive(buffer) {
                 Ok((bytes, from)) => {
                     self.read_since_empty += bytes.max(DATAGRAM_SHARE);
-                    let heard = self.clock.now_in_turn(began);
+                    if !read_together || bytes_since >= BYTES_A_LOOK {
+                        (heard, bytes_since) = (self.clock.now_in_turn(began), 0);
+                    }
+                    bytes_since += bytes;
                     let datagram = &buffer[..bytes];
                     if left > 0 || is_sign_of_life(datagram) {
                         left = left_at(heard, left, began);

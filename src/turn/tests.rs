@@ -19,6 +19,8 @@ struct Rig {
     turn: Turn,
     world: World,
     micros: Rc<Cell<u64>>,
+    /// How often the clock was looked at.
+    looks: Rc<Cell<u64>>,
     session: Value,
     id: u64,
     _image: (Stepped, tempfile::TempDir),
@@ -26,6 +28,8 @@ struct Rig {
 
 struct World {
     inbox: VecDeque<Vec<u8>>,
+    /// Whether all of it was read together.
+    together: bool,
     sent: Vec<Value>,
     log: Disk,
     files: Handle,
@@ -47,6 +51,10 @@ impl Outside for World {
         let bytes = self.inbox.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
         buffer[..bytes.len()].copy_from_slice(&bytes);
         Ok((bytes.len(), client()))
+    }
+
+    fn read_together(&self) -> bool {
+        self.together
     }
 
     fn send(&mut self, transmit: Transmit) -> Result<(), String> {
@@ -100,16 +108,22 @@ impl Rig {
         let (image, _) = Image::recover(dir.path(), &[], Vec::new(), false).unwrap();
         let (files, stepped) = Stepped::start(image, Instant::now());
         let micros = Rc::new(Cell::new(0));
-        let source = micros.clone();
-        let clock = LogClock::with_source(Time::ZERO, Box::new(move || source.get()));
+        let looks = Rc::new(Cell::new(0));
+        let (source, looked) = (micros.clone(), looks.clone());
+        let tell = move || {
+            looked.set(looked.get() + 1);
+            source.get()
+        };
+        let clock = LogClock::with_source(Time::ZERO, Box::new(tell));
         let secrets = Secrets { cookie: [1; 16], session: [2; 16] };
         let (limits, durability) = (Limits::default(), Durability::Sync);
         let node = Node::new(Time::ZERO, State::new(), limits, durability, false, secrets, 1 << 20);
         let log = Disk { submitted: Vec::new(), events: VecDeque::new(), folds: Vec::new() };
         let mut rig = Rig {
             turn: Turn::new(node, clock, Time::ZERO),
-            world: World { inbox: VecDeque::new(), sent: Vec::new(), log, files },
+            world: World { inbox: VecDeque::new(), together: false, sent: Vec::new(), log, files },
             micros,
+            looks,
             session: Value::Null,
             id: 0,
             _image: (stepped, dir),
@@ -216,6 +230,27 @@ fn nothing_expires_that_was_heard_and_waits() {
     let reply = rig.turn(1_900).pop().unwrap();
     assert_eq!((&reply["id"], &reply["error"]), (&json!(beat), &Value::Null), "{reply}");
     assert!(rig.world.log.submitted.is_empty(), "no end of a session is on its way");
+}
+
+#[test]
+fn of_what_was_read_together_the_clock_is_looked_at_for_each_4_kib() {
+    let looks_for = |together: bool, count: usize, bytes: usize| {
+        let mut rig = Rig::new();
+        rig.world.together = together;
+        for _ in 0..count {
+            rig.ask("ping", json!({}));
+            rig.world.inbox.back_mut().unwrap().resize(bytes, b' ');
+        }
+        let before = rig.looks.get();
+        assert_eq!(rig.answered(1).len(), count);
+        rig.looks.get() - before
+    };
+    let none = looks_for(false, 0, 100);
+    for (count, bytes) in [(1, 100), (32, 128), (33, 128), (5, 4_096), (5, 8_000)] {
+        assert_eq!(looks_for(false, count, bytes) - none, count as u64);
+        let expected = if bytes < 4_096 { count.div_ceil(4_096 / bytes) } else { count };
+        assert_eq!(looks_for(true, count, bytes) - none, expected as u64, "{count} of {bytes} bytes");
+    }
 }
 
 #[test]
