@@ -49,6 +49,9 @@ const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// Files that must be allowed to be open: the image keeps 256, the rest is the server's own.
 const OPEN_FILES_MIN: u64 = 320;
 
+/// How often the loop looks into its socket while the system does not tell it of what comes.
+const UNTOLD: Duration = Duration::from_millis(1);
+
 /// How often figures that cost something to read are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 
@@ -157,6 +160,8 @@ struct Server {
     gauges_read: Instant,
     /// Since when a stop is asked for.
     stopping: Option<Instant>,
+    /// Whether the system refused to tell of the socket.
+    untold: bool,
     /// Whether the loop looks for something to do before it sleeps.
     looking: Looking,
     turn_cpu: TurnCpu,
@@ -294,6 +299,7 @@ impl Server {
             server: recovered.server,
             gauges_read: began,
             stopping: None,
+            untold: false,
             looking: Looking::new(config.busy_poll),
             turn_cpu: TurnCpu::new(Instant::now(), turn_cpu::of_this_thread),
         })
@@ -311,9 +317,7 @@ impl Server {
 
     /// Waits until there is something to do. Gives the wake-up that was asked for.
     fn wait(&mut self, read: bool) -> Result<Option<Time>, String> {
-        if !self.turn.readable {
-            self.outside.socket.register().map_err(cannot_wait)?;
-        }
+        let told = self.turn.readable || self.register();
         let asked = self.turn.node.poll_timeout();
         let timeout = match asked {
             _ if self.turn.is_behind(read) => Some(Duration::ZERO),
@@ -328,9 +332,11 @@ impl Server {
         };
         // A stop waits for nothing longer than its patience.
         let patience = self.stopping.map(|since| STOP_PATIENCE.saturating_sub(since.elapsed()));
-        let timeout = [timeout, patience].into_iter().flatten().min();
+        let look = (!told).then_some(UNTOLD);
+        let timeout = [timeout, patience, look].into_iter().flatten().min();
         let slept_from = self.turn.clock.now();
         self.look_or_sleep(timeout)?;
+        self.turn.readable |= !told;
         self.turn.woke(asked, slept_from);
         self.alarm.take_ring();
         let mut signalled = false;
@@ -349,6 +355,21 @@ impl Server {
             self.ends_at_once.store(true, Ordering::SeqCst);
         }
         Ok(asked)
+    }
+
+    /// Lets the poll tell of the socket; false if the system has no room for that now.
+    fn register(&mut self) -> bool {
+        let registered = failpoint::hit("server.register").and_then(|()| self.outside.socket.register());
+        match &registered {
+            Ok(()) if self.untold => log::info!("the system tells the server of datagrams again"),
+            Err(error) if !self.untold => log::warn!(
+                "the system does not tell the server of datagrams, which looks for them each {UNTOLD:?}: {error}; raise \
+                 fs.epoll.max_user_watches, or see what uses up the memory"
+            ),
+            Ok(()) | Err(_) => {}
+        }
+        self.untold = registered.is_err();
+        !self.untold
     }
 
     /// Looks for something to do, if that is worth while, and else sleeps until there is, so long at most.
@@ -391,7 +412,7 @@ impl Server {
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(cannot_wait(error)),
+            Err(error) => Err(format!("the server cannot wait for input: {error}")),
         }
     }
 
@@ -456,10 +477,6 @@ impl Server {
         }
         Ok(())
     }
-}
-
-fn cannot_wait(error: io::Error) -> String {
-    format!("the server cannot wait for input: {error}")
 }
 
 fn report_files(redone: &crate::image::Recovery) {

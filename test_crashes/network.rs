@@ -80,6 +80,29 @@ fn an_append_that_overtakes_its_acquire_is_refused_and_not_kept_for_later() {
 }
 
 #[test]
+fn a_socket_that_the_system_does_not_tell_of_is_looked_into_until_it_does() {
+    if !has_failpoints() {
+        return;
+    }
+    let failpoint = Some("server.register=nospace".into());
+    let mut server = Server::prepare(Setup { failpoint, disarmed: true, ..Setup::default() });
+    server.arm();
+    server.must_launch();
+    let mut raw = server.client(1_000);
+    let _beats = raw.beats(Duration::from_millis(100));
+    let token = raw.acquire("f");
+    let_pass(1_500);
+    raw.append("f", token, "heard\n");
+    let said = |what: &str| server.stderr().matches(what).count();
+    assert_eq!((said("looks for them each 1ms"), said("of datagrams again")), (1, 0), "{}", server.stderr());
+    server.disarm();
+    raw.append("f", token, "told\n");
+    poll_until("the server to be told again", || (said("of datagrams again") == 1).then_some(()));
+    raw.append("f", token, "still\n");
+    assert_eq!((raw.read("f"), said("looks for them")), ("heard\ntold\nstill\n".into(), 1));
+}
+
+#[test]
 fn copies_of_a_request_in_progress_are_executed_once_and_each_gets_the_one_outcome() {
     if !has_failpoints() {
         return;

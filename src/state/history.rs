@@ -515,6 +515,20 @@ mod tests {
     }
 
     #[test]
+    fn an_event_weighs_96_bytes_and_the_text_that_it_keeps() {
+        let (to, reason) = (name("abc"), ArcStr::from("gone"));
+        for (what, text) in [
+            (What::KeySet { version: 1 }, 2),
+            (What::FileRotated { generation: 1, to }, 2 + 3),
+            (What::FileFault { generation: 1, reason }, 2 + 4),
+        ] {
+            let mut history = History::default();
+            history.push(1, &name("ab"), what);
+            assert_eq!(history.bytes, 96 + text);
+        }
+    }
+
+    #[test]
     fn lower_caps_let_go_of_what_is_over_them_and_a_raise_of_everything() {
         let mut state = State::new();
         apply(&mut state, &new_term(1, false, 100, 1 << 20));

@@ -228,6 +228,11 @@ impl Server {
         fs::write(self.armed(), "").unwrap();
     }
 
+    /// From now on it does not.
+    pub(crate) fn disarm(&self) {
+        fs::remove_file(self.armed()).unwrap();
+    }
+
     /// The file that arms the failpoint, beside the data directory.
     fn armed(&self) -> PathBuf {
         self.directory.with_extension("armed")
