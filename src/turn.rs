@@ -61,8 +61,11 @@ const LOOK_US: u64 = 1_000;
 /// How long it applies what is committed.
 const APPLY_US: u64 = 1_500;
 
-/// Bytes taken in between two looks at the clock, of datagrams that were read together: some 30 requests.
+/// Bytes taken in between two looks at the clock, of datagrams that were read together.
 const BYTES_A_LOOK: usize = 4_096;
+
+/// And datagrams, however short: what a short one asks for may be long.
+const DATAGRAMS_A_LOOK: usize = 8;
 
 /// Commands applied between two looks at the clock: with 100 locks each they take some 200 us.
 const COMMANDS_A_LOOK: usize = 8;
@@ -242,7 +245,7 @@ impl Turn {
                     if !read_together || bytes_since >= BYTES_A_LOOK {
                         (heard, bytes_since) = (self.clock.now_in_turn(began), 0);
                     }
-                    bytes_since += bytes;
+                    bytes_since += bytes.max(BYTES_A_LOOK / DATAGRAMS_A_LOOK);
                     let datagram = &buffer[..bytes];
                     if left > 0 || is_sign_of_life(datagram) {
                         left = left_at(heard, left, began);

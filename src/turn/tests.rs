@@ -233,7 +233,7 @@ fn nothing_expires_that_was_heard_and_waits() {
 }
 
 #[test]
-fn of_what_was_read_together_the_clock_is_looked_at_for_each_4_kib() {
+fn of_what_was_read_together_the_clock_is_looked_at_for_each_4_kib_or_8_datagrams() {
     let looks_for = |together: bool, count: usize, bytes: usize| {
         let mut rig = Rig::new();
         rig.world.together = together;
@@ -246,10 +246,11 @@ fn of_what_was_read_together_the_clock_is_looked_at_for_each_4_kib() {
         rig.looks.get() - before
     };
     let none = looks_for(false, 0, 100);
-    for (count, bytes) in [(1, 100), (32, 128), (33, 128), (5, 4_096), (5, 8_000)] {
+    for (count, bytes, together) in
+        [(1, 100, 1), (8, 100, 1), (9, 100, 2), (9, 1_024, 3), (5, 4_096, 5), (5, 8_000, 5)]
+    {
         assert_eq!(looks_for(false, count, bytes) - none, count as u64);
-        let expected = if bytes < 4_096 { count.div_ceil(4_096 / bytes) } else { count };
-        assert_eq!(looks_for(true, count, bytes) - none, expected as u64, "{count} of {bytes} bytes");
+        assert_eq!(looks_for(true, count, bytes) - none, together, "{count} of {bytes} bytes");
     }
 }
 
