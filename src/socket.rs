@@ -36,12 +36,14 @@ pub struct Socket {
     registry: Registry,
     token: Token,
     registered: bool,
+    /// Whether it was refused once. From then on it stays registered: whoever took the room would take it again.
+    refused: bool,
     heads: MultiHeaders<SockaddrStorage>,
     room: Vec<u8>,
     /// What was read and not handed out: how long, and from whom.
     read: Vec<(usize, SocketAddr)>,
     next: usize,
-    /// Whether there was nothing behind that.
+    /// Whether there was nothing behind that, as far as this turn knows.
     emptied: bool,
     out: Vec<Transmit>,
     out_bytes: usize,
@@ -58,6 +60,7 @@ impl Socket {
             registry,
             token,
             registered: false,
+            refused: false,
             heads: MultiHeaders::preallocate(BATCH, None),
             room: vec![0; BATCH * APART],
             read: Vec::with_capacity(BATCH),
@@ -76,7 +79,7 @@ impl Socket {
     /// `WouldBlock` if there is none; any other is the socket's word on something that was sent.
     pub fn receive(&mut self) -> io::Result<(&[u8], SocketAddr)> {
         if !self.read_together() {
-            // A single datagram, without which the loop would sleep, came alone: whatever comes behind it wakes the loop again.
+            // A single datagram, without which the loop would sleep, came alone in this turn: what comes behind it wakes the loop.
             // Where there were several, more have come meanwhile, and are better read at once.
             if std::mem::take(&mut self.emptied) {
                 return Err(io::ErrorKind::WouldBlock.into());
@@ -123,24 +126,32 @@ impl Socket {
         }
     }
 
-    /// Lets the poll tell of what comes, and of what has come already. To be called before each wait for it.
+    /// Lets the poll tell of what comes, and of what has come already. To be called before each wait that what comes may end.
     ///
     /// While a socket is registered the kernel looks at who polls it for each datagram that it sends, too, since there is room
     /// for another one then. So it is not while a crowd of them is sent.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's, which has no room for that now. It may be tried again.
     pub fn register(&mut self) -> io::Result<()> {
-        if !self.registered {
-            self.registry.register(&mut self.socket, self.token, Interest::READABLE)?;
-            self.registered = true;
+        if self.registered {
+            return Ok(());
         }
-        Ok(())
+        let registered = self.registry.register(&mut self.socket, self.token, Interest::READABLE);
+        self.registered = registered.is_ok();
+        if registered.is_err() {
+            self.refused = true;
+            // Debug builds of mio would remember it as registered; that it is not is no news.
+            let _ = self.registry.deregister(&mut self.socket);
+        }
+        registered
     }
 
     /// Sends what was gathered.
     pub fn flush(&mut self) {
-        if self.registered && self.out.len() >= CROWD {
+        // A turn ends with this: the next one looks at the socket itself before it lets time pass.
+        self.emptied = false;
+        if self.registered && !self.refused && self.out.len() >= CROWD {
             match self.registry.deregister(&mut self.socket) {
                 Ok(()) => self.registered = false,
                 Err(error) => log::debug!("the socket stays registered: {error}"),
@@ -242,6 +253,35 @@ mod tests {
             assert_eq!(socket.receive().unwrap().0, b"meanwhile");
             assert!(socket.receive().is_err());
         }
+    }
+
+    /// Time passes a deadline once the socket was found empty behind it; in the turn before is not behind it.
+    #[test]
+    fn what_came_alone_in_one_turn_says_nothing_of_the_next() {
+        let (mut socket, address, _poll) = polled();
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for sent in [b"one", b"two"] {
+            peer.send_to(sent, address).unwrap();
+            assert_eq!(socket.receive().unwrap().0, sent);
+            socket.flush();
+        }
+    }
+
+    #[test]
+    fn a_socket_that_was_refused_once_stays_registered_as_soon_as_it_is() {
+        let (mut socket, address, mut poll) = polled();
+        let mut events = Events::with_capacity(4);
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = peer.local_addr().unwrap();
+        let fd = socket.socket.as_raw_fd();
+        poll.registry().register(&mut mio::unix::SourceFd(&fd), Token(1), Interest::READABLE).unwrap();
+        assert_eq!(socket.register().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        socket.register().unwrap();
+        (0..CROWD).for_each(|_| socket.send(Transmit { to, bytes: vec![7; 10] }));
+        socket.flush();
+        peer.send_to(b"told", address).unwrap();
+        poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(events.iter().map(mio::event::Event::token).collect::<Vec<_>>(), [Token(0)]);
     }
 
     #[test]

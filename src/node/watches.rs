@@ -245,7 +245,7 @@ impl Node {
             if !event.names().any(|name| name.starts_with(&ask.prefix)) {
                 continue;
             }
-            let shown = wire::event_shown(&event);
+            let shown = wire::event_shown(event);
             let more = json_len(&shown) + 1;
             let full = ask.limit.is_some_and(|limit| events.len() as u64 >= limit);
             if full || !page_bytes(bytes, more) {

@@ -157,19 +157,35 @@ pub enum KeyEnd {
     SessionEnded,
 }
 
+/// An event as it is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchEventRef<'a> {
+    /// The command that did it.
+    pub op: Op,
+    /// To what.
+    pub name: &'a str,
+    /// What.
+    pub what: &'a What,
+}
+
 /// The events that are kept, in order.
 ///
-/// Their names lie behind each other, as bytes: one that was shared with whatever else had it would be let go by the last event
-/// about it, long after anybody looked at it (docs/performance.md, "Steps").
+/// Their names lie behind each other. A name that is shared would be let go with the last event about it, long after anybody
+/// looked at it (docs/performance.md, "Steps").
 #[derive(Debug, Default)]
 pub(super) struct History {
     events: VecDeque<Kept>,
-    /// The names of the events, in their order, with nothing between them.
-    names: VecDeque<u8>,
+    /// The names of the events, in their order, with nothing between them, behind those that are let go.
+    names: String,
+    /// How many bytes those are.
+    let_go: usize,
     /// Bytes of names that are gone.
-    names_gone: u64,
+    gone: u64,
     bytes: u64,
 }
+
+/// Names that were let go go together, if they are as many bytes as this and half of all.
+const TOGETHER: usize = 4_096;
 
 /// An event whose name lies elsewhere.
 #[derive(Debug)]
@@ -198,10 +214,10 @@ impl History {
     }
 
     fn push(&mut self, op: Op, name: &Name, what: What) {
-        let name_at = self.names_gone + self.names.len() as u64;
+        let name_at = self.gone + self.names.len() as u64;
         let event = Kept { op, name_at, name_len: name.len(), what };
         self.bytes += event.weight();
-        self.names.extend(name.as_bytes());
+        self.names.push_str(name);
         self.events.push_back(event);
     }
 
@@ -213,19 +229,20 @@ impl History {
             while self.events.front().is_some_and(|event| event.op == op) {
                 let event = self.events.pop_front().expect("it was looked at");
                 self.bytes -= event.weight();
-                self.names_gone += event.name_len as u64;
-                self.names.drain(..event.name_len);
+                self.let_go += event.name_len;
             }
             head.history_after = op;
+        }
+        if self.let_go >= TOGETHER.max(self.names.len() / 2) {
+            self.names.drain(..self.let_go);
+            self.gone += std::mem::take(&mut self.let_go) as u64;
         }
     }
 
     /// An event with its name.
-    fn shown(&self, event: &Kept) -> WatchEvent {
-        let begin = (event.name_at - self.names_gone) as usize;
-        let name: Vec<u8> = self.names.range(begin..begin + event.name_len).copied().collect();
-        let name = String::from_utf8(name).ok().and_then(|name| Name::new(&name).ok());
-        WatchEvent { op: event.op, name: name.expect("it was a name"), what: event.what.clone() }
+    fn shown<'a>(&'a self, Kept { op, name_at, name_len, what }: &'a Kept) -> WatchEventRef<'a> {
+        let begin = (name_at - self.gone) as usize;
+        WatchEventRef { op: *op, name: &self.names[begin..begin + name_len], what }
     }
 }
 
@@ -249,11 +266,11 @@ impl Kept {
     }
 }
 
-impl WatchEvent {
+impl<'a> WatchEventRef<'a> {
     /// The names that it is about: of a rotated file both.
-    pub fn names(&self) -> impl Iterator<Item = &Name> {
-        let other = match &self.what {
-            What::FileRotated { to, .. } => Some(to),
+    pub fn names(self) -> impl Iterator<Item = &'a str> {
+        let other = match self.what {
+            What::FileRotated { to, .. } => Some(to.as_str()),
             What::LockGranted { .. }
             | What::LockReleased { .. }
             | What::LockLost { .. }
@@ -265,7 +282,14 @@ impl WatchEvent {
             | What::FileRepaired { .. }
             | What::FileFault { .. } => None,
         };
-        std::iter::once(&self.name).chain(other)
+        std::iter::once(self.name).chain(other)
+    }
+
+    /// The same on its own.
+    fn owned(self) -> WatchEvent {
+        // Names of locks, keys and files alike: what is good for a file is good for the others.
+        let name = Name::new(self.name).expect("it was a name");
+        WatchEvent { op: self.op, name, what: self.what.clone() }
     }
 }
 
@@ -299,7 +323,7 @@ impl State {
     pub fn events_from(
         &self,
         from: Position,
-    ) -> Result<impl Iterator<Item = (Position, WatchEvent)>, Refusal> {
+    ) -> Result<impl Iterator<Item = (Position, WatchEventRef<'_>)>, Refusal> {
         let (oldest, last) = (self.head.history_after, self.head.op);
         let text = if from.op <= oldest {
             format!(
@@ -327,7 +351,7 @@ impl State {
     }
 
     /// The events of the last command, the last first.
-    pub fn events_of_last(&self) -> impl Iterator<Item = WatchEvent> {
+    pub fn events_of_last(&self) -> impl Iterator<Item = WatchEventRef<'_>> {
         let op = self.head.op;
         let events = self.history.events.iter().rev().take_while(move |event| event.op == op);
         events.map(|event| self.history.shown(event))
@@ -391,7 +415,7 @@ impl State {
     }
 
     pub(super) fn history_parts(&self) -> Vec<WatchEvent> {
-        self.history.events.iter().map(|event| self.history.shown(event)).collect()
+        self.history.events.iter().map(|event| self.history.shown(event).owned()).collect()
     }
 
     pub(super) fn add_events(&mut self, events: Vec<WatchEvent>) -> Result<(), String> {
@@ -512,6 +536,22 @@ mod tests {
                 assert_eq!(told(&state, Position::behind(state.op() + 1)), Err(oldest));
             }
         }
+    }
+
+    #[test]
+    fn names_that_were_let_go_take_no_room_for_long_and_the_others_stay_what_they_are() {
+        let mut state = State::new();
+        apply(&mut state, &new_term(1, false, 10, 1 << 20));
+        apply(&mut state, &open());
+        let names: Vec<String> = (1..=500).map(|id| format!("ü{}", "k".repeat(id * 37 % 250))).collect();
+        for (id, name) in (1..).zip(&names) {
+            apply(&mut state, &set(id, name));
+            let kept = &names[(id as usize).saturating_sub(10)..id as usize];
+            let told = told(&state, Position::behind(state.head().history_after)).unwrap();
+            assert!(told.iter().map(|(_, name)| name).eq(kept), "after {id}");
+            assert!(state.history.names.len() <= 2 * 10 * 256 + TOGETHER);
+        }
+        assert!(state.history.gone > 0);
     }
 
     #[test]

@@ -45,7 +45,7 @@ mod waits;
 pub use contention::Figures;
 pub use files::{File, not_found};
 pub use grants::Grant;
-pub use history::{GrantEnd, KeyEnd, WatchEvent, What};
+pub use history::{GrantEnd, KeyEnd, WatchEvent, WatchEventRef, What};
 pub use keys::Key;
 pub use locks::LockView;
 pub use parts::*;
@@ -485,7 +485,7 @@ impl State {
     }
 
     /// Whether [`State::parts`] copies at most so many things, which is found out in no more steps than that. Figures of
-    /// contention are left out, which have a small cap; 16 events of the history, and 256 bytes of values, are one thing.
+    /// contention are left out, which have a small cap; 8 events of the history, and 256 bytes of values, are one thing.
     pub fn has_at_most(&self, things: u64) -> bool {
         let bytes = self.kept.bytes + self.key_bytes + self.staged_bytes;
         let tables = [
@@ -495,7 +495,7 @@ impl State {
             self.waits.len(),
             self.keys.len(),
             self.files.len(),
-            self.history.len() / 16,
+            self.history.len() / 8,
         ];
         let outer = tables.iter().sum::<usize>() as u64 + self.kept.count + bytes / 256;
         let sessions = self.clients.values().map(|id| self.sessions[id].remembered());

@@ -9,7 +9,7 @@ use crate::command::{Ask, Mode};
 use crate::kind::{CycleStep, Detail, Refusal};
 use crate::limits::REPLY_PAGE;
 use crate::outcome::{Ahead, Blocked, Holder, Outcome};
-use crate::state::{GrantEnd, KeyEnd, WatchEvent, What};
+use crate::state::{GrantEnd, KeyEnd, WatchEventRef, What};
 use serde::Serialize;
 
 /// Appends `{"jsonrpc":"2.0","id":…,"result":…}`.
@@ -144,7 +144,7 @@ pub(crate) fn mode_shown(mode: Mode) -> ModeShown {
 }
 
 /// An event as results show it.
-pub(crate) fn event_shown(event: &WatchEvent) -> EventShown {
+pub(crate) fn event_shown(event: WatchEventRef<'_>) -> EventShown {
     let shown = |what: &str| EventShown {
         op: event.op,
         event: what.into(),
@@ -157,7 +157,7 @@ pub(crate) fn event_shown(event: &WatchEvent) -> EventShown {
         ..shown(what)
     };
     let file = |what, generation: u64| EventShown { generation: Some(generation), ..shown(what) };
-    match &event.what {
+    match event.what {
         What::LockGranted { token, client, mode } => {
             EventShown { mode: Some(mode_shown(*mode)), ..of("lock_granted", *token, *client) }
         }
