@@ -107,10 +107,10 @@ pub fn encode(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
     section(&mut out, "unserved", unserved)?;
     section(&mut out, "keys", keys)?;
     section(&mut out, "files", files)?;
-    section(&mut out, "history", history)?;
+    section(&mut out, "history", history.iter())?;
     section(&mut out, "contention", contention)?;
     section(&mut out, "holds", holds)?;
-    section(&mut out, "redo", &snapshot.redo.iter().map(Redo::from).collect::<Vec<_>>())?;
+    section(&mut out, "redo", snapshot.redo.iter().map(Redo::from))?;
     let crc = out.crc;
     out.write_all(&last_line(crc))
 }
@@ -165,6 +165,7 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, Fault> {
         redo,
         crc32c: _,
     } = document;
+    let history = history.into_iter().collect();
     let redo =
         redo.into_iter().map(FileEffect::try_from).collect::<Result<_, _>>().map_err(Fault::Damaged)?;
     let parts =
@@ -194,13 +195,15 @@ fn last_line(crc: u32) -> [u8; LAST_LINE] {
 }
 
 /// Writes one array, one element a line.
-fn section<T: Serialize>(out: &mut Summed<'_>, name: &str, items: &[T]) -> io::Result<()> {
+fn section(out: &mut Summed<'_>, name: &str, items: impl IntoIterator<Item: Serialize>) -> io::Result<()> {
     write!(out, "\"{name}\":[")?;
-    for (index, item) in items.iter().enumerate() {
-        out.write_all(if index == 0 { b"\n" } else { b",\n" })?;
-        serde_json::to_writer(&mut *out, item)?;
+    let mut before: &[u8] = b"\n";
+    for item in items {
+        out.write_all(before)?;
+        serde_json::to_writer(&mut *out, &item)?;
+        before = b",\n";
     }
-    if !items.is_empty() {
+    if before != b"\n" {
         out.write_all(b"\n")?;
     }
     out.write_all(b"],\n")
@@ -530,7 +533,7 @@ mod tests {
                 unserved: vec![],
                 keys: keys.collect(),
                 files: vec![file],
-                history: vec![set],
+                history: [set].into_iter().collect(),
                 contention: vec![],
                 holds: vec![],
             },

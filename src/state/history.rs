@@ -21,6 +21,7 @@ use crate::outcome::LossReason;
 use arcstr::ArcStr;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::fmt;
 
 /// Something that happened to a key, a lock or a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,8 +158,8 @@ pub enum KeyEnd {
     SessionEnded,
 }
 
-/// An event as it is kept.
-#[derive(Clone, Copy, Debug)]
+/// An event where it is kept.
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct WatchEventRef<'a> {
     /// The command that did it.
     pub op: Op,
@@ -172,8 +173,8 @@ pub struct WatchEventRef<'a> {
 ///
 /// Their names lie behind each other. A name that is shared would be let go with the last event about it, long after anybody
 /// looked at it (docs/performance.md, "Steps").
-#[derive(Debug, Default)]
-pub(super) struct History {
+#[derive(Clone, Default)]
+pub struct History {
     events: VecDeque<Kept>,
     /// The names of the events, in their order, with nothing between them, behind those that are let go.
     names: String,
@@ -188,7 +189,7 @@ pub(super) struct History {
 const TOGETHER: usize = 4_096;
 
 /// An event whose name lies elsewhere.
-#[derive(Debug)]
+#[derive(Clone)]
 struct Kept {
     op: Op,
     /// Where its name begins, in bytes of all names that ever were.
@@ -198,6 +199,11 @@ struct Kept {
 }
 
 impl History {
+    /// The events, the oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = WatchEventRef<'_>> {
+        self.events.iter().map(|event| self.shown(event))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.events.len()
     }
@@ -246,6 +252,20 @@ impl History {
     }
 }
 
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl FromIterator<WatchEvent> for History {
+    fn from_iter<T: IntoIterator<Item = WatchEvent>>(events: T) -> History {
+        let mut history = History::default();
+        events.into_iter().for_each(|event| history.push(event.op, &event.name, event.what));
+        history
+    }
+}
+
 impl Kept {
     /// About how many bytes keeping it takes: what `history_bytes` is measured in.
     fn weight(&self) -> u64 {
@@ -283,13 +303,6 @@ impl<'a> WatchEventRef<'a> {
             | What::FileFault { .. } => None,
         };
         std::iter::once(self.name).chain(other)
-    }
-
-    /// The same on its own.
-    fn owned(self) -> WatchEvent {
-        // Names of locks, keys and files alike: what is good for a file is good for the others.
-        let name = Name::new(self.name).expect("it was a name");
-        WatchEvent { op: self.op, name, what: self.what.clone() }
     }
 }
 
@@ -414,25 +427,21 @@ impl State {
         self.head.history_after = self.head.op;
     }
 
-    pub(super) fn history_parts(&self) -> Vec<WatchEvent> {
-        self.history.events.iter().map(|event| self.history.shown(event).owned()).collect()
+    pub(super) fn history_part(&self) -> History {
+        self.history.clone()
     }
 
-    pub(super) fn add_events(&mut self, events: Vec<WatchEvent>) -> Result<(), String> {
+    pub(super) fn add_history(&mut self, history: History) -> Result<(), String> {
         let fault = |text: String| Err(format!("the history: {text}"));
         let (mut last, after, limits) = (0, self.head.history_after, &self.head.limits);
         if after > self.head.op {
             return fault(format!("`history_after` is {after}, which was never given"));
         }
-        for event in &events {
+        for event in history.iter() {
             if event.op < last || event.op <= after || event.op > self.head.op {
                 return fault(format!("the event of op {} of {:?} is out of order", event.op, event.name));
             }
             last = event.op;
-        }
-        let mut history = History::default();
-        for WatchEvent { op, name, what } in events {
-            history.push(op, &name, what);
         }
         let (count, bytes) = (history.events.len(), history.bytes);
         if count as u64 > limits.history_events || bytes > limits.history_bytes {
@@ -592,8 +601,8 @@ mod tests {
             spoil(&mut parts);
             State::from_parts(parts).map(|_| ()).unwrap_err()
         };
-        assert!(spoilt(|parts| parts.history.swap(0, 1)).contains("out of order"));
-        assert!(spoilt(|parts| parts.history[2].op = 99).contains("out of order"));
+        assert!(spoilt(|parts| parts.history.events.swap(0, 1)).contains("out of order"));
+        assert!(spoilt(|parts| parts.history.events[2].op = 99).contains("out of order"));
         assert!(spoilt(|parts| parts.head.history_after = 4).contains("out of order"));
         assert!(spoilt(|parts| parts.head.history_after = 99).contains("never given"));
         assert!(spoilt(|parts| parts.head.limits.history_events = 2).contains("over their caps"));

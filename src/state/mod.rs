@@ -45,7 +45,7 @@ mod waits;
 pub use contention::Figures;
 pub use files::{File, not_found};
 pub use grants::Grant;
-pub use history::{GrantEnd, KeyEnd, WatchEvent, WatchEventRef, What};
+pub use history::{GrantEnd, History, KeyEnd, WatchEvent, WatchEventRef, What};
 pub use keys::Key;
 pub use locks::LockView;
 pub use parts::*;
@@ -63,7 +63,6 @@ use crate::map::Lookup;
 use crate::name::Name;
 use crate::outcome::{Effect, Outcome};
 use crate::time::Time;
-use history::History;
 use lock::Lock;
 use numbered::Numbered;
 use std::collections::{BTreeMap, BTreeSet};
@@ -485,7 +484,7 @@ impl State {
     }
 
     /// Whether [`State::parts`] copies at most so many things, which is found out in no more steps than that. Figures of
-    /// contention are left out, which have a small cap; 8 events of the history, and 256 bytes of values, are one thing.
+    /// contention are left out, which have a small cap; 16 events of the history, and 256 bytes of values, are one thing.
     pub fn has_at_most(&self, things: u64) -> bool {
         let bytes = self.kept.bytes + self.key_bytes + self.staged_bytes;
         let tables = [
@@ -495,7 +494,7 @@ impl State {
             self.waits.len(),
             self.keys.len(),
             self.files.len(),
-            self.history.len() / 8,
+            self.history.len() / 16,
         ];
         let outer = tables.iter().sum::<usize>() as u64 + self.kept.count + bytes / 256;
         let sessions = self.clients.values().map(|id| self.sessions[id].remembered());
@@ -515,7 +514,7 @@ impl State {
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
-            history: self.history_parts(),
+            history: self.history_part(),
             contention: self.contention.parts(),
             holds: self.contention.hold_parts(),
         }
@@ -551,7 +550,7 @@ impl State {
             state.add_file(part)?;
         }
         if !crate::bug::planted("history_lost_with_the_snapshot") {
-            state.add_events(parts.history)?;
+            state.add_history(parts.history)?;
         }
         state.contention = contention::Contention::from_parts(parts.contention, parts.holds)?;
         state.check_sessions()?;

@@ -9,7 +9,7 @@ use crate::identity::{Nonce, Op, SessionId, Term, Token};
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::outcome::{Asked, Loss, Offer, Outcome};
-use crate::state::WatchEvent;
+use crate::state::History;
 use crate::time::Time;
 use arcstr::ArcStr;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -35,7 +35,7 @@ pub struct Parts {
     /// In the order of their names.
     pub files: Vec<FilePart>,
     /// What happened lately, in the order in which it did.
-    pub history: Vec<WatchEvent>,
+    pub history: History,
     /// Locks that are waited for most, in the order of their names.
     pub contention: Vec<ContentionPart>,
     /// Other locks that were held lately, the oldest first.
