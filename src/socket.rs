@@ -204,22 +204,30 @@ mod tests {
     use mio::{Events, Poll};
     use std::time::Duration;
 
-    /// A socket, its address, and the poll that tells of it.
-    fn polled() -> (Socket, SocketAddr, Poll) {
+    /// A socket, the poll that tells of it, and somebody who sends to it.
+    fn polled() -> (Socket, Poll, std::net::UdpSocket) {
         let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let (address, poll) = (socket.local_addr().unwrap(), Poll::new().unwrap());
-        (Socket::new(socket, poll.registry().try_clone().unwrap(), Token(0)), address, poll)
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.connect(socket.local_addr().unwrap()).unwrap();
+        let poll = Poll::new().unwrap();
+        (Socket::new(socket, poll.registry().try_clone().unwrap(), Token(0)), poll, peer)
+    }
+
+    /// Sends so many datagrams at once.
+    fn send(socket: &mut Socket, to: &std::net::UdpSocket, count: usize) {
+        let to = to.local_addr().unwrap();
+        (0..count).for_each(|_| socket.send(Transmit { to, bytes: vec![7; 10] }));
+        socket.flush();
     }
 
     /// The loop is woken once for what came while it slept, and sleeps again when it is told that there is nothing more.
     #[test]
     fn whatever_comes_behind_a_datagram_that_came_alone_wakes_the_loop_again() {
-        let (mut socket, to, mut poll) = polled();
+        let (mut socket, mut poll, peer) = polled();
         let mut events = Events::with_capacity(4);
-        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         for sent in [1, 1, 3, 1, 40, 2, 1] {
             for nth in 0..sent {
-                peer.send_to(&[nth], to).unwrap();
+                peer.send(&[nth]).unwrap();
             }
             socket.register().unwrap();
             poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
@@ -234,15 +242,12 @@ mod tests {
 
     #[test]
     fn what_comes_while_a_crowd_is_sent_is_told_before_the_next_wait() {
-        let (mut socket, address, mut poll) = polled();
+        let (mut socket, mut poll, peer) = polled();
         let mut events = Events::with_capacity(4);
-        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let to = peer.local_addr().unwrap();
         for sent in [1, CROWD - 1, CROWD, BATCH, BATCH + 1, 1] {
             socket.register().unwrap();
-            (0..sent).for_each(|_| socket.send(Transmit { to, bytes: vec![7; 10] }));
-            socket.flush();
-            peer.send_to(b"meanwhile", address).unwrap();
+            send(&mut socket, &peer, sent);
+            peer.send(b"meanwhile").unwrap();
             poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
             assert_eq!(events.is_empty(), sent >= CROWD, "{sent} were sent");
             if sent >= CROWD {
@@ -258,10 +263,9 @@ mod tests {
     /// Time passes a deadline once the socket was found empty behind it; in the turn before is not behind it.
     #[test]
     fn what_came_alone_in_one_turn_says_nothing_of_the_next() {
-        let (mut socket, address, _poll) = polled();
-        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (mut socket, _poll, peer) = polled();
         for sent in [b"one", b"two"] {
-            peer.send_to(sent, address).unwrap();
+            peer.send(sent).unwrap();
             assert_eq!(socket.receive().unwrap().0, sent);
             socket.flush();
         }
@@ -269,29 +273,23 @@ mod tests {
 
     #[test]
     fn a_socket_that_was_refused_once_stays_registered_as_soon_as_it_is() {
-        let (mut socket, address, mut poll) = polled();
+        let (mut socket, mut poll, peer) = polled();
         let mut events = Events::with_capacity(4);
-        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let to = peer.local_addr().unwrap();
         let fd = socket.socket.as_raw_fd();
         poll.registry().register(&mut mio::unix::SourceFd(&fd), Token(1), Interest::READABLE).unwrap();
         assert_eq!(socket.register().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         socket.register().unwrap();
-        (0..CROWD).for_each(|_| socket.send(Transmit { to, bytes: vec![7; 10] }));
-        socket.flush();
-        peer.send_to(b"told", address).unwrap();
+        send(&mut socket, &peer, CROWD);
+        peer.send(b"told").unwrap();
         poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
         assert_eq!(events.iter().map(mio::event::Event::token).collect::<Vec<_>>(), [Token(0)]);
     }
 
     #[test]
     fn the_room_of_what_was_sent_can_be_taken_once() {
-        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let to = peer.local_addr().unwrap();
-        let (mut socket, _, _poll) = polled();
+        let (mut socket, _poll, peer) = polled();
         for sent in [1, 3, BATCH] {
-            (0..sent).for_each(|_| socket.send(Transmit { to, bytes: vec![7; 10] }));
-            socket.flush();
+            send(&mut socket, &peer, sent);
             let rooms: Vec<Vec<u8>> = std::iter::from_fn(|| socket.take_room()).collect();
             assert_eq!(rooms, vec![vec![7; 10]; sent]);
         }

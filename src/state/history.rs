@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fmt;
 
-/// Something that happened to a key, a lock or a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Something that happened to a key, a lock or a file, as a snapshot is read.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WatchEvent {
     /// The command that did it.
@@ -158,7 +158,7 @@ pub enum KeyEnd {
     SessionEnded,
 }
 
-/// An event where it is kept.
+/// The same where it is kept, as it is shown and written.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct WatchEventRef<'a> {
     /// The command that did it.
@@ -425,10 +425,6 @@ impl State {
     pub(super) fn forget_history(&mut self) {
         self.history = History::default();
         self.head.history_after = self.head.op;
-    }
-
-    pub(super) fn history_part(&self) -> History {
-        self.history.clone()
     }
 
     pub(super) fn add_history(&mut self, history: History) -> Result<(), String> {

@@ -514,7 +514,7 @@ impl State {
             waits: self.waits.iter().map(|(op, wait)| self.wait_part(*op, wait)).collect(),
             keys: self.keys.iter().map(|(name, key)| key.part(name)).collect(),
             files: self.files.iter().map(|(name, file)| file.part(name)).collect(),
-            history: self.history_part(),
+            history: self.history.clone(),
             contention: self.contention.parts(),
             holds: self.contention.hold_parts(),
         }
