@@ -5,6 +5,7 @@
 //! - Each name that is made, changed or taken away is synced with its directory before the next step that counts on it:
 //!   the next change of a name by the same thread, a record in a segment of that name, the deletion of segments.
 //! - A file gets its name after its content is synced.
+//! - The loop gives no memory back to the system: that takes long, and is done by the thread of the snapshot.
 //!
 //! A file under a `.tmp` name is nobody's yet: its rename is what has to be synced.
 
@@ -12,7 +13,9 @@ use crate::harness::{Lack, Raw, Server, Setup, has, poll_until, skip};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 const CALLS: &str = "open,creat,openat,openat2,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,mkdir,\
                      mkdirat,write,writev,pwrite64,pwritev,pwritev2,fallocate,ftruncate,fdatasync,fsync,sync_file_range,\
@@ -25,18 +28,61 @@ const ROUNDS: usize = 120;
 
 #[test]
 fn no_reply_and_no_name_is_ahead_of_the_sync_that_covers_it() {
-    const WHAT: &str = "the order of syncs and replies in a trace";
+    let Some((text, directory)) = traced("the order of syncs and replies in a trace", CALLS, load) else {
+        return;
+    };
+    let mut reader = Reader { directory: directory.to_str().unwrap().to_owned(), ..Reader::default() };
+    reader.read(&text);
+    let Reader { seen, .. } = &reader;
+    println!("{seen:?}");
+    assert!(seen.replies >= CLIENTS * ROUNDS * 4, "not every reply was looked at");
+    assert!(seen.values >= CLIENTS * ROUNDS, "hardly a value was looked at");
+    assert!(seen.renames >= 10 && seen.unlinks >= 2 && seen.creates >= CLIENTS, "hardly a name changed");
+    // Where the journal is written directly (`disk::honours_direct_syncs`): EXT4_SUPER_MAGIC and XFS_SUPER_MAGIC of statfs(2).
+    let kind = rustix::fs::statfs(&directory).unwrap().f_type as u64;
+    let direct = [0xef53, 0x5846_5342].contains(&kind);
+    assert_eq!(seen.durable_writes > 0, direct, "file system {kind:x}");
+    assert!(seen.segments >= 3 && seen.segments_deleted >= 1, "the journal did not go on in new segments");
+}
+
+/// To give a large piece of memory back takes the kernel milliseconds, in which the loop would answer nobody. What was freed
+/// before the allocator was told to keep it was idle a second later, and the loop met it, with all that had been freed since.
+#[test]
+fn the_loop_gives_no_memory_back_while_it_works() {
+    const LARGE: usize = 10_000;
+    let writes = |server: &Server| {
+        let (began, mut raw) = (Instant::now(), server.client(60_000));
+        let mut writes = 0;
+        while writes < 1_000 || began.elapsed() < Duration::from_secs(2) {
+            raw.set(&format!("key-{}", writes % 50), json!("x".repeat(LARGE + writes % 1_000)));
+            writes += 1;
+        }
+    };
+    let Some((text, _)) = traced("who gives memory back", "madvise,recvmmsg", writes) else { return };
+    let main = format!("{} ", text.split(' ').next().unwrap());
+    let calls: Vec<&str> = text.lines().filter(|line| line.starts_with(&main)).collect();
+    let receives = |line: &&str| line.contains("recvmmsg");
+    let first = calls.iter().position(receives).unwrap();
+    let last = calls.iter().rposition(receives).unwrap();
+    assert!(last - first >= 1_000, "the loop of the server is in another thread");
+    let given: Vec<&&str> = calls[first..last].iter().filter(|line| line.contains("MADV_DONTNEED")).collect();
+    assert!(given.is_empty(), "{given:?}");
+}
+
+/// What a server that is given something to do asks of the kernel, and its data directory; nothing if that cannot be seen here.
+fn traced(what: &str, calls: &str, load: impl FnOnce(&Server)) -> Option<(String, PathBuf)> {
     if let Err(lack) = has("strace") {
-        return skip(WHAT, &lack);
+        skip(what, &lack);
+        return None;
     }
     let tried = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output().unwrap();
     if !tried.status.success() {
-        let why = String::from_utf8_lossy(&tried.stderr).trim().to_owned();
-        return skip(WHAT, &Lack::Forbidden(why));
+        skip(what, &Lack::Forbidden(String::from_utf8_lossy(&tried.stderr).trim().to_owned()));
+        return None;
     }
     let place = tempfile::Builder::new().prefix("tenure-trace-").tempdir().unwrap();
     let file = place.path().join("trace");
-    let trace_calls = format!("trace={CALLS}");
+    let trace_calls = format!("trace={calls}");
     let out = file.to_str().unwrap();
     let strace = ["strace", "-D", "-f", "-y", "-x", "-s", "16384", "-e", &trace_calls, "-o", out];
     let run_by = strace.map(str::to_owned).to_vec();
@@ -52,18 +98,7 @@ fn no_reply_and_no_name_is_ahead_of_the_sync_that_covers_it() {
             text.lines().rev().any(|line| line.starts_with(&main) && line.ends_with("+++ exited with 0 +++"));
         ended.then_some(text)
     });
-    let mut reader = Reader { directory: directory.to_str().unwrap().to_owned(), ..Reader::default() };
-    reader.read(&text);
-    let Reader { seen, .. } = &reader;
-    println!("{seen:?}");
-    assert!(seen.replies >= CLIENTS * ROUNDS * 4, "not every reply was looked at");
-    assert!(seen.values >= CLIENTS * ROUNDS, "hardly a value was looked at");
-    assert!(seen.renames >= 10 && seen.unlinks >= 2 && seen.creates >= CLIENTS, "hardly a name changed");
-    // Where the journal is written directly (`disk::honours_direct_syncs`): EXT4_SUPER_MAGIC and XFS_SUPER_MAGIC of statfs(2).
-    let kind = rustix::fs::statfs(&directory).unwrap().f_type as u64;
-    let direct = [0xef53, 0x5846_5342].contains(&kind);
-    assert_eq!(seen.durable_writes > 0, direct, "file system {kind:x}");
-    assert!(seen.segments >= 3 && seen.segments_deleted >= 1, "the journal did not go on in new segments");
+    Some((text, directory))
 }
 
 /// Gives the server something to do: each request carries a word of its own.
