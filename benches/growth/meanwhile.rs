@@ -4,6 +4,7 @@ use crate::common::server::Server;
 use crate::common::{self, Plan, ask, fresh_dir, thousands};
 use crate::curve::Noticed;
 use crate::measure::{Turns, turns, write_keys};
+use rustix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A sentence, if anything does not work.
 pub(crate) fn run(plan: &Plan) -> Result<Vec<Noticed>, String> {
     let (locks, keys, clients) = if plan.test { (64, 1, 4) } else { (1_000_000, 300, 1_000) };
-    Ok(vec![calm(plan)?, snapshot(plan, keys)?, mass_expiry(plan, locks)?, reconnect(plan, clients)?])
+    Ok(vec![
+        plan.cores.on_the_servers(|| no_server(plan))?,
+        calm(plan)?,
+        snapshot(plan, keys)?,
+        mass_expiry(plan, locks)?,
+        reconnect(plan, clients)?,
+    ])
 }
 
 /// Prints the table.
@@ -65,11 +72,36 @@ fn watch(
         let times = reader.join().map_err(|_| "the reader failed".to_owned())??;
         happened.map(|()| times)
     })?;
-    let Turns { longest: longest_turn_us, cpu: longest_turn_cpu_us } = turns(server)?;
+    noticed(meanwhile, &times, turns(server)?)
+}
+
+fn noticed(meanwhile: String, times: &Times, turns: Turns) -> Result<Noticed, String> {
+    let Turns { longest: longest_turn_us, cpu: longest_turn_cpu_us } = turns;
     let shown = times.percentiles().ok_or("nothing was read")?;
     let (p50, p99, p999, max) = (shown.p50, shown.p99, shown.p999, shown.max);
     let reads = times.count();
     Ok(Noticed { meanwhile, reads, p50, p99, p999, max, longest_turn_us, longest_turn_cpu_us })
+}
+
+/// What the machine adds to all that follows: a thread that only reads its clocks meets pauses, too, and some of them count as its
+/// CPU time, since the system does not see that its host had the core.
+fn no_server(plan: &Plan) -> Result<Noticed, String> {
+    let (mut times, mut longest, began) = (Times::new(), Turns::default(), Instant::now());
+    let read = || (Instant::now(), clock_gettime(ClockId::ThreadCPUTime));
+    let mut last = read();
+    while last.0 - began < plan.time() * 10 {
+        let next = read();
+        let (gap, cpu) = (next.0 - last.0, next.1 - last.1);
+        times.add(gap);
+        longest.longest = longest.longest.max(micros(gap));
+        longest.cpu = longest.cpu.max(micros(cpu.try_into().map_err(|_| "a thread's clock went back")?));
+        last = next;
+    }
+    noticed("no server: a thread reads the clock on its core".into(), &times, longest)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn calm(plan: &Plan) -> Result<Noticed, String> {

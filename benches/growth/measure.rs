@@ -132,7 +132,7 @@ impl Measured {
 }
 
 /// The longest turn of the loop so far, in microseconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Turns {
     /// By the wall.
     pub(crate) longest: u64,
