@@ -10,6 +10,7 @@ use mio::net::UdpSocket;
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd;
@@ -38,6 +39,8 @@ pub struct Socket {
     registered: bool,
     /// Whether it was refused once. From then on it stays registered: whoever took the room would take it again.
     refused: bool,
+    /// Whether each datagram goes in one piece: see [`goes_whole`].
+    whole: bool,
     heads: MultiHeaders<SockaddrStorage>,
     room: Vec<u8>,
     /// What was read and not handed out: how long, and from whom.
@@ -56,6 +59,7 @@ impl Socket {
     /// A socket that is bound and does not wait. The poll of this registry tells of it under that token, once it is registered.
     pub fn new(socket: UdpSocket, registry: Registry, token: Token) -> Socket {
         Socket {
+            whole: goes_whole(&socket),
             socket,
             registry,
             token,
@@ -176,6 +180,12 @@ impl Socket {
             sent += match result {
                 Ok(count) => count.max(1),
                 Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => 0,
+                Err(error) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) && self.whole => {
+                    self.whole = false;
+                    let pieces = set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::WANT);
+                    log::debug!("a reply of {} bytes goes in pieces: {pieces:?}", left[0].bytes.len());
+                    0
+                }
                 Err(error) => {
                     log::debug!("a reply to {} was not sent: {error}", left[0].to);
                     1
@@ -191,6 +201,15 @@ impl Socket {
     pub fn take_room(&mut self) -> Option<Vec<u8>> {
         self.sent.pop()
     }
+}
+
+/// Lets what is sent to this machine alone go in one piece: its loopback carries the largest datagram. Then the kernel neither
+/// looks for the MTU of a path nor numbers the datagrams for the sake of their pieces (`IP_PMTUDISC_PROBE`, ip(7)). Whether
+/// that is so now; where the loopback carries less, what it refuses goes in pieces after all.
+fn goes_whole(socket: &UdpSocket) -> bool {
+    let local = socket.local_addr();
+    local.is_ok_and(|address| address.is_ipv4() && address.ip().is_loopback())
+        && set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE).is_ok()
 }
 
 fn address_of(address: SockaddrStorage) -> Option<SocketAddr> {

@@ -2,10 +2,10 @@
 //! clients, and `nftables` rules that drop what one side is sent, or the other, or both.
 
 use crate::harness::{
-    Life, Oracle, Raw, Server, Setup, Worker, can_unshare, has, let_pass, mix, poll_until, run_inside, seed,
-    skip,
+    Life, Oracle, Raw, Sent, Server, Setup, Worker, can_unshare, has, let_pass, mix, poll_until, run_inside,
+    seed, skip,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::{Child, Command};
@@ -57,6 +57,44 @@ fn in_its_own_network() {
         println!("{cut:?}: leases as they should be");
     }
     soak(&server, &network);
+}
+
+/// The server has its replies on this machine go in one piece, which the loopback of most machines takes.
+#[test]
+fn replies_larger_than_the_loopback_takes_go_in_pieces() {
+    match has("ip").and_then(|()| can_unshare(&["--net"])) {
+        Ok(()) => run_inside("partition::on_a_narrow_loopback", &["--net"]),
+        Err(lack) => skip("a loopback that takes little, in a network namespace", &lack),
+    }
+}
+
+#[test]
+#[ignore = "the test above runs it in namespaces of its own"]
+fn on_a_narrow_loopback() {
+    let narrow = |mtu: usize| {
+        let line = format!("ip link set lo mtu {mtu} up");
+        run(Command::new("env").args(line.split(' ')), &line)
+    };
+    if let Err(why) = narrow(65_536) {
+        return println!("SKIP: a loopback that takes little: this machine does not allow it: {why}");
+    }
+    let value = json!("x".repeat(20_000));
+    for together in [1, 20] {
+        narrow(65_536).unwrap();
+        let server = Server::with(Setup::default());
+        let mut raw = server.client(60_000);
+        raw.set("large", value.clone());
+        narrow(1_500).unwrap();
+        // Between the others, so that it is not the first of those that leave together.
+        let reads: Vec<Sent> = (0..together)
+            .map(|at| raw.prepare("get", json!({"key": if at == together / 2 { "large" } else { "none" }})))
+            .collect();
+        reads.iter().for_each(|read| raw.send(read));
+        for (at, read) in reads.iter().enumerate() {
+            let found = if at == together / 2 { &value } else { &Value::Null };
+            assert_eq!(&raw.finish(read).ok()["value"], found, "{at} of {together}");
+        }
+    }
 }
 
 /// A client on one side, with heartbeats and a lock; the file that the lock guards is named like it.
