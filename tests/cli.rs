@@ -37,9 +37,14 @@ struct Bench {
 
 impl Bench {
     fn start() -> Bench {
+        Bench::start_with(&[])
+    }
+
+    /// A server with more arguments.
+    fn start_with(more: &[&str]) -> Bench {
         let data = tempfile::tempdir().unwrap();
         let home = tempfile::tempdir().unwrap();
-        let (server, addr) = serve(data.path(), "127.0.0.1:0");
+        let (server, addr) = serve_with(data.path(), "127.0.0.1:0", more, "warn", Stdio::inherit());
         Bench { server, addr, data, home }
     }
 
@@ -118,14 +123,15 @@ impl Drop for Bench {
 
 /// Starts a server and waits for its one line.
 fn serve(data: &Path, bind: &str) -> (Child, String) {
-    serve_with(data, bind, "warn", Stdio::inherit())
+    serve_with(data, bind, &[], "warn", Stdio::inherit())
 }
 
-/// Starts a server that logs from a level on.
-fn serve_with(data: &Path, bind: &str, log: &str, stderr: Stdio) -> (Child, String) {
+/// Starts a server with more arguments, that logs from a level on.
+fn serve_with(data: &Path, bind: &str, more: &[&str], log: &str, stderr: Stdio) -> (Child, String) {
     let mut server = tenure()
         .args(["serve", "--bind", bind, "--data-dir"])
         .arg(data)
+        .args(more)
         .env("TENURE_LOG", log)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -666,7 +672,7 @@ fn a_server_logs_each_operation_at_debug_and_never_what_is_written() {
             tempfile::NamedTempFile::new().unwrap(),
         );
         let stderr = Stdio::from(log.reopen().unwrap());
-        let (server, addr) = serve_with(data.path(), "127.0.0.1:0", level, stderr);
+        let (server, addr) = serve_with(data.path(), "127.0.0.1:0", &[], level, stderr);
         let bench = Bench { server, addr, data, home };
         let token = bench.ok(&["acquire", "file_0", "--ttl", "1h"]);
         bench.ok(&["append", "file_0", "the bytes"]);
@@ -920,6 +926,23 @@ fn what_a_command_wrote_under_an_atomic_lock_takes_effect_only_if_it_ends_well()
     bench.ok(&["release", "a"]);
     assert_eq!(bench.ok(&["get", "a"]), "3");
     assert_eq!(bench.kept(), 0);
+}
+
+/// Hardly more replies are kept for a client than it has requests on their way. What is refused for now must come with a later
+/// `ack`, or would be refused for ever.
+#[test]
+fn a_load_that_is_told_of_a_full_window_says_what_has_arrived() {
+    let bench = Bench::start_with(&["--max-replies", "10"]);
+    let args =
+        ["bench", "--workload", "put", "--clients", "1", "--in-flight", "8", "--seconds", "0.4", "--json"];
+    let output = bench.run(&args);
+    let report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", told(&output)));
+    let errors = report["errors"].as_object().unwrap();
+    assert!(errors.contains_key("limit"), "nothing was refused: {report}");
+    assert_eq!(errors.len(), 1, "{report}");
+    assert!(report["operations"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(bench.json(&["status"])["counts"]["keys"], 0);
 }
 
 /// A load of a fraction of a second; its report.

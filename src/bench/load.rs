@@ -600,10 +600,13 @@ impl<'a> Load<'a> {
             return 0;
         }
         owner.unacknowledged = 0;
-        let slots = &self.slots[client * in_flight..(client + 1) * in_flight];
-        let on_their_way =
-            slots.iter().filter(|slot| slot.id != 0 && slot.call.is_logged()).map(|slot| slot.id);
-        on_their_way.min().unwrap_or(id)
+        self.oldest(client).unwrap_or(id)
+    }
+
+    /// The oldest logged request that a client has on its way: all before it may be acknowledged.
+    fn oldest(&self, client: usize) -> Option<u64> {
+        let slots = &self.slots[client * self.plan.in_flight..(client + 1) * self.plan.in_flight];
+        slots.iter().filter(|slot| slot.id != 0 && slot.call.is_logged()).map(|slot| slot.id).min()
     }
 
     /// Sends the heartbeats that are due.
