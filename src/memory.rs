@@ -34,10 +34,10 @@ pub(crate) fn keep_freed() {
     unsafe {
         if mi_option_get(PURGE_DELAY) == PURGE_DELAY_DEFAULT {
             mi_option_set(PURGE_DELAY, KEPT_MS);
+            // What was freed before is due after the old delay, and what is freed later beside it would go with it.
+            give_back();
         }
     }
-    // What was freed before has its end after the old delay, and all that is freed later would share it.
-    give_back();
 }
 
 /// Gives back to the system what is free: some 0.1 ms for each MiB, in which other threads go on. Pages of a few objects that

@@ -39,7 +39,7 @@ pub struct Socket {
     registered: bool,
     /// Whether it was refused once. From then on it stays registered: whoever took the room would take it again.
     refused: bool,
-    /// Whether each datagram goes in one piece: see [`goes_whole`].
+    /// Whether each datagram goes in one piece: see [`send_whole`].
     whole: bool,
     heads: MultiHeaders<SockaddrStorage>,
     room: Vec<u8>,
@@ -59,7 +59,7 @@ impl Socket {
     /// A socket that is bound and does not wait. The poll of this registry tells of it under that token, once it is registered.
     pub fn new(socket: UdpSocket, registry: Registry, token: Token) -> Socket {
         Socket {
-            whole: goes_whole(&socket),
+            whole: send_whole(&socket),
             socket,
             registry,
             token,
@@ -205,8 +205,8 @@ impl Socket {
 
 /// Lets what is sent to this machine alone go in one piece: its loopback carries the largest datagram. Then the kernel neither
 /// looks for the MTU of a path nor numbers the datagrams for the sake of their pieces (`IP_PMTUDISC_PROBE`, ip(7)). Whether
-/// that is so now; where the loopback carries less, what it refuses goes in pieces after all.
-fn goes_whole(socket: &UdpSocket) -> bool {
+/// that is so now; where the loopback carries less, what it refuses goes in pieces after all, as by default (`IP_PMTUDISC_WANT`).
+fn send_whole(socket: &UdpSocket) -> bool {
     let local = socket.local_addr();
     local.is_ok_and(|address| address.is_ipv4() && address.ip().is_loopback())
         && set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE).is_ok()

@@ -13,7 +13,6 @@ use crate::harness::{Lack, Raw, Server, Setup, has, poll_until, skip};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -28,9 +27,10 @@ const ROUNDS: usize = 120;
 
 #[test]
 fn no_reply_and_no_name_is_ahead_of_the_sync_that_covers_it() {
-    let Some((text, directory)) = traced("the order of syncs and replies in a trace", CALLS, load) else {
+    let Some((text, server)) = traced("the order of syncs and replies in a trace", CALLS, load) else {
         return;
     };
+    let directory = fs::canonicalize(server.directory()).unwrap();
     let mut reader = Reader { directory: directory.to_str().unwrap().to_owned(), ..Reader::default() };
     reader.read(&text);
     let Reader { seen, .. } = &reader;
@@ -58,7 +58,7 @@ fn the_loop_gives_no_memory_back_while_it_works() {
             writes += 1;
         }
     };
-    let Some((text, _)) = traced("who gives memory back", "madvise,recvmmsg", writes) else { return };
+    let Some((text, _)) = traced("who gives memory back", "execve,madvise,recvmmsg", writes) else { return };
     let main = format!("{} ", text.split(' ').next().unwrap());
     let calls: Vec<&str> = text.lines().filter(|line| line.starts_with(&main)).collect();
     let receives = |line: &&str| line.contains("recvmmsg");
@@ -69,8 +69,9 @@ fn the_loop_gives_no_memory_back_while_it_works() {
     assert!(given.is_empty(), "{given:?}");
 }
 
-/// What a server that is given something to do asks of the kernel, and its data directory; nothing if that cannot be seen here.
-fn traced(what: &str, calls: &str, load: impl FnOnce(&Server)) -> Option<(String, PathBuf)> {
+/// What a server that is given something to do asks of the kernel, its main thread first, and the server, which has ended;
+/// nothing if that cannot be seen here.
+fn traced(what: &str, calls: &str, load: impl FnOnce(&Server)) -> Option<(String, Server)> {
     if let Err(lack) = has("strace") {
         skip(what, &lack);
         return None;
@@ -87,7 +88,6 @@ fn traced(what: &str, calls: &str, load: impl FnOnce(&Server)) -> Option<(String
     let strace = ["strace", "-D", "-f", "-y", "-x", "-s", "16384", "-e", &trace_calls, "-o", out];
     let run_by = strace.map(str::to_owned).to_vec();
     let mut server = Server::with(Setup { log: "warn", run_by, ..Setup::default() });
-    let directory = fs::canonicalize(server.directory()).unwrap();
     load(&server);
     let exit = server.terminate();
     assert!(exit.status.success(), "{exit:?}");
@@ -98,7 +98,7 @@ fn traced(what: &str, calls: &str, load: impl FnOnce(&Server)) -> Option<(String
             text.lines().rev().any(|line| line.starts_with(&main) && line.ends_with("+++ exited with 0 +++"));
         ended.then_some(text)
     });
-    Some((text, directory))
+    Some((text, server))
 }
 
 /// Gives the server something to do: each request carries a word of its own.

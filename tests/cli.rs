@@ -934,7 +934,7 @@ fn what_a_command_wrote_under_an_atomic_lock_takes_effect_only_if_it_ends_well()
 fn a_load_that_is_told_of_a_full_window_says_what_has_arrived() {
     let bench = Bench::start_with(&["--max-replies", "10"]);
     let args =
-        ["bench", "--workload", "put", "--clients", "1", "--in-flight", "8", "--seconds", "0.4", "--json"];
+        ["bench", "--workload", "put", "--clients", "1", "--in-flight", "8", "--seconds", "2", "--json"];
     let output = bench.run(&args);
     let report: Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", told(&output)));

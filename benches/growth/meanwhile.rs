@@ -97,7 +97,7 @@ fn no_server(plan: &Plan) -> Result<Noticed, String> {
         longest.cpu = longest.cpu.max(micros(cpu.try_into().map_err(|_| "a thread's clock went back")?));
         last = next;
     }
-    noticed("no server: a thread reads the clock on its core".into(), &times, longest)
+    noticed("no server: a thread reads the clock on the server's core".into(), &times, longest)
 }
 
 fn micros(time: Duration) -> u64 {

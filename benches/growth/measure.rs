@@ -251,6 +251,7 @@ fn overload(plan: &Plan, percent: usize) -> Result<Row, String> {
     let kept = kept.map_err(|_| "the heartbeats failed".to_owned())?.map_err(told)?;
     let mut report = report.map_err(told)?;
     // The second is for clients that have as many replies unacknowledged as are kept, since one request was long in coming through.
+    // (A cap on keys would say the same; there are far fewer.)
     let told_to_wait: u64 = ["busy", "limit"].iter().filter_map(|kind| report.errors.remove(*kind)).sum();
     if !report.errors.is_empty() {
         return Err(format!("the load met errors: {:?}", report.errors));

@@ -5,7 +5,7 @@ mod answers;
 use super::port::Port;
 use super::process::{self, Cpu};
 use super::report::{Acquired, Process, Report, Times};
-use super::request::{Ask, Call, Script, Writer};
+use super::request::{self, Ask, Call, Script, Writer};
 use super::{Failure, Plan, Sockets, Workload};
 use crate::limits::DATAGRAM_MAX;
 use mio::{Events, Interest, Poll, Token};
@@ -643,6 +643,14 @@ impl<'a> Load<'a> {
             self.report.resent += u64::from(!slot.in_line);
             let wait = if slot.in_line { AGAIN_AT_MOST } else { AGAIN_AFTER * (1 << slot.copies.min(4)) };
             slot.due = now + wait.min(AGAIN_AT_MOST).mul_f64(later);
+            // What the server keeps for this client may have no room for more until it hears which answers have arrived.
+            if slot.refused > 0
+                && slot.call.is_logged()
+                && let Some(oldest) = self.oldest(self.slots[index].client)
+            {
+                request::acknowledge(&mut self.slots[index].request, oldest);
+            }
+            let slot = &self.slots[index];
             self.ports[self.clients[slot.client].port].put(&slot.request, self.plan.batch)?;
         }
         Ok(())

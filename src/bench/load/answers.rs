@@ -149,12 +149,6 @@ impl Load<'_> {
         slot.due = now + pause;
         // Before anything is measured a server may have too much to do for a while.
         let may_wait = matches!(self.stage, Stage::Open | Stage::Prepare) && slot.refused <= REFUSALS_MOST;
-        // What the server keeps for this client has no room for more until it hears which answers have arrived.
-        if reply::text_of(data, b"kind") == Some(b"limit")
-            && let Some(oldest) = self.oldest(self.slots[index].client)
-        {
-            request::acknowledge(&mut self.slots[index].request, oldest);
-        }
         if cookie.is_some() || !may_wait {
             let kind = reply::text_of(data, b"kind").unwrap_or(b"unexpected");
             self.wrong(&String::from_utf8_lossy(kind), error);
