@@ -32,12 +32,13 @@ pub(crate) fn keep_freed() {
     // SAFETY: the two read and write one integer in a table of mimalloc's, and refuse a number that is outside of it. The
     // table is no atomic; `tenure serve` calls this first of all, when no other thread could read it.
     unsafe {
-        if mi_option_get(PURGE_DELAY) == PURGE_DELAY_DEFAULT {
-            mi_option_set(PURGE_DELAY, KEPT_MS);
-            // What was freed before is due after the old delay, and what is freed later beside it would go with it.
-            give_back();
+        if mi_option_get(PURGE_DELAY) != PURGE_DELAY_DEFAULT {
+            return;
         }
+        mi_option_set(PURGE_DELAY, KEPT_MS);
     }
+    // What was freed before is due after the old delay, and what is freed later beside it would go with it.
+    give_back();
 }
 
 /// Gives back to the system what is free: some 0.1 ms for each MiB, in which other threads go on. Pages of a few objects that
